@@ -1,0 +1,158 @@
+"""Minibatches of fixed shape from device-resident cells, and the split into training and validation cells."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from anvi.nn import Batch
+
+from .cells import Cells
+
+
+def take(cells: Cells, index: Tensor, weight: Tensor | None = None, n_labelled: int = 0) -> Batch:
+    """The minibatch of the given cells.
+
+    Parameters
+    ----------
+    cells
+        All cells.
+    index
+        Positions in `cells`, labelled cells first.
+    weight
+        Weight of each cell; None counts every cell.
+    n_labelled
+        How many leading cells are labelled.
+    """
+    mask = None if cells.mask_table is None else cells.mask_table.index_select(0, cells.mask_row[index])
+    return Batch(
+        x=cells.x.dense(cells.x_row[index]),
+        y=None if cells.y is None else cells.y[index],
+        measured=mask,
+        batch=cells.batch[index],
+        panel=None if cells.panel is None else cells.panel[index],
+        codes=None if cells.codes is None else cells.codes[index],
+        continuous=None if cells.continuous is None else cells.continuous[index],
+        log_library=cells.log_library[index],
+        label=cells.label[index],
+        weight=torch.ones(len(index), device=index.device) if weight is None else weight,
+        n_labelled=n_labelled,
+    )
+
+
+def chunks(cells: Cells, index: Tensor, size: int) -> Iterator[Batch]:
+    """All cells of `index` once, in its order, labelled ones counted only if they lead: for queries and validation."""
+    for part in index.split(size):
+        labelled = cells.label[part] >= 0
+        lead = int(labelled.sum()) if bool((labelled[:-1] >= labelled[1:]).all()) else 0
+        yield take(cells, part, n_labelled=lead)
+
+
+def labelled_first(cells: Cells, index: Tensor) -> Tensor:
+    """The same cells, labelled ones first, otherwise in their order."""
+    return index[torch.argsort((cells.label[index] < 0).long(), stable=True)]
+
+
+class Minibatches:
+    """An epoch of minibatches, every one with the same number of labelled and of unlabelled cells.
+
+    Every training cell comes once per epoch with weight 1. What is missing to fill the last places is filled with
+    other cells of weight 0, so no minibatch is ever short, a last one of one cell least of all.
+
+    Parameters
+    ----------
+    cells
+        All cells, on the device.
+    index
+        Training cells.
+    size
+        Largest number of cells in a minibatch; the cells of an epoch are spread evenly.
+    labelled_size
+        Size of the extra class-balanced minibatch of labelled cells; 0 for none.
+    generator
+        CPU generator that shuffles.
+    """
+
+    def __init__(self, cells: Cells, index: Tensor, size: int, labelled_size: int, generator: torch.Generator):
+        self.cells = cells
+        self.generator = generator
+        index = index.cpu()
+        label = cells.label.cpu()[index]
+        self.streams = [stream for stream in (index[label >= 0], index[label < 0]) if len(stream)]
+        self.n_steps = -(-len(index) // size)
+        self.sizes = [-(-len(stream) // self.n_steps) for stream in self.streams]
+        self.n_labelled = self.sizes[0] if bool((label >= 0).any()) else 0
+        self.labelled_size = labelled_size if self.n_labelled else 0
+        self.classes = [index[label == code] for code in label[label >= 0].unique()]
+
+    def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """Yield `n_steps` pairs of a minibatch and a class-balanced labelled minibatch."""
+        for index, weight, balanced in self.plan():
+            batch = take(self.cells, index, weight, self.n_labelled)
+            yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
+
+    def plan(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Cells and weights of each step of an epoch, drawn on the CPU and moved to the device at once."""
+        parts = [self._spread(stream, size) for stream, size in zip(self.streams, self.sizes, strict=True)]
+        device = self.cells.label.device
+        index = torch.cat([cells for cells, _ in parts], dim=1).to(device)  # (steps, cells)
+        weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
+        balanced = [None] * self.n_steps
+        if self.labelled_size:
+            balanced = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1).to(device)
+        return list(zip(index, weight, balanced, strict=True))
+
+    def _spread(self, stream: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""
+        order = stream[torch.randperm(len(stream), generator=self.generator)]
+        places = self.n_steps * size
+        padded = order.repeat(-(-places // len(order)))[:places]
+        weight = (torch.arange(places) < len(order)).float()
+        return padded.view(size, self.n_steps).T.contiguous(), weight.view(size, self.n_steps).T.contiguous()
+
+    def _balanced(self, n: int) -> Tensor:
+        """`n` labelled cells, classes in turn in random order, each class's cells reshuffled every time round."""
+        n_classes = len(self.classes)
+        rounds = -(-n // n_classes)
+        order = torch.rand(rounds, n_classes, generator=self.generator).argsort(1).view(-1)[:n]
+        out = torch.empty(n, dtype=torch.long)
+        for code, members in enumerate(self.classes):
+            places = (order == code).nonzero().squeeze(1)
+            turns = -(-len(places) // len(members))
+            shuffled = [members[torch.randperm(len(members), generator=self.generator)] for _ in range(turns)]
+            if turns:
+                out[places] = torch.cat(shuffled)[: len(places)]
+        return out
+
+
+def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Training and validation cells, every class (and the unlabelled cells) divided in the same proportion.
+
+    A class always keeps at least one training cell.
+
+    Parameters
+    ----------
+    cells
+        All cells, on the CPU.
+    train_size
+        Share of training cells, above 0 and at most 1.
+    generator
+        CPU generator that shuffles.
+
+    Returns
+    -------
+    Sorted positions of training and of validation cells.
+    """
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
+    train, validation = [], []
+    debt = 0.0  # what rounding took from validation so far, so that small classes add up to the right share
+    for code in cells.label.unique():
+        members = (cells.label == code).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        wanted = (1 - train_size) * len(members) + debt
+        n_validation = min(int(wanted + 1e-9), len(members) - 1)
+        debt = wanted - n_validation
+        validation.append(members[:n_validation])
+        train.append(members[n_validation:])
+    return torch.cat(train).sort().values, torch.cat(validation).sort().values

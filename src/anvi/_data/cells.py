@@ -1,0 +1,238 @@
+"""All tensors of a data set: modalities joined by name once, counts as CSR, everything else as codes."""
+
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from . import containers
+from .containers import Data
+from .counts import check_counts, check_no_empty_cells
+from .proteins import Proteins, find_proteins
+from .setup import Setup, label_column
+
+logger = logging.getLogger("anvi")
+
+
+class CSR(NamedTuple):
+    """Sparse counts in the row order of their modality."""
+
+    indptr: Tensor  # (rows + 1,) int64
+    indices: Tensor  # (non-zeros,) int32 or int64
+    values: Tensor  # (non-zeros,) float32
+    n_columns: int
+
+    def dense(self, rows: Tensor) -> Tensor:
+        """Rows as a dense matrix `(len(rows), n_columns)`, without a Python loop."""
+        start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        row_of_entry = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
+        first = length.cumsum(0) - length
+        entry = torch.arange(len(row_of_entry), device=rows.device) - first[row_of_entry] + start[row_of_entry]
+        out = torch.zeros(len(rows) * self.n_columns, device=rows.device)
+        out[row_of_entry * self.n_columns + self.indices[entry].long()] = self.values[entry]
+        return out.view(len(rows), self.n_columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """A data set as tensors, cells sorted by name so that the order of any modality changes nothing."""
+
+    names: np.ndarray  # (cells,) sorted
+    x: CSR  # RNA counts
+    x_row: Tensor  # (cells,) row of each cell in x
+    y: Tensor | None  # (cells, proteins) protein counts, 0 where not measured
+    mask_table: Tensor | None  # (distinct panels and NaN patterns, proteins) bool
+    mask_row: Tensor | None  # (cells,) row of each cell in mask_table
+    batch: Tensor  # (cells,) codes
+    panel: Tensor | None  # (cells,) codes
+    codes: Tensor | None  # (cells, injected covariates) rows of the covariate table
+    continuous: Tensor | None  # (cells, continuous covariates)
+    log_library: Tensor  # (cells, 1)
+    label: Tensor  # (cells,) class codes, -1 for unlabelled
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """Measured-mask of every cell `(cells, proteins)`."""
+        return None if self.mask_table is None else self.mask_table[self.mask_row]
+
+    def to(self, device: torch.device) -> "Cells":
+        """The same cells with their tensors on a device."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, x=CSR(*(part.to(device) for part in self.x[:3]), self.x.n_columns), **moved)
+
+
+def read_cells(data: Data, setup: Setup, *, labels: bool = False) -> Cells:
+    """Read a data set as a setup says; used for the fitted object and for any new one.
+
+    Parameters
+    ----------
+    data
+        MuData or AnnData.
+    setup
+        How to read it: features by name, categories, panels.
+    labels
+        Whether to read labels; they are not needed to ask a fitted model.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If genes of the setup are missing, a batch or covariate category is unknown, or values are not counts.
+    """
+    rna = containers.modality(data, setup.rna_mod, "rna_mod")
+    where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
+    containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
+    names = np.sort(np.asarray(rna.obs_names, dtype=object))
+    x, library = _read_rna(rna, setup, where)
+    x_row = rna.obs_names.get_indexer(names)
+    cells = pd.Index(names)
+    batch = _codes(data, setup.batch_key, setup.batches, "batch_key", setup, cells)
+    parts = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
+    if setup.joint:
+        parts = _read_proteins(data, setup, cells)
+    return Cells(
+        names=names,
+        x=x,
+        x_row=torch.from_numpy(x_row),
+        batch=batch,
+        codes=_covariate_codes(data, setup, cells, batch),
+        continuous=_continuous(data, setup, cells),
+        log_library=_log_library(data, setup, cells, library[x_row]),
+        label=_labels(data, setup, cells) if labels else torch.full((len(cells),), -1),
+        **parts,
+    )
+
+
+def _read_rna(rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
+    counts = containers.to_csr(containers.matrix(rna, setup.rna_layer, where))
+    slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
+    if setup.counts:
+        check_counts(counts, rna.obs_names, rna.var_names, slot, rna)
+    genes = pd.Index(setup.genes)
+    if not genes.equals(pd.Index(rna.var_names.astype(str))):
+        containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
+        column = rna.var_names.astype(str).get_indexer(genes)
+        absent = genes[column < 0]
+        if len(absent):
+            raise ValueError(
+                f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). "
+                "Genes are matched by var_names; their order is free, but all must be there."
+            )
+        counts = containers.to_csr(counts[:, column])
+    library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
+    check_no_empty_cells(library, rna.obs_names, slot)
+    tensors = (torch.from_numpy(counts.indptr.astype(np.int64)), torch.from_numpy(counts.indices))
+    return CSR(*tensors, torch.from_numpy(counts.data), len(genes)), library
+
+
+def _codes(data: Data, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:
+    if key is None:
+        return torch.zeros(len(cells), dtype=torch.long)
+    column = containers.text_column(data, key, argument, setup.mods).reindex(cells)
+    codes = pd.Index(categories).get_indexer(column)
+    if (codes < 0).any():
+        strangers = sorted(set(column[codes < 0].astype(object).fillna("missing")))
+        raise ValueError(
+            f"{argument}: '{key}' holds {', '.join(map(repr, strangers[:5]))}, which the model has not seen; it knows "
+            f"{', '.join(map(repr, categories[:10]))}. Fit again with these cells, or give them a known value."
+        )
+    return torch.from_numpy(codes.astype(np.int64))
+
+
+def _covariate_codes(data: Data, setup: Setup, cells: pd.Index, batch: Tensor) -> Tensor | None:
+    blocks = [(batch, len(setup.batches))]
+    for key, categories in setup.categorical:
+        blocks.append((_codes(data, key, categories, "categorical_covariate_keys", setup, cells), len(categories)))
+    columns, offset = [], 0
+    for codes, size in blocks:
+        if size > 1:  # a single category injects nothing
+            columns.append(codes + offset)
+            offset += size
+    return torch.stack(columns, dim=1) if columns else None
+
+
+def _numeric(data: Data, key: str, argument: str, setup: Setup, cells: pd.Index) -> np.ndarray:
+    column = containers.obs_column(data, key, argument, setup.mods).reindex(cells)
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float32, na_value=np.nan)
+    if not np.isfinite(numbers).all():
+        bad = cells[~np.isfinite(numbers)]
+        raise ValueError(f"{argument}: '{key}' is not a finite number in {len(bad)} cells (first: '{bad[0]}').")
+    return numbers
+
+
+def _continuous(data: Data, setup: Setup, cells: pd.Index) -> Tensor | None:
+    columns = [_numeric(data, key, "continuous_covariate_keys", setup, cells) for key in setup.continuous]
+    return torch.from_numpy(np.stack(columns, axis=1)) if columns else None
+
+
+def _log_library(data: Data, setup: Setup, cells: pd.Index, library: np.ndarray) -> Tensor:
+    if setup.size_factor_key is not None:
+        library = _numeric(data, setup.size_factor_key, "size_factor_key", setup, cells)
+        if (library <= 0).any():
+            raise ValueError(
+                f"size_factor_key: '{setup.size_factor_key}' must be positive, cell '{cells[library <= 0][0]}' is not."
+            )
+    elif not setup.counts and (library <= 0).any():
+        raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
+    return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
+
+
+def _labels(data: Data, setup: Setup, cells: pd.Index) -> Tensor:
+    if setup.labels_key is None:
+        return torch.full((len(cells),), -1)
+    column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
+    return torch.from_numpy(pd.Index(setup.classes).get_indexer(column).astype(np.int64))
+
+
+def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tensor]:
+    names = pd.Index(setup.proteins)
+    y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
+    has_row = np.zeros(len(cells), dtype=bool)
+    if isinstance(data, AnnData) or setup.prot_mod in data.mod:
+        proteins = find_proteins(data, setup)
+        y, has_row = _by_name(proteins, names, cells)
+    else:
+        logger.info(f"no modality '{setup.prot_mod}': all cells are taken as RNA-only")
+    panel, known = _panel_codes(data, setup, cells)
+    table = np.array(setup.measured, dtype=bool)[panel]
+    table[~known] = True  # a panel the model has not seen: what is not NaN was measured
+    measured = ~np.isnan(y) & table & has_row[:, None]
+    packed = np.ascontiguousarray(np.packbits(measured, axis=1))  # one short byte string per cell sorts fast
+    _, first, row = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    return {
+        "y": torch.from_numpy(np.where(measured, y, 0).astype(np.float32)),
+        "mask_table": torch.from_numpy(measured[first]),
+        "mask_row": torch.from_numpy(row.reshape(-1).astype(np.int64)),
+        "panel": torch.from_numpy(panel),
+    }
+
+
+def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Protein counts in the model's order of proteins and cells; NaN where there are none."""
+    column = pd.Index(proteins.names).get_indexer(names)
+    row = proteins.cells.get_indexer(cells)
+    y = proteins.counts[np.ix_(row, column)]  # -1 picks a wrong one, set aside below
+    y[row < 0] = np.nan
+    y[:, column < 0] = np.nan
+    if (column < 0).any():
+        logger.info(
+            f"{(column < 0).sum()} of the model's {len(names)} proteins are not in {proteins.where}: not measured"
+        )
+    return y, row >= 0
+
+
+def _panel_codes(data: Data, setup: Setup, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    key = setup.panel_key or setup.batch_key
+    if key is None:
+        return np.zeros(len(cells), dtype=np.int64), np.ones(len(cells), dtype=bool)
+    column = containers.text_column(data, key, "panel_key", setup.mods).reindex(cells)
+    codes = pd.Index(setup.panels).get_indexer(column).astype(np.int64)
+    return np.where(codes < 0, 0, codes), codes >= 0

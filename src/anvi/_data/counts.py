@@ -1,0 +1,72 @@
+"""Are these raw counts? Checks that name the slot, the cell, the feature and the next command."""
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+
+def check_counts(
+    counts, cell_names, feature_names, where: str, adata: AnnData | None, *, missing_allowed=False
+) -> None:
+    """Raise a ValueError at the first value that is not a count.
+
+    Parameters
+    ----------
+    counts
+        Dense array or csr `(cells, features)`.
+    cell_names, feature_names
+        Names of rows and columns.
+    where
+        The slot, for the message.
+    adata
+        The modality, to look for a layer that does hold counts; None where there is none.
+    missing_allowed
+        Whether NaN means "not measured" (proteins) and is fine.
+    """
+    values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
+    missing = np.isnan(values)
+    offences = (
+        ("NaN", missing & (not missing_allowed)),
+        ("infinite", np.isinf(values)),
+        ("negative", values < 0),
+        ("non-integer", ~missing & (values != np.rint(values))),
+    )
+    for kind, offends in offences:
+        if offends.any():
+            position = int(np.flatnonzero(offends)[0])
+            row, column = _place(counts, position)
+            raise ValueError(
+                f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
+                f"'{cell_names[row]}', feature '{feature_names[column]}', and {offends.sum() - 1} more. {_advice(adata, where)}"
+            )
+
+
+def check_no_empty_cells(sums: np.ndarray, cell_names, where: str) -> None:
+    """Raise a ValueError if a cell has no RNA count at all."""
+    empty = np.flatnonzero(sums == 0)
+    if len(empty):
+        shown = ", ".join(f"'{cell_names[i]}'" for i in empty[:3])
+        raise ValueError(
+            f"{where} has {len(empty)} cells without a single count ({shown}{', ...' if len(empty) > 3 else ''}). "
+            "Remove them first, e.g. sc.pp.filter_cells(mdata['rna'], min_counts=1); mdata.update()."
+        )
+
+
+def looks_like_counts(counts) -> bool:
+    """Whether the first values are whole and not negative."""
+    values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
+    values = values[:100_000]
+    return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
+
+
+def _advice(adata: AnnData | None, where: str) -> str:
+    layers = [name for name, layer in adata.layers.items() if name and looks_like_counts(layer)] if adata else []
+    if layers:
+        return f"Counts seem to be in layer '{layers[0]}': pass layer='{layers[0]}'."
+    return f"Put the raw counts there; corrected counts can be rounded: {where} = numpy.rint({where})."
+
+
+def _place(counts, position: int) -> tuple[int, int]:
+    if sparse.issparse(counts):
+        return int(np.searchsorted(counts.indptr, position, side="right") - 1), int(counts.indices[position])
+    return divmod(position, counts.shape[1])

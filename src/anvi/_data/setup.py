@@ -1,0 +1,215 @@
+"""Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from . import containers
+from .containers import Data
+from .panels import find_panels
+from .proteins import Proteins, find_proteins
+
+logger = logging.getLogger("anvi")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a data set was read for a fit, and how any other must be read to be seen with the same eyes."""
+
+    genes: tuple[str, ...]
+    proteins: tuple[str, ...] = ()
+    rna_mod: str = "rna"
+    prot_mod: str = "prot"
+    prot_obsm: str | None = None
+    rna_layer: str | None = None
+    prot_layer: str | None = None
+    counts: bool = True  # whether RNA must be counts; only the normal likelihood takes anything else
+    batch_key: str | None = None
+    batches: tuple[str, ...] = ()
+    labels_key: str | None = None
+    classes: tuple[str, ...] = ()
+    unlabeled_category: str = "Unknown"
+    panel_key: str | None = None
+    panels: tuple[str, ...] = ()
+    measured: tuple[tuple[bool, ...], ...] = ()  # (panels, proteins)
+    missing: str = "auto"
+    categorical: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (key, categories)
+    continuous: tuple[str, ...] = ()
+    size_factor_key: str | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether proteins are read, too; results then go to the global slots."""
+        return bool(self.proteins)
+
+    @property
+    def mods(self) -> tuple[str, ...]:
+        """Modalities whose obs may hold a key, after the global one."""
+        return self.rna_mod, self.prot_mod
+
+    def to_dict(self) -> dict:
+        """As a dict that JSON can hold (tuples become lists there)."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Setup":
+        """Back from JSON."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"The model's setup has unknown entries {unknown}: was it made by a newer anvi?")
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def find_setup(
+    data: Data,
+    *,
+    proteins: bool,
+    labels_key: str | None = None,
+    unlabeled_category: str = "Unknown",
+    batch_key: str | None = None,
+    panel_key: str | None = None,
+    missing: str = "auto",
+    layer: str | dict[str, str] | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+    size_factor_key: str | None = None,
+    rna_mod: str = "rna",
+    prot_mod: str = "prot",
+    prot_obsm: str | None = None,
+    counts: bool = True,
+) -> Setup:
+    """Look through the object once and write down what a fit needs to know.
+
+    Raises
+    ------
+    KeyError
+        If a modality, layer or obs column is not there; the message lists what is.
+    ValueError
+        If names repeat, copies of a column disagree, a covariate has missing values, or there is nothing to learn
+        labels from.
+    """
+    containers.check_type(data)
+    if missing not in ("auto", "nan"):
+        raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
+    rna = containers.modality(data, rna_mod, "rna_mod")
+    containers.unique_names(
+        rna.obs_names, "mdata['rna'].obs_names" if isinstance(data, MuData) else "obs_names", "cell"
+    )
+    containers.unique_names(
+        rna.var_names, "mdata['rna'].var_names" if isinstance(data, MuData) else "var_names", "gene"
+    )
+    mods = (rna_mod, prot_mod)
+    setup = Setup(
+        genes=tuple(map(str, rna.var_names)),
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        rna_layer=containers.layer_of(layer, rna_mod),
+        prot_layer=containers.layer_of(layer, prot_mod) if isinstance(data, MuData) else None,
+        counts=counts,
+        batch_key=batch_key,
+        batches=_categories(data, batch_key, "batch_key", mods, rna.obs_names),
+        labels_key=labels_key,
+        classes=_classes(data, labels_key, unlabeled_category, mods, rna.obs_names),
+        unlabeled_category=unlabeled_category,
+        categorical=tuple(
+            (key, _categories(data, key, "categorical_covariate_keys", mods, rna.obs_names))
+            for key in _several(categorical_covariate_keys, "categorical_covariate_keys")
+        ),
+        continuous=tuple(_several(continuous_covariate_keys, "continuous_covariate_keys")),
+        size_factor_key=size_factor_key,
+        missing=missing,
+    )
+    if not proteins:
+        return setup
+    found = find_proteins(data, setup)
+    _no_protein_only_cells(found, rna)
+    return _with_panels(data, setup, found, panel_key)
+
+
+def _with_panels(data: Data, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:
+    panel_of_cell = None
+    key = panel_key or setup.batch_key
+    if key is not None:
+        name = "panel_key" if panel_key else "batch_key"
+        panel_of_cell = containers.text_column(data, key, name, setup.mods).loc[proteins.cells]
+        if panel_of_cell.isna().any():
+            raise ValueError(f"{name}='{key}' is missing for {panel_of_cell.isna().sum()} cells that have proteins.")
+    every = _categories(data, panel_key, "panel_key", setup.mods, proteins.cells) if panel_key else setup.batches
+    panels, measured = find_panels(proteins, panel_of_cell, every, setup.missing)
+    if not measured.any():
+        raise ValueError(f"No protein was measured in any cell of {proteins.where}: use tl.scvi or tl.scanvi instead.")
+    return Setup(
+        **{field.name: getattr(setup, field.name) for field in fields(setup)}
+        | {
+            "proteins": tuple(proteins.names),
+            "panel_key": panel_key,
+            "panels": panels,
+            "measured": _tuples(measured.tolist()),
+        }
+    )
+
+
+def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
+    if isinstance(keys, str):
+        raise TypeError(f"{argument} takes a list of column names, e.g. {argument}=['{keys}'].")
+    return list(keys or ())
+
+
+def _categories(data: Data, key: str | None, argument: str, mods, cells: pd.Index) -> tuple[str, ...]:
+    if key is None:
+        return ("all",)
+    column = containers.text_column(data, key, argument, mods).loc[cells]
+    if column.isna().any():
+        missing = column.index[column.isna()]
+        raise ValueError(
+            f"{argument}: '{key}' has no value for {len(missing)} cells (first: '{missing[0]}'); fill them in."
+        )
+    return tuple(sorted(column.unique()))
+
+
+def _classes(data: Data, key: str | None, unlabeled: str, mods, cells: pd.Index) -> tuple[str, ...]:
+    if key is None:
+        return ()
+    column = label_column(data, key, unlabeled, mods).loc[cells]
+    counts = column.value_counts()
+    if counts.empty:
+        raise ValueError(
+            f"labels_key='{key}' has no labelled cell: every value is missing, '' or '{unlabeled}'. "
+            "Without labels use tl.totalvi or tl.scvi."
+        )
+    if len(counts) == 1:
+        raise ValueError(
+            f"labels_key='{key}' has a single label, '{counts.index[0]}': there is nothing to tell apart. "
+            "Give at least two, or use tl.totalvi or tl.scvi."
+        )
+    logger.info(f"labels: {len(counts)} classes, {counts.sum()} cells labelled, {len(column) - counts.sum()} not")
+    rare = counts[counts < 10]
+    if len(rare):
+        listed = ", ".join(f"{name} ({count})" for name, count in rare.items())
+        logger.warning(f"labels_key='{key}': fewer than 10 labelled cells of {listed}; expect poor recall there")
+    return tuple(sorted(counts.index))
+
+
+def label_column(data: Data, key: str, unlabeled: str, mods) -> pd.Series:
+    """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
+    column = containers.text_column(data, key, "labels_key", mods)
+    return column.where(column != unlabeled, np.nan)
+
+
+def _no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:
+    alone = proteins.cells.difference(rna.obs_names)
+    if len(alone):
+        raise ValueError(
+            f"{len(alone)} cells have proteins but no RNA (first: '{alone[0]}'). The model needs RNA for every cell; "
+            "drop them: mdata = mdata[mdata.obs_names.isin(mdata['rna'].obs_names)].copy()."
+        )

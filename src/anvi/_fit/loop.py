@@ -1,0 +1,325 @@
+"""The one training loop: warm-up, validation, early stop with the best weights, history, recovery, resume."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from anvi._data.batches import Minibatches, chunks, labelled_first, take
+from anvi._data.cells import Cells
+from anvi.nn import VAE, Batch, Draws, Terms, Weights, loss, negative_elbo
+from anvi.nn.objective import classification_loss
+
+from .adversary import Adversary
+from .checkpoint import load_checkpoint, save_checkpoint
+from .plan import Plan
+from .progress import Progress
+
+logger = logging.getLogger("anvi")
+
+TERMS = (
+    "reconstruction_rna",
+    "reconstruction_protein",
+    "kl_z",
+    "kl_u",
+    "kl_label",
+    "kl_library",
+    "kl_background",
+    "penalty",
+)
+
+
+@dataclass
+class State:
+    """All that changes in a fit, and all that a checkpoint keeps."""
+
+    network: VAE
+    optimizer: torch.optim.Optimizer
+    adversary: Adversary | None
+    adversary_optimizer: torch.optim.Optimizer | None
+    shuffle: torch.Generator  # CPU
+    noise: torch.Generator  # on the device
+    epoch: int = 0
+    lr_scale: float = 1.0
+    retries: int = 0
+    best_loss: float = float("inf")
+    best_epoch: int = -1
+    best_weights: dict[str, Tensor] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    finished: bool = False
+
+
+def seeds(random_state: int, n: int) -> list[int]:
+    """Independent seeds for the generators of one fit."""
+    return [int(seed) for seed in np.random.SeedSequence(random_state).generate_state(n)]
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of our own."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def fit(
+    network: VAE,
+    cells: Cells,
+    train: Tensor,
+    validation: Tensor,
+    plan: Plan,
+    *,
+    random_state: int,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+) -> pd.DataFrame:
+    """Train the network in place and leave the best weights in it.
+
+    Parameters
+    ----------
+    network
+        On the device, with its first weights.
+    cells
+        All cells, on the device.
+    train, validation
+        Positions of training and validation cells.
+    plan
+        Complete options (:meth:`Plan.for_cells`).
+    random_state
+        Seed of shuffling, noise and dropout.
+    checkpoint
+        File that is written after every epoch, and from which the fit goes on if it is there.
+    fingerprint
+        What data and model a checkpoint must belong to.
+
+    Returns
+    -------
+    One row per epoch: every term, train and validation, in nats per cell.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss stays non-finite after rolling back and lowering the rate `plan.max_retries` times; the message
+        names the cells of the minibatch.
+    """
+    device = cells.label.device
+    state = _start(network, cells, plan, random_state, device)
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(checkpoint, state, fingerprint)
+        logger.info(f"going on from {checkpoint} after epoch {state.epoch}")
+    minibatches = Minibatches(cells, train, plan.batch_size, _labelled_size(network, plan), state.shuffle)
+    group = _adversary_groups(cells)
+    validation = labelled_first(cells, validation.to(device))
+    with Progress(plan.max_epochs, done=state.epoch) as progress:
+        while not state.finished:
+            row = _epoch(state, cells, minibatches, group, validation, plan, random_state)
+            if row is None:
+                continue
+            progress.advance(row)
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, state, fingerprint)
+    if state.best_weights is not None:
+        network.load_state_dict(state.best_weights)
+    network.eval()
+    history = pd.DataFrame(state.history)
+    history.attrs = {}
+    return history
+
+
+def _start(network: VAE, cells: Cells, plan: Plan, random_state: int, device: torch.device) -> State:
+    shuffle_seed, noise_seed, adversary_seed = seeds(random_state, 3)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adversary = None
+    if plan.adversary or (plan.adversary is None and panels_differ(cells)):
+        n_groups = int(_adversary_groups(cells).max()) + 1
+        if n_groups > 1:
+            adversary = Adversary(network.config.n_latent, n_groups, generator(adversary_seed)).to(device)
+        elif plan.adversary:
+            raise ValueError("adversary=True needs at least two batches or panels; there is one.")
+    return State(
+        network=network,
+        optimizer=_adam(trained, plan.lr, plan),
+        adversary=adversary,
+        adversary_optimizer=None if adversary is None else _adam(list(adversary.parameters()), 1e-3, plan),
+        shuffle=generator(shuffle_seed),
+        noise=generator(noise_seed, device),
+    )
+
+
+def _adam(parameters: list[Tensor], lr: float, plan: Plan) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=lr, eps=plan.adam_eps, weight_decay=plan.weight_decay, fused=True)
+
+
+def _labelled_size(network: VAE, plan: Plan) -> int:
+    return plan.labelled_batch_size if network.labels is not None and plan.classification_ratio > 0 else 0
+
+
+def panels_differ(cells: Cells) -> bool:
+    """Whether some cells had proteins measured that others had not."""
+    return cells.mask_table is not None and len(cells.mask_table) > 1
+
+
+def _adversary_groups(cells: Cells) -> Tensor:
+    """What the adversary tells apart: batches, or else panels, or else cells with and without proteins."""
+    if cells.batch.max() > 0 or cells.mask_table is None:
+        return cells.batch
+    if cells.panel.max() > 0:
+        return cells.panel
+    return cells.measured.any(1).long()
+
+
+def _epoch(state, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
+    """One epoch and its bookkeeping; None if it was rolled back."""
+    weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio)
+    lr = plan.learning_rate(state.epoch) * state.lr_scale
+    for part in state.optimizer.param_groups:
+        part["lr"] = lr
+    last_good = _snapshot(state)
+    steps = minibatches.plan()
+    row, bad_step = _train_epoch(state, minibatches, steps, group, weights, plan)
+    if bad_step is None and len(validation):
+        row |= _validate(state.network, cells, validation, plan, random_state)
+        if not np.isfinite(row["validation_loss"]):
+            bad_step = len(steps) - 1
+    if bad_step is not None:
+        _roll_back(state, last_good, cells, steps[bad_step][0], plan)
+        return None
+    row = {"epoch": state.epoch, **row, "kl_weight": weights.kl, "lr": lr}
+    state.history.append(row)
+    state.epoch += 1
+    _judge(state, row, plan)
+    return row
+
+
+def _judge(state: State, row: dict[str, float], plan: Plan) -> None:
+    """Keep the weights if they are the best so far; say whether the fit is over."""
+    last = state.epoch - 1
+    if "validation_loss" in row:
+        if row["validation_loss"] < state.best_loss:
+            state.best_loss, state.best_epoch = row["validation_loss"], last
+            state.best_weights = {name: value.clone() for name, value in state.network.state_dict().items()}
+        elif plan.early_stopping and last - max(state.best_epoch, plan.last_warmup_epoch) >= plan.patience:
+            logger.info(f"stopped after epoch {last + 1}: no better validation loss since epoch {state.best_epoch + 1}")
+            state.finished = True
+    if state.epoch >= plan.max_epochs:
+        state.finished = True
+
+
+def _train_epoch(state: State, minibatches, steps, group, weights: Weights, plan: Plan):
+    """All steps of an epoch; the host waits for the device once, at the end."""
+    network = state.network
+    for part in network.children():  # explicitly: no fit runs in eval mode, but for parts that are wholly frozen
+        part.train(any(parameter.requires_grad for parameter in part.parameters()))
+    device = group.device
+    losses = torch.zeros(len(steps), device=device)
+    sums = None
+    for i, (index, weight, balanced) in enumerate(steps):
+        batch = take(minibatches.cells, index, weight, minibatches.n_labelled)
+        labelled = None if balanced is None else take(minibatches.cells, balanced, n_labelled=len(balanced))
+        terms, losses[i] = step(state, batch, labelled, group[index], weights, plan)
+        part = summarise(terms, batch)
+        sums = part if sums is None else {name: sums[name] + value for name, value in part.items()}
+    host_losses = losses.cpu()
+    bad = (~torch.isfinite(host_losses)).nonzero()
+    if len(bad):
+        return {}, int(bad[0])
+    return {"train_loss": float(host_losses.mean())} | _averages(sums, "train"), None
+
+
+def step(state: State, batch: Batch, labelled: Batch | None, group: Tensor, weights: Weights, plan: Plan):
+    """One update of the network, and of the adversary if there is one.
+
+    Returns
+    -------
+    The terms of the minibatch and the detached loss.
+    """
+    network, draws = state.network, Draws(state.noise)
+    terms = network.terms(batch, labelled, draws)
+    total = objective = loss(terms, batch.weight, weights, network.config)
+    if state.adversary is not None and weights.kl < 1:  # fades out with the warm-up, as published
+        state.adversary.train()
+        total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
+    state.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), plan.max_grad_norm, foreach=True)
+    state.optimizer.step()
+    if state.adversary is not None and weights.kl < 1:
+        state.adversary_optimizer.zero_grad(set_to_none=True)
+        state.adversary.own_loss(terms.z, group, batch.weight, draws).backward()
+        state.adversary_optimizer.step()
+    return terms, objective.detach()
+
+
+def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
+    """Weighted sums over the cells of a minibatch, on the device."""
+    weight = batch.weight
+    sums = {"cells": weight.sum(), "elbo": -(weight * negative_elbo(terms)).sum().detach()}
+    for name in TERMS:
+        value = getattr(terms, name)
+        if value is not None:
+            sums[name] = (weight * value).sum().detach()
+    if terms.logits is not None:
+        n = len(terms.target)
+        sums["labelled"] = weight.new_full((), n)
+        sums["classification_loss"] = classification_loss(terms).detach() * n
+        sums["accuracy"] = (terms.logits.argmax(1) == terms.target).sum()
+    return sums
+
+
+def _averages(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:
+    """Means per cell, or per labelled cell; the only place where sums leave the device."""
+    values = {name: float(value) for name, value in sums.items()}
+    n_cells, n_labelled = values.pop("cells"), values.pop("labelled", 1.0)
+    per_label = ("classification_loss", "accuracy")
+    return {
+        f"{prefix}_{name}": value / (n_labelled if name in per_label else n_cells) for name, value in values.items()
+    }
+
+
+@torch.no_grad()
+def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random_state: int) -> dict[str, float]:
+    """Terms and loss at full weight, with the same noise in every epoch, so that epochs can be compared."""
+    network.eval()
+    draws = Draws(generator(random_state, cells.label.device))
+    sums: dict[str, Tensor] = {}
+    for batch in chunks(cells, validation, 4 * plan.batch_size):
+        for name, value in summarise(network.terms(batch, None, draws), batch).items():
+            sums[name] = sums.get(name, 0) + value
+    row = _averages(sums, "validation")
+    weighed = -row["validation_elbo"] + plan.classification_ratio * row.get("validation_classification_loss", 0.0)
+    return {"validation_loss": weighed} | row
+
+
+def _snapshot(state: State) -> dict:
+    """Weights and optimiser state to come back to."""
+    parts = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
+    return {i: _cloned(part.state_dict()) for i, part in enumerate(parts) if part is not None}
+
+
+def _cloned(value):
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item) for key, item in value.items()}
+    return [_cloned(item) for item in value] if isinstance(value, list) else value
+
+
+def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan: Plan) -> None:
+    state.retries += 1
+    parts = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
+    for i, part in enumerate(parts):
+        if part is not None:
+            part.load_state_dict(last_good[i])
+    names = cells.names[index.cpu().numpy()]
+    if state.retries > plan.max_retries:
+        raise FloatingPointError(
+            f"The loss became non-finite in epoch {state.epoch + 1} and stayed so after {plan.max_retries} retries at lower "
+            f"rates. The minibatch holds the cells {', '.join(names[:8])}, ...: look for extreme counts there "
+            "(pp.check), or pass a lower lr=."
+        )
+    state.lr_scale *= 0.5
+    logger.warning(
+        f"non-finite loss in epoch {state.epoch + 1}: back to the weights before it, learning rate halved "
+        f"(retry {state.retries} of {plan.max_retries})"
+    )

@@ -1,0 +1,83 @@
+"""How a network is trained: the options of a fit and the schedules that follow from them."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options of a fit; None where the data decide. JSON-able.
+
+    The defaults are one bundle for all four models; the user guide lists how they differ from the published ones.
+    """
+
+    max_epochs: int | None = None
+    batch_size: int = 128
+    labelled_batch_size: int | None = None  # extra class-balanced labelled cells per step; half a minibatch
+    lr: float = 2e-3
+    weight_decay: float = 1e-6
+    adam_eps: float = 1e-8
+    warmup: float = 0.4  # share of the planned epochs over which divergences rise from weight 0 to 1
+    train_size: float = 0.9
+    early_stopping: bool = True
+    patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
+    classification_ratio: float = 50.0
+    protein_weight: float = 1.0
+    adversary: bool | None = None  # None: where panels differ
+    max_grad_norm: float = 50.0
+    max_retries: int = 3
+
+    def for_cells(self, n_train: int, *, warm_start: bool) -> "Plan":
+        """Fill in what depends on the number of training cells, and check the rest.
+
+        About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up.
+        """
+        self._check()
+        steps = max(1, math.ceil(n_train / self.batch_size))
+        epochs = self.max_epochs
+        if epochs is None:
+            epochs = min(400, max(15, math.ceil(5_000 / steps)))
+            epochs = max(5, epochs // 3) if warm_start else epochs
+        patience = self.patience if self.patience is not None else max(5, epochs // 5)
+        labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2
+        warmup = 0.0 if warm_start else self.warmup
+        return replace(self, max_epochs=epochs, patience=patience, labelled_batch_size=labelled, warmup=warmup)
+
+    def _check(self) -> None:
+        positive = ("batch_size", "lr", "adam_eps", "max_grad_norm")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise ValueError(f"max_epochs={self.max_epochs} must be at least 1.")
+        if self.batch_size < 2:
+            raise ValueError("batch_size=1 leaves batch norm nothing to work with; use at least 2.")
+        for name in ("warmup", "weight_decay", "classification_ratio", "protein_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 < self.train_size <= 1:
+            raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
+        if self.early_stopping and self.train_size == 1:
+            raise ValueError("train_size=1 leaves no validation cells to stop early by; pass early_stopping=False.")
+
+    def kl_weight(self, epoch: int) -> float:
+        """Weight of the divergences in an epoch (from 0): rises to 1 over the warm-up and stays there."""
+        ramp = self.warmup * self.max_epochs
+        return 1.0 if ramp < 1 else min(1.0, (epoch + 1) / ramp)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Cosine from `lr` down to a hundredth of it over the planned epochs."""
+        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * epoch / self.max_epochs)))
+
+    @property
+    def last_warmup_epoch(self) -> int:
+        """The last epoch in which the divergences have less than their full weight; -1 if there is none."""
+        return max((epoch for epoch in range(self.max_epochs) if self.kl_weight(epoch) < 1), default=-1)
+
+    def to_dict(self) -> dict:
+        """As a dict that JSON can hold."""
+        return asdict(self)
+
+
+# The incumbent's training: Adam with eps 0.01, constant rate. The 400-epoch warm-up is the caller's to approximate.
+SCVI_TOOLS = {"lr": 1e-3, "adam_eps": 0.01}

@@ -1,0 +1,21 @@
+"""What one pass of the network eats: a fixed-shape minibatch of tensors, labelled cells first."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A minibatch. Cells of weight 0 are padding: they count in nothing but the batch-norm statistics."""
+
+    x: Tensor  # (cells, genes) raw RNA counts
+    y: Tensor | None  # (cells, proteins) raw protein counts, 0 where not measured
+    measured: Tensor | None  # (cells, proteins) bool
+    batch: Tensor  # (cells,) batch codes
+    panel: Tensor | None  # (cells,) panel codes, the rows of the background prior
+    codes: Tensor | None  # (cells, covariates) rows of the covariate table: batch first, then the others
+    continuous: Tensor | None  # (cells, continuous covariates) as the user gave them
+    log_library: Tensor  # (cells, 1) log of the summed RNA counts, or of the size factor
+    label: Tensor  # (cells,) class codes, -1 for unlabelled
+    weight: Tensor  # (cells,) 1, or 0 for padding
+    n_labelled: int = 0  # the first so many cells are labelled; the same in every minibatch of a fit

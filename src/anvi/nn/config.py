@@ -1,0 +1,191 @@
+"""The network's configuration and the four published models as constants."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
+Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+ProteinDispersion = Literal["protein", "protein-batch"]
+Norm = Literal["encoder", "decoder", "none", "both"]
+
+_CHOICES = {
+    "gene_likelihood": ("nb", "zinb", "poisson", "normal"),
+    "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
+    "protein_dispersion": ("protein", "protein-batch"),
+    "library": ("observed", "latent", "size_factor"),
+    "latent_distribution": ("normal", "ln"),
+    "label_prior": ("uniform", "empirical", "learned"),
+    "use_batch_norm": ("encoder", "decoder", "none", "both"),
+    "use_layer_norm": ("encoder", "decoder", "none", "both"),
+    "objective": ("bound", "scvi-tools"),
+    "background_scale": ("softplus", "exp"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the network's shape and its mathematics; JSON-able.
+
+    The sizes come from the data, the options from one of the presets and the user. Source: spec section 1.
+    """
+
+    # sizes
+    n_genes: int
+    n_proteins: int = 0
+    n_labels: int = 0
+    n_batches: int = 1
+    n_panels: int = 1
+    n_categories: tuple[int, ...] = ()
+    n_continuous: int = 0
+    # options
+    n_hidden: int = 128
+    n_latent: int = 10
+    n_layers_encoder: int = 1
+    n_layers_decoder: int = 1
+    dropout_encoder: float = 0.1
+    dropout_decoder: float = 0.0
+    dropout_u: float = 0.1
+    gene_likelihood: GeneLikelihood = "zinb"
+    dispersion: Dispersion = "gene"
+    protein_dispersion: ProteinDispersion = "protein"
+    library: Literal["observed", "latent", "size_factor"] = "observed"
+    latent_distribution: Literal["normal", "ln"] = "normal"
+    log_variational: bool = True
+    use_batch_norm: Norm = "both"
+    use_layer_norm: Norm = "none"
+    encode_covariates: bool = True
+    deeply_inject_covariates: bool = True
+    linear_classifier: bool = False
+    label_prior: Literal["uniform", "empirical", "learned"] = "uniform"
+    objective: Literal["bound", "scvi-tools"] = "bound"
+    # kept for models of the incumbent
+    efficiency: bool = False
+    background_scale: Literal["softplus", "exp"] = "softplus"
+    classifier_softmax: bool = False
+
+    @property
+    def has_protein(self) -> bool:
+        """Whether proteins are modelled."""
+        return self.n_proteins > 0
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are modelled."""
+        return self.n_labels > 0
+
+    @property
+    def covariate_sizes(self) -> tuple[int, ...]:
+        """Category counts of the injected covariates, batch first; those with a single category inject nothing."""
+        return tuple(size for size in (self.n_batches, *self.n_categories) if size > 1)
+
+    @property
+    def n_covariate_rows(self) -> int:
+        """Rows of each covariate table."""
+        return sum(self.covariate_sizes)
+
+    @property
+    def prior_floor(self) -> float:
+        """Smallest variance of p(z|u,c); the incumbent has none."""
+        return 0.0 if self.objective == "scvi-tools" else 1e-4
+
+    @property
+    def eps(self) -> float:
+        """What is added to a mean inside a logarithm; nothing, except to follow the incumbent to the digit."""
+        return 1e-8 if self.objective == "scvi-tools" else 0.0
+
+    def norm_of(self, side: Literal["encoder", "decoder"], kind: Literal["batch", "layer"]) -> bool:
+        """Whether the encoder or decoder side uses a batch or a layer norm."""
+        return (self.use_batch_norm if kind == "batch" else self.use_layer_norm) in (side, "both")
+
+    def checked(self) -> "Config":
+        """Return the configuration, or raise a ValueError that names what cannot be combined."""
+        config = self
+        if config.gene_likelihood == "negative_binomial":  # the papers' spelling
+            config = replace(config, gene_likelihood="nb")
+        for name, choices in _CHOICES.items():
+            if getattr(config, name) not in choices:
+                raise ValueError(f"{name}='{getattr(config, name)}' is not one of {', '.join(map(repr, choices))}.")
+        for name in ("n_hidden", "n_latent", "n_layers_encoder", "n_layers_decoder"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+        for name in ("dropout_encoder", "dropout_decoder", "dropout_u"):
+            if not 0 <= getattr(config, name) < 1:
+                raise ValueError(f"{name}={getattr(config, name)} must be at least 0 and below 1.")
+        for refused, why in config._refusals():
+            if refused:
+                raise ValueError(f"This combination is not built: {why}")
+        return config
+
+    def _refusals(self) -> list[tuple[bool, str]]:
+        semi = self.has_labels
+        return [
+            (
+                semi and self.latent_distribution == "ln",
+                "latent_distribution='ln' with labels (scanvi, totalanvi). Use latent_distribution='normal'.",
+            ),
+            (
+                self.gene_likelihood == "normal" and (semi or self.has_protein),
+                "gene_likelihood='normal' outside scvi. Use 'nb', 'zinb' or 'poisson'.",
+            ),
+            (
+                self.gene_likelihood == "normal" and self.dispersion == "gene-cell",
+                "gene_likelihood='normal' with dispersion='gene-cell'. Use dispersion='gene'.",
+            ),
+            (
+                self.dispersion == "gene-label" and not semi,
+                "dispersion='gene-label' without labels (scvi, totalvi). Use 'gene', 'gene-batch' or 'gene-cell'.",
+            ),
+            (
+                self.objective == "scvi-tools" and self.dispersion == "gene-label",
+                "dispersion='gene-label' with objective='scvi-tools', which crashes there. Use objective='bound'.",
+            ),
+            (
+                self.has_protein and not self.deeply_inject_covariates,
+                "deeply_inject_covariates=False with proteins (totalvi, totalanvi). Leave it True.",
+            ),
+            (
+                self.has_protein and not self.log_variational,
+                "log_variational=False with proteins (totalvi, totalanvi). Leave it True.",
+            ),
+        ]
+
+    def to_dict(self) -> dict:
+        """As a dict that JSON can hold."""
+        return asdict(self) | {"n_categories": list(self.n_categories)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Config":
+        """Back from :meth:`to_dict`; an unknown or missing name is an error that says which."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"The model's configuration has unknown entries {unknown}: was it made by a newer anvi?")
+        if "n_genes" not in values:
+            raise ValueError("The model's configuration lacks 'n_genes': the file is incomplete.")
+        return cls(**values | {"n_categories": tuple(values.get("n_categories", ()))}).checked()
+
+
+# The published architectures. encode_covariates is on in all four: a model without it cannot be mapped onto later.
+SCVI = {
+    "n_hidden": 128,
+    "n_latent": 10,
+    "n_layers_encoder": 1,
+    "n_layers_decoder": 1,
+    "dropout_encoder": 0.1,
+    "dropout_decoder": 0.0,
+    "dropout_u": 0.1,
+    "gene_likelihood": "zinb",
+}
+SCANVI = SCVI
+TOTALVI = {
+    "n_hidden": 256,
+    "n_latent": 20,
+    "n_layers_encoder": 2,
+    "n_layers_decoder": 1,
+    "dropout_encoder": 0.2,
+    "dropout_decoder": 0.2,
+    "dropout_u": 0.05,
+    "gene_likelihood": "nb",
+}
+TOTALANVI = TOTALVI
+PRESETS = {"scvi": SCVI, "scanvi": SCANVI, "totalvi": TOTALVI, "totalanvi": TOTALANVI}

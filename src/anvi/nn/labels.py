@@ -1,0 +1,103 @@
+"""The label part: classifier q(c|z), q(u|z,c) and p(z|u,c), evaluated only on the (cell, class) rows that count.
+
+Minibatches come with their labelled cells first. A labelled cell needs one row, its own class; an unlabelled one
+needs a row per class. Source: spec sections 1.3, 1.5, 3.8.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
+from .likelihoods import kl_categorical, kl_standard_normal, log_normal_density
+
+
+class LabelTerms(NamedTuple):
+    """The label part of the bound, per cell."""
+
+    log_prior: Tensor  # (cells,) sum over classes of W log p(z | u_c, c)
+    kl_u: Tensor  # (cells,) sum over classes of W KL(q(u | z, c) || N(0, I))
+    kl_label: Tensor  # (cells,) KL(q(c|z) || p(c)); -log p(c*) for a labelled cell
+
+
+class LabelPart(nn.Module):
+    """Classifier and the two networks that tie a class to a place in the latent space.
+
+    Parameters
+    ----------
+    config
+        The network's :class:`~anvi.nn.Config`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_labels = config.n_labels
+        self.softmax_twice = config.classifier_softmax
+        n_latent, n_hidden, n_labels = config.n_latent, config.n_hidden, config.n_labels
+
+        def stack(n_layers: int, n_rows: int, dropout: float, side: str) -> Stack:
+            return Stack(
+                n_latent,
+                n_hidden,
+                n_layers,
+                n_rows,
+                dropout=dropout,
+                batch_norm=config.norm_of(side, "batch"),
+                layer_norm=config.norm_of(side, "layer"),
+            )
+
+        self.classifier_stack = None
+        if not config.linear_classifier:
+            self.classifier_stack = stack(config.n_layers_encoder, 0, config.dropout_encoder, "encoder")
+        self.classifier = Linear(n_latent if config.linear_classifier else n_hidden, n_labels)
+        u_stack = stack(config.n_layers_encoder, n_labels, config.dropout_u, "encoder")
+        self.encode_u = GaussianEncoder(u_stack, n_hidden, n_latent)
+        z_stack = stack(config.n_layers_decoder, n_labels, 0.0, "decoder")
+        self.decode_u = GaussianEncoder(z_stack, n_hidden, n_latent, floor=config.prior_floor)
+        self.log_prior = nn.Parameter(
+            torch.full((n_labels,), 1 / n_labels).log(), requires_grad=config.label_prior == "learned"
+        )
+
+    def classify(self, z: Tensor, draws: Draws) -> Tensor:
+        """Class logits `(cells, classes)` of latent vectors `(cells, latent)`."""
+        h = z if self.classifier_stack is None else self.classifier_stack(z, None, draws)
+        logits = self.classifier(h, None)
+        return logits.softmax(-1) if self.softmax_twice else logits
+
+    def forward(self, z: Tensor, label: Tensor, n_labelled: int, draws: Draws) -> LabelTerms:
+        """Evaluate the label part of the bound.
+
+        Parameters
+        ----------
+        z
+            Samples of q(z|x) `(cells, latent)`; the first `n_labelled` cells are conditioned on their label.
+        label
+            Class codes `(cells,)`; only the first `n_labelled` are looked at.
+        n_labelled
+            How many leading cells are labelled.
+        draws
+            Noise for u and dropout.
+        """
+        n_cells, n_classes = len(z), self.n_labels
+        n_unlabelled = n_cells - n_labelled
+        classes = torch.arange(n_classes, device=z.device)
+        cell_of_row = torch.arange(n_labelled, n_cells, device=z.device).repeat_interleave(n_classes)
+        cell_of_row = torch.cat([torch.arange(n_labelled, device=z.device), cell_of_row])  # (rows,)
+        class_of_row = torch.cat([label[:n_labelled], classes.repeat(n_unlabelled)])  # (rows,)
+        z_row = z[cell_of_row]  # (rows, latent)
+        q_u = self.encode_u(z_row, class_of_row[:, None], draws)
+        p_z: Gaussian = self.decode_u(q_u.sample(draws), class_of_row[:, None], draws)
+        log_prior = log_normal_density(z_row, p_z.mean, p_z.var).sum(-1)  # (rows,)
+        kl_u = kl_standard_normal(q_u.mean, q_u.var).sum(-1)
+
+        log_classes = self.log_prior.log_softmax(-1)
+        log_q = self.classify(z[n_labelled:], draws).log_softmax(-1)  # (unlabelled, classes)
+        q = log_q.exp()
+
+        def own_or_mean(rows: Tensor) -> Tensor:  # (rows,) -> (cells,)
+            mean = (q * rows[n_labelled:].view(n_unlabelled, n_classes)).sum(-1)
+            return torch.cat([rows[:n_labelled], mean])
+
+        kl_label = torch.cat([-log_classes[label[:n_labelled]], kl_categorical(log_q, log_classes)])
+        return LabelTerms(own_or_mean(log_prior), own_or_mean(kl_u), kl_label)

@@ -1,0 +1,162 @@
+"""The one stack of linear, norm, activation and dropout from which all parts of the network are built.
+
+Categorical covariates reach a layer as integer codes, one column per covariate, already offset into one table: a
+one-hot column times a weight is a row of that table, so nothing is ever concatenated. Source: spec section 0.1, 0.2.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Draws:
+    """The randomness of one pass through the network: a generator of its own, never the global state.
+
+    Parameters
+    ----------
+    generator
+        Source of the noise. None draws nothing: every sample is its mean and dropout must be off.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None):
+        self.generator = generator
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape of `like`."""
+        if self.generator is None:
+            return torch.zeros_like(like)
+        return torch.empty_like(like).normal_(generator=self.generator)
+
+    def keep(self, like: Tensor, rate: float) -> Tensor:
+        """Zeros with probability `rate`, else 1 / (1 - rate): a dropout mask."""
+        return torch.empty_like(like).bernoulli_(1 - rate, generator=self.generator).div_(1 - rate)
+
+
+class Gaussian(NamedTuple):
+    """A diagonal normal distribution; `var` is a variance."""
+
+    mean: Tensor
+    var: Tensor
+
+    def sample(self, draws: Draws) -> Tensor:
+        """One reparameterised sample."""
+        return self.mean + self.var.sqrt() * draws.normal(self.mean)
+
+
+class Linear(nn.Module):
+    """A linear layer with a shift per category of each injected covariate.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Widths.
+    n_covariates
+        Rows of the covariate table: the sum of the category counts of all injected covariates; 0 for none.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_covariates: int = 0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.covariates = nn.Parameter(torch.empty(n_covariates, n_out)) if n_covariates else None
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Torch's usual linear start, the one-hot columns counted among the inputs."""
+        rows = 0 if self.covariates is None else len(self.covariates)
+        bound = (self.weight.shape[1] + rows) ** -0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, h: Tensor, codes: Tensor | None) -> Tensor:  # (..., n_in), (..., covariates)
+        out = functional.linear(h, self.weight, self.bias)
+        if self.covariates is None:
+            return out
+        return out + functional.embedding(codes, self.covariates).sum(-2)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all leading axes (momentum 0.01, eps 1e-3, as the published models have it)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        rows = h.reshape(-1, h.shape[-1])
+        # a single row has no variance to be normalised by: use what is known so far
+        from_batch = self.training and len(rows) > 1
+        out = functional.batch_norm(
+            rows, self.running_mean, self.running_var, self.weight, self.bias, from_batch, momentum=0.01, eps=1e-3
+        )
+        return out.reshape(h.shape)
+
+
+class Stack(nn.Module):
+    """Fully connected layers: linear with covariates, batch norm, layer norm, ReLU, dropout, in this order.
+
+    Parameters
+    ----------
+    n_in, n_hidden, n_layers
+        Widths are n_in -> n_hidden -> ... -> n_hidden.
+    n_covariates
+        Rows of each layer's covariate table.
+    dropout
+        Share of hidden units that are dropped in training.
+    batch_norm, layer_norm
+        Which norms to use; the layer norm has no parameters of its own.
+    inject
+        True: covariates enter every layer; False: only the first.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        n_covariates: int = 0,
+        *,
+        dropout: float = 0.0,
+        batch_norm: bool = True,
+        layer_norm: bool = False,
+        inject: bool = True,
+    ):
+        super().__init__()
+        self.dropout = dropout
+        self.layer_norm = layer_norm
+        widths = [n_in] + [n_hidden] * n_layers
+        self.linear = nn.ModuleList(
+            Linear(widths[i], widths[i + 1], n_covariates if inject or i == 0 else 0) for i in range(n_layers)
+        )
+        self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers)) if batch_norm else None
+
+    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws) -> Tensor:
+        for i, linear in enumerate(self.linear):
+            h = linear(h, codes)
+            if self.norm is not None:
+                h = self.norm[i](h)
+            if self.layer_norm:
+                h = functional.layer_norm(h, h.shape[-1:])
+            h = functional.relu(h)
+            if self.training and self.dropout > 0:
+                h = h * draws.keep(h, self.dropout)
+        return h
+
+
+class GaussianEncoder(nn.Module):
+    """A stack with a mean head and a variance head (exponential, at least `floor`)."""
+
+    def __init__(self, stack: Stack, n_hidden: int, n_out: int, *, floor: float = 1e-4):
+        super().__init__()
+        self.stack = stack
+        self.mean = Linear(n_hidden, n_out)
+        self.log_var = Linear(n_hidden, n_out)
+        self.floor = floor
+
+    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws) -> Gaussian:
+        h = self.stack(h, codes, draws)
+        return Gaussian(self.mean(h, None), self.log_var(h, None).exp() + self.floor)

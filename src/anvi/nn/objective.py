@@ -1,0 +1,70 @@
+"""From the terms of the bound to the number that is minimised. Source: spec sections 3.2, 3.3, 3.6, 3.8."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from .config import Config
+from .vae import Terms
+
+
+class Weights(NamedTuple):
+    """How the terms are weighed in one step."""
+
+    kl: Tensor | float = 1.0  # warm-up weight of the divergences
+    protein: float = 1.0  # of the protein likelihood
+    classification: float = 50.0  # of the mean cross-entropy of labelled cells
+
+
+def negative_elbo(terms: Terms) -> Tensor:
+    """The full negative bound of each cell, no term weighed `(cells,)`."""
+    return _sum(terms.reconstruction_rna, terms.reconstruction_protein) + _sum(*_divergences(terms))
+
+
+def weighed_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:
+    """The negative bound of each cell with warm-up `(cells,)`: one weight for all divergences, none for likelihoods."""
+    if config.objective == "scvi-tools":
+        return _incumbents_bound(terms, weights, config)
+    reconstruction = terms.reconstruction_rna
+    if terms.reconstruction_protein is not None:
+        reconstruction = reconstruction + weights.protein * terms.reconstruction_protein
+    return reconstruction + weights.kl * _sum(*_divergences(terms))
+
+
+def classification_loss(terms: Terms) -> Tensor:
+    """Mean cross-entropy of the labelled cells in nats; 0 where there are none."""
+    if terms.logits is None:
+        return torch.zeros((), device=terms.z.device)
+    return cross_entropy(terms.logits, terms.target)
+
+
+def loss(terms: Terms, cell_weight: Tensor, weights: Weights, config: Config) -> Tensor:
+    """What one step minimises: the mean weighed bound of the cells that count, and the classification term."""
+    bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / cell_weight.sum()
+    return bound if terms.logits is None else bound + weights.classification * classification_loss(terms)
+
+
+def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:
+    return terms.kl_z, terms.kl_u, terms.kl_label, terms.kl_library, terms.kl_background, terms.penalty
+
+
+def _sum(*parts: Tensor | None) -> Tensor:
+    return sum(part for part in parts if part is not None)
+
+
+def _incumbents_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:
+    """The groupings of scvi-tools 1.5, as they stand (spec 3.1-3.3, 3.6)."""
+    w = weights.kl
+    total = terms.reconstruction_rna
+    if config.has_protein:  # the protein likelihood is warmed up, too
+        total = total + w * (weights.protein * terms.reconstruction_protein + terms.kl_background + terms.penalty)
+    if config.has_labels:  # the z terms are not
+        total = total + terms.kl_z + w * (terms.kl_u + terms.kl_label)
+    else:
+        total = total + w * terms.kl_z
+    if terms.kl_library is not None:
+        scanvi = config.has_labels and not config.has_protein
+        total = total + (w if scanvi else 1.0) * terms.kl_library
+    return total

@@ -1,0 +1,118 @@
+"""The RNA part: from a latent vector to the expected counts of every gene. Source: spec sections 1.2, 1.4."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import likelihoods
+from .layers import Draws, Linear, Stack
+
+
+class RNARates(NamedTuple):
+    """What the decoder says of the genes of each cell."""
+
+    log_scale: Tensor  # (cells, genes) log of the share of each gene; exp sums to 1 unless a size factor is used
+    log_theta: Tensor  # (genes,) or (cells, genes) log inverse dispersion; log standard deviation for "normal"
+    zero_logits: Tensor | None  # (cells, genes) logits of an extra zero, ZINB only
+
+
+class RNADecoder(nn.Module):
+    """Decode latent vectors into gene rates.
+
+    Parameters
+    ----------
+    config
+        The network's :class:`~anvi.nn.Config`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.likelihood = config.gene_likelihood
+        self.dispersion = config.dispersion
+        self.normalised = config.library != "size_factor"
+        n_covariates = config.n_covariate_rows
+        n_latent = config.n_latent + config.n_continuous
+        self.trunk = Stack(
+            n_latent,
+            config.n_hidden,
+            config.n_layers_decoder,
+            n_covariates,
+            dropout=config.dropout_decoder,
+            batch_norm=config.norm_of("decoder", "batch"),
+            layer_norm=config.norm_of("decoder", "layer"),
+            inject=config.deeply_inject_covariates,
+        )
+        # the heads of the protein models see the latent vector and the covariates once more
+        self.heads_see_latent = config.has_protein
+        n_head = config.n_hidden + (n_latent if self.heads_see_latent else 0)
+        n_head_covariates = n_covariates if self.heads_see_latent else 0
+        self.scale = Linear(n_head, config.n_genes, n_head_covariates)
+        self.zero = Linear(n_head, config.n_genes, n_head_covariates) if self.likelihood == "zinb" else None
+        self.log_theta_head = None
+        self.log_theta = None
+        if self.dispersion == "gene-cell":
+            self.log_theta_head = Linear(n_head, config.n_genes, n_head_covariates)
+        else:
+            # one row per batch, or per label and one more for the unlabelled cells
+            rows = {"gene": 1, "gene-batch": config.n_batches, "gene-label": config.n_labels + 1}[self.dispersion]
+            self.log_theta = nn.Parameter(torch.empty(rows, config.n_genes))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Start the dispersions as the published models do: log theta ~ N(0, 1)."""
+        if self.log_theta is not None:
+            nn.init.normal_(self.log_theta, generator=generator)
+
+    def forward(self, latent: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor, draws: Draws) -> RNARates:
+        """Rates for latent vectors with their continuous covariates `(cells, n_latent + n_continuous)`."""
+        h = self.trunk(latent, codes, draws)
+        if self.heads_see_latent:
+            h = torch.cat([h, latent], dim=-1)
+        logits = self.scale(h, codes)
+        log_scale = functional.log_softmax(logits, -1) if self.normalised else functional.softplus(logits).log()
+        return RNARates(
+            log_scale=log_scale,
+            log_theta=self._log_theta(h, codes, batch, label),
+            zero_logits=None if self.zero is None else self.zero(h, codes),
+        )
+
+    def _log_theta(self, h: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor) -> Tensor:
+        if self.dispersion == "gene-cell":
+            return self.log_theta_head(h, codes)
+        if self.dispersion == "gene-batch":
+            return self.log_theta[batch]
+        if self.dispersion == "gene-label":
+            return self.log_theta[label]  # code -1 (unlabelled) takes the last row
+        return self.log_theta[0]
+
+    def log_prob(self, x: Tensor, rates: RNARates, log_library: Tensor, eps: float = 0.0) -> Tensor:
+        """Log-probability of the counts of each cell, summed over genes.
+
+        Parameters
+        ----------
+        x
+            Raw counts `(cells, genes)`.
+        rates
+            Output of the decoder.
+        log_library
+            Log library size `(cells, 1)`.
+        eps
+            Floor added to the mean inside the logarithm, as the incumbent does; 0 for the exact formula.
+
+        Returns
+        -------
+        Log-probabilities `(cells,)` in nats.
+        """
+        log_mean = log_library + rates.log_scale
+        if eps:
+            log_mean = torch.logaddexp(log_mean, torch.full_like(log_mean, eps).log())
+        if self.likelihood == "poisson":
+            log_prob = likelihoods.poisson(x, log_mean)
+        elif self.likelihood == "normal":
+            log_prob = likelihoods.normal(x, log_mean.exp(), rates.log_theta)
+        elif self.likelihood == "zinb":
+            log_prob = likelihoods.zinb(x, log_mean, rates.log_theta, rates.zero_logits)
+        else:
+            log_prob = likelihoods.nb(x, log_mean, rates.log_theta)
+        return log_prob.sum(-1)

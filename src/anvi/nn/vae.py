@@ -1,0 +1,201 @@
+"""The network: encoder, RNA part, protein part, label part, joined; and the terms of the evidence lower bound.
+
+One module is all four models: with or without proteins, with or without labels. Source: spec sections 1 and 3.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch
+from .config import Config
+from .labels import LabelPart
+from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
+from .likelihoods import kl_normal, kl_standard_normal, log_normal_density
+from .protein import ProteinDecoder, ProteinRates
+from .rna import RNADecoder, RNARates
+
+
+class Terms(NamedTuple):
+    """The negative evidence lower bound, term by term and per cell, in nats; None where the model has no such term."""
+
+    reconstruction_rna: Tensor  # (cells,) -log p(x|z)
+    reconstruction_protein: Tensor | None  # (cells,) -log p(y|z) over measured proteins
+    kl_z: Tensor  # (cells,) KL(q(z|x) || p(z)); with labels log q(z|x) - sum_c W log p(z|u_c,c)
+    kl_u: Tensor | None  # (cells,) sum_c W KL(q(u|z,c) || N(0, I))
+    kl_label: Tensor | None  # (cells,) KL(q(c|z) || p(c)), or -log p(c*) for a labelled cell
+    kl_library: Tensor | None  # (cells,)
+    kl_background: Tensor | None  # (cells,) over measured proteins
+    penalty: Tensor | None  # (cells,) the incumbent's efficiency penalty and background nudge
+    z: Tensor  # (cells, latent) the sample, for the adversary
+    logits: Tensor | None  # (labelled cells, classes) at the posterior mean
+    target: Tensor | None  # (labelled cells,) their class codes
+
+
+class VAE(nn.Module):
+    """Variational model of RNA counts, and where there are any, of protein counts and labels.
+
+    Parameters
+    ----------
+    config
+        Sizes and options.
+    generator
+        Source of the initial weights; None leaves them to be loaded.
+    """
+
+    def __init__(self, config: Config, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config = config.checked()
+        self.encoder = self._make_encoder(config.n_layers_encoder, config.n_latent)
+        self.library_encoder = None
+        if config.library == "latent":
+            self.library_encoder = self._make_encoder(1, 1)
+            self.register_buffer("library_mean", torch.zeros(config.n_batches))
+            self.register_buffer("library_var", torch.ones(config.n_batches))
+        self.rna = RNADecoder(config)
+        self.protein = ProteinDecoder(config) if config.has_protein else None
+        self.labels = LabelPart(config) if config.has_labels else None
+        if generator is not None:
+            for module in self.modules():
+                if isinstance(module, Linear | RNADecoder | ProteinDecoder):
+                    module.reset(generator)
+
+    def _make_encoder(self, n_layers: int, n_out: int) -> GaussianEncoder:
+        config = self.config
+        n_in = config.n_genes + config.n_proteins + (config.n_continuous if config.encode_covariates else 0)
+        stack = Stack(
+            n_in,
+            config.n_hidden,
+            n_layers,
+            config.n_covariate_rows if config.encode_covariates else 0,
+            dropout=config.dropout_encoder,
+            batch_norm=config.norm_of("encoder", "batch"),
+            layer_norm=config.norm_of("encoder", "layer"),
+            inject=config.deeply_inject_covariates,
+        )
+        return GaussianEncoder(stack, config.n_hidden, n_out)
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the encoder sees: log counts, relative to the cell's mean count in the protein models."""
+        config = self.config
+        if not config.has_protein:
+            parts = [torch.log1p(batch.x) if config.log_variational else batch.x]
+        else:
+            y = torch.where(batch.measured, batch.y, batch.y.new_zeros(()))
+            # the incumbent counts unmeasured proteins as zeros in the mean; ours looks only at what was measured
+            n_counted = y.shape[1] if config.objective == "scvi-tools" else batch.measured.sum(1, keepdim=True).clamp(1)
+            parts = [
+                torch.log1p(batch.x / (1 + batch.x.mean(1, keepdim=True))),
+                torch.log1p(y / (1 + y.sum(1, keepdim=True) / n_counted)),
+            ]
+        if config.encode_covariates and batch.continuous is not None:
+            parts.append(batch.continuous)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def encode(self, batch: Batch, draws: Draws) -> Gaussian:
+        """q(z|x), before the softmax of a logistic-normal latent `(cells, latent)`."""
+        return self.encoder(self.features(batch), batch.codes, draws)
+
+    def to_latent(self, sample: Tensor) -> Tensor:
+        """The latent vector that belongs to a Gaussian sample: itself, or its softmax ("ln")."""
+        return sample.softmax(-1) if self.config.latent_distribution == "ln" else sample
+
+    def log_library(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Log library size `(cells, 1)`, and its KL `(cells,)` where it is latent."""
+        if self.library_encoder is None:
+            return batch.log_library, None
+        q = self.library_encoder(self.features(batch), batch.codes, draws)
+        prior_mean, prior_var = self.library_mean[batch.batch, None], self.library_var[batch.batch, None]
+        sample = q.sample(draws)
+        if self.config.has_protein:
+            sample = sample.clamp(max=15)
+        return sample, kl_normal(q.mean, q.var.sqrt(), prior_mean, prior_var.sqrt()).sum(-1)
+
+    def decode(self, z: Tensor, batch: Batch, draws: Draws) -> tuple[RNARates, ProteinRates | None]:
+        """Rates of genes and proteins for latent vectors `(cells, latent)`."""
+        latent = z if batch.continuous is None else torch.cat([z, batch.continuous], dim=-1)
+        rna = self.rna(latent, batch.codes, batch.batch, batch.label, draws)
+        if self.protein is None:
+            return rna, None
+        return rna, self.protein(latent, batch.codes, batch.batch, draws)
+
+    def logits(self, batch: Batch, draws: Draws) -> Tensor:
+        """Class logits at the posterior mean `(cells, classes)`."""
+        return self.labels.classify(self.encode(batch, draws).mean, draws)
+
+    def terms(self, batch: Batch, labelled: Batch | None, draws: Draws) -> Terms:
+        """All terms of the negative bound for one minibatch, with one sample of z.
+
+        Parameters
+        ----------
+        batch
+            The minibatch whose bound is taken, its labelled cells first.
+        labelled
+            Further labelled cells for the classification term, encoded in the same pass; None takes the minibatch's
+            own labelled cells.
+        draws
+            Noise.
+        """
+        q_z, logits, target = self._encode_and_classify(batch, labelled, draws)
+        sample = q_z.sample(draws)
+        z = self.to_latent(sample)
+        log_library, kl_library = self.log_library(batch, draws)
+        rna, protein = self.decode(z, batch, draws)
+        kl_z, kl_u, kl_label = self._kl_latent(q_z, sample, batch, draws)
+        reconstruction_protein, kl_background, penalty = self._protein_terms(protein, batch)
+        return Terms(
+            reconstruction_rna=-self.rna.log_prob(batch.x, rna, log_library, self.config.eps),
+            reconstruction_protein=reconstruction_protein,
+            kl_z=kl_z,
+            kl_u=kl_u,
+            kl_label=kl_label,
+            kl_library=kl_library,
+            kl_background=kl_background,
+            penalty=penalty,
+            z=z,
+            logits=logits,
+            target=target,
+        )
+
+    def _encode_and_classify(self, batch, labelled, draws) -> tuple[Gaussian, Tensor | None, Tensor | None]:
+        n_cells = len(batch.x)
+        if labelled is None or self.labels is None:
+            q_z = self.encode(batch, draws)
+            if self.labels is None or batch.n_labelled == 0:
+                return q_z, None, None
+            mean, target = q_z.mean[: batch.n_labelled], batch.label[: batch.n_labelled]
+        elif self.config.objective == "scvi-tools":  # a pass of its own, with its own batch-norm statistics
+            q_z, mean, target = self.encode(batch, draws), self.encode(labelled, draws).mean, labelled.label
+        else:
+            codes = None if batch.codes is None else torch.cat([batch.codes, labelled.codes])
+            features = torch.cat([self.features(batch), self.features(labelled)])
+            both = self.encoder(features, codes, draws)
+            q_z = Gaussian(both.mean[:n_cells], both.var[:n_cells])
+            mean, target = both.mean[n_cells:], labelled.label
+        return q_z, self.labels.classify(mean, draws), target
+
+    def _kl_latent(self, q_z: Gaussian, sample: Tensor, batch: Batch, draws: Draws):
+        if self.labels is None:
+            return kl_standard_normal(q_z.mean, q_z.var).sum(-1), None, None
+        # the incumbent marginalises over the labels of labelled cells, too
+        n_labelled = 0 if self.config.objective == "scvi-tools" else batch.n_labelled
+        label = self.labels(sample, batch.label, n_labelled, draws)
+        log_q = log_normal_density(sample, q_z.mean, q_z.var).sum(-1)
+        return log_q - label.log_prior, label.kl_u, label.kl_label
+
+    def _protein_terms(self, rates: ProteinRates | None, batch: Batch):
+        if rates is None:
+            return None, None, None
+        part, zero = self.protein, batch.y.new_zeros(())
+        # where, not a product: whatever stands in place of a missing protein, even NaN, must not reach the sum
+        y = torch.where(batch.measured, batch.y, zero)
+        log_prob = torch.where(batch.measured, part.log_prob(y, rates, batch.batch, self.config.eps), zero)
+        kl = torch.where(batch.measured, part.kl_background(rates, batch.panel), zero)
+        penalty = None
+        if self.config.objective == "scvi-tools":
+            penalty = 1e-3 * nn.functional.softplus(-rates.mixing).sum(-1)
+            if part.log_efficiency is not None:
+                log_efficiency = part.log_efficiency[batch.batch]
+                penalty = penalty + (log_efficiency + 0.5 * log_efficiency.square() + 0.918938533204672742).sum(-1)
+        return -log_prob.sum(-1), kl.sum(-1), penalty

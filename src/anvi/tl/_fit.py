@@ -1,0 +1,241 @@
+"""What the four fits have in common: read, check, train, write. The verbs beside this file only name the model."""
+
+import difflib
+import hashlib
+import json
+import logging
+import platform
+import time
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+
+from anvi import _posterior
+from anvi._data import slots
+from anvi._data.batches import split
+from anvi._data.cells import Cells, read_cells
+from anvi._data.containers import Data
+from anvi._data.setup import Setup, find_setup
+from anvi._fit.loop import fit, generator, seeds
+from anvi._fit.plan import Plan
+from anvi._fit.start import make_config, make_network, start_from
+from anvi._model import Model, resolve
+from anvi.nn import Config
+from anvi.settings import choose_device
+
+logger = logging.getLogger("anvi")
+
+RandomState = int | np.random.Generator | None
+
+
+class Options(TypedDict, total=False):
+    """Rarer options of a fit, of the network and of the training; see :class:`anvi.nn.Config` and the user guide."""
+
+    n_hidden: int
+    n_layers_encoder: int
+    n_layers_decoder: int
+    dropout_encoder: float
+    dropout_decoder: float
+    dropout_u: float
+    protein_dispersion: Literal["protein", "protein-batch"]
+    library: Literal["observed", "latent"]
+    latent_distribution: Literal["normal", "ln"]
+    log_variational: bool
+    use_batch_norm: Literal["encoder", "decoder", "none", "both"]
+    use_layer_norm: Literal["encoder", "decoder", "none", "both"]
+    encode_covariates: bool
+    deeply_inject_covariates: bool
+    efficiency: bool
+    objective: Literal["bound", "scvi-tools"]
+    labelled_batch_size: int
+    weight_decay: float
+    adam_eps: float
+    warmup: float
+    patience: int
+    protein_weight: float
+    adversary: bool
+    max_grad_norm: float
+    max_retries: int
+
+
+class Where(TypedDict):
+    """Where things are in the user's object; the arguments of :func:`anvi._data.setup.find_setup`."""
+
+    labels_key: str | None
+    unlabeled_category: str
+    batch_key: str | None
+    panel_key: str | None
+    missing: str
+    layer: str | dict[str, str] | None
+    categorical_covariate_keys: list[str] | None
+    continuous_covariate_keys: list[str] | None
+    size_factor_key: str | None
+    rna_mod: str
+    prot_mod: str
+    prot_obsm: str | None
+
+
+def run_fit(
+    data: Data,
+    name: str,
+    where: Where,
+    options: dict,
+    *,
+    init: str | Path | Model | None = None,
+    train: Literal["all", "label_nets"] = "all",
+    device: str,
+    random_state: RandomState,
+    key_added: str | None,
+    copy: bool,
+    checkpoint: str | Path | None,
+) -> Data | None:
+    """Fit a model and write everything that belongs to a fit into its slots.
+
+    Parameters
+    ----------
+    data, device, random_state, key_added, copy, checkpoint, init, train
+        As the public verbs have them.
+    name
+        Which of the four models.
+    where
+        Where things are.
+    options
+        Options of the network and of the training; None stands for the default.
+    """
+    network_options, plan_options = _sort_options({key: value for key, value in options.items() if value is not None})
+    key = slots.clean_key(key_added or name)
+    seed = _seed(random_state)
+    proteins = name in ("totalvi", "totalanvi")
+    setup = find_setup(data, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
+    source = None if init is None else resolve(data, init, "init")[0]
+    config = make_config(name, setup, network_options, None if source is None else source.config)
+    cells = read_cells(data, setup, labels=True)
+    _log_data(cells, setup)
+    init_seed, split_seed, fit_seed = seeds(seed, 3)
+    plan = Plan(**plan_options)
+    train_cells, validation_cells = split(cells, plan.train_size, generator(split_seed))
+    if len(train_cells) < 2:
+        raise ValueError(f"{len(cells)} cells leave {len(train_cells)} to train on; at least two are needed.")
+    if not len(validation_cells) and plan.early_stopping:
+        logger.info("too few cells for a validation split: no early stopping")
+    plan = plan.for_cells(len(train_cells), warm_start=source is not None)
+    network = make_network(config, cells, init_seed)
+    if source is not None:
+        start_from(network, setup, source.network, source.setup, train)
+    where_to = choose_device(device)
+    network, on_device = network.to(where_to), cells.to(where_to)
+    begun = time.monotonic()
+    history = fit(
+        network,
+        on_device,
+        train_cells,
+        validation_cells,
+        plan,
+        random_state=fit_seed,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        fingerprint=_fingerprint(cells, config, plan, seed),
+    )
+    info = _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
+    model = Model(name, setup, network, history, info)
+    embedding = _posterior.embed(model, on_device)
+    model.on(torch.device("cpu"))
+    data = slots.own(data, copy)
+    write_fit(data, key, model, cells, embedding, validation_cells.numpy())
+    return data if copy else None
+
+
+def write_fit(data: Data, key: str, model: Model, cells: Cells, embedding, validation: np.ndarray) -> None:
+    """Write latent space, predictions, split, history and the model itself."""
+    setup = model.setup
+    out = slots.writer(data, setup, cells.names)
+    out.obsm(slots.latent(key), embedding.mean)
+    if embedding.proba is not None:
+        slots.write_predictions(out, key, model.classes, embedding.proba, soft=True)
+        slots.copy_colors(out, setup.labels_key, model.classes, key)
+    codes = np.zeros(len(cells), dtype=int)
+    codes[validation] = 1
+    out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
+    features = {setup.rna_mod: list(setup.genes)} | ({setup.prot_mod: list(setup.proteins)} if setup.joint else {})
+    out.uns(
+        key,
+        {
+            "params": model.info | {"method": model.name, **_keys(setup)},
+            "classes": list(model.classes),
+            "features": features,
+            "batches": list(setup.batches),
+            "panels": list(setup.panels),
+            "model": model.to_slot(),
+            "history": model.history,
+        },
+    )
+    out.log()
+
+
+def _keys(setup: Setup) -> dict:
+    return {name: getattr(setup, name) for name in ("batch_key", "labels_key", "panel_key", "unlabeled_category")}
+
+
+def _sort_options(options: dict) -> tuple[dict, dict]:
+    """Options of the network and of the training; an unknown one raises a TypeError that names its neighbours."""
+    network_names = {field.name for field in fields(Config)}
+    plan_names = {field.name for field in fields(Plan)}
+    unknown = sorted(set(options) - network_names - plan_names)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(network_names | plan_names), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
+    network = {key: value for key, value in options.items() if key in network_names}
+    return network, {key: value for key, value in options.items() if key in plan_names}
+
+
+def _seed(random_state: RandomState) -> int:
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if random_state is None:
+        return int(np.random.SeedSequence().entropy % 2**31)
+    if not isinstance(random_state, int | np.integer) or random_state < 0:
+        raise TypeError(f"random_state={random_state!r} must be a non-negative int, a numpy Generator or None.")
+    return int(random_state)
+
+
+def _log_data(cells: Cells, setup: Setup) -> None:
+    parts = [f"{len(cells)} cells", f"{len(setup.genes)} genes"]
+    if setup.joint:
+        n_measured = int(cells.measured.any(1).sum())
+        parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some)")
+    if len(setup.batches) > 1:
+        parts.append(f"{len(setup.batches)} batches")
+    logger.info(", ".join(parts))
+
+
+def _fingerprint(cells: Cells, config: Config, plan: Plan, seed: int) -> str:
+    """What a checkpoint must belong to: cells, counts, labels, network and training options, seed, version."""
+    digest = hashlib.sha256("\n".join(map(str, cells.names)).encode())
+    for tensor in (cells.log_library, cells.label, cells.batch, *(() if cells.y is None else (cells.y.sum(1),))):
+        digest.update(tensor.numpy().tobytes())
+    facts = [config.to_dict(), plan.to_dict(), seed, version("anvi")]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _info(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:
+    best = history["validation_loss"].idxmin() if "validation_loss" in history else len(history) - 1
+    return {
+        **plan.to_dict(),
+        "random_state": seed,
+        "n_cells": len(cells),
+        "n_train": len(train_cells),
+        "n_labelled": int((cells.label >= 0).sum()),
+        "epochs": len(history),
+        "best_epoch": int(best),
+        "seconds": round(seconds, 1),
+        "device": str(device),
+        "anvi": version("anvi"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

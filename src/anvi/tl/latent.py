@@ -1,0 +1,79 @@
+"""tl.latent."""
+
+import xarray as xr
+
+from anvi import _posterior
+from anvi._data import slots
+from anvi._data.cells import read_cells
+from anvi._data.containers import Data
+from anvi._model import Model, resolve
+from anvi.settings import choose_device
+
+
+def latent(
+    data: Data,
+    *,
+    model: str | Model | None = None,
+    n_samples: int | None = None,
+    device: str = "auto",
+    random_state: int = 0,
+    key_added: str | None = None,
+    inplace: bool = True,
+):
+    """Place cells in the latent space of a fitted model; also cells that it has not seen.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same genes (matched by name, in any order).
+    model
+        Key or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    n_samples
+        None: the posterior mean. A number: so many samples of the posterior, returned and not stored.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the samples.
+    key_added
+        Prefix of the slot; default: the model's key.
+    inplace
+        Write the slot; False returns the array instead.
+
+    Returns
+    -------
+    None, the array (cells, latent) in the order of `obs_names`, or a DataArray (sample, obs, latent). Sets:
+
+    `obsm['X_{key}']` : float32 array (cells, latent)
+        Posterior mean.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, genes are missing, or a batch is unknown.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> av.tl.latent(mdata, n_samples=3).dims
+    ('sample', 'obs', 'latent')
+    """
+    fitted, key = resolve(data, model)
+    where = choose_device(device)
+    cells = read_cells(data, fitted.setup).to(where)
+    if n_samples is not None:
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples} must be at least 1.")
+        samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, random_state)
+        return xr.DataArray(
+            samples, dims=("sample", "obs", "latent"), coords={"obs": cells.names.astype(str)}, name=key
+        )
+    mean = _posterior.embed(fitted.on(where), cells).mean
+    if not inplace:
+        return slots.in_order_of(data, fitted.setup, cells.names, mean)
+    data = slots.own(data, False)
+    out = slots.writer(data, fitted.setup, cells.names)
+    out.obsm(slots.latent(slots.clean_key(key_added or key)), mean)
+    out.log()
+    return None

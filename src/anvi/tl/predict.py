@@ -1,0 +1,89 @@
+"""tl.predict."""
+
+import pandas as pd
+
+from anvi import _posterior
+from anvi._data import slots
+from anvi._data.cells import read_cells
+from anvi._data.containers import Data
+from anvi._model import Model, resolve
+from anvi.settings import choose_device
+
+
+def predict(
+    data: Data,
+    *,
+    model: str | Model | None = None,
+    soft: bool = True,
+    use_posterior_mean: bool = True,
+    device: str = "auto",
+    random_state: int = 0,
+    key_added: str | None = None,
+    inplace: bool = True,
+) -> pd.Series | pd.DataFrame | None:
+    """Predict the cell type of every cell, also of cells that the model has not seen; labels are not needed.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same genes (matched by name, in any order). Proteins that it lacks
+        count as not measured; so does the whole protein modality.
+    model
+        Key or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
+    soft
+        Also write (or return) the probabilities of all classes.
+    use_posterior_mean
+        Classify the mean of the latent posterior; False: one sample of it.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the sample.
+    key_added
+        Prefix of the slots; default: the model's key.
+    inplace
+        Write the slots; False returns a DataFrame of probabilities (`soft`) or a Series of classes.
+
+    Returns
+    -------
+    None, a Series or a DataFrame with exact class names. Sets:
+
+    `obs['{key}_prediction']` : categorical
+        Most probable class.
+    `obs['{key}_confidence']` : float32
+        Its probability.
+    `obsm['{key}_proba']` : DataFrame (cells, classes)
+        With `soft`: all probabilities.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, it has no labels, genes are missing, or a batch is unknown.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> av.tl.predict(mdata, inplace=False).shape
+    (300, 6)
+    """
+    fitted, key = resolve(data, model)
+    if not fitted.config.has_labels:
+        raise ValueError(
+            f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
+        )
+    where = choose_device(device)
+    cells = read_cells(data, fitted.setup).to(where)
+    seed = None if use_posterior_mean else random_state
+    proba = _posterior.embed(fitted.on(where), cells, sample_seed=seed).proba
+    if not inplace:
+        table = pd.DataFrame(proba, index=cells.names, columns=list(fitted.classes))
+        table = table.reindex(slots.home(data, fitted.setup).obs_names)
+        return (
+            table if soft else pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
+        )
+    data = slots.own(data, False)
+    out = slots.writer(data, fitted.setup, cells.names)
+    slots.write_predictions(out, slots.clean_key(key_added or key), fitted.classes, proba, soft=soft)
+    out.log()
+    return None
