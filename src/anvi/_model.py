@@ -92,19 +92,17 @@ class Model:
         try:
             stored = json.loads(str(slot["config"]))
             weights = load(np.asarray(slot["weights"], dtype=np.uint8).tobytes())
-        except (KeyError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"The stored model is damaged: {error}. Fit again.") from error
-        if stored.get("schema", 0) > SCHEMA:
-            raise ValueError(
-                f"The model was stored by a newer anvi (schema {stored['schema']}, this one reads up to {SCHEMA})."
-            )
-        network = VAE(Config.from_dict(stored["config"]))
-        try:
+            if stored["schema"] > SCHEMA:
+                raise ValueError(
+                    f"The model was stored by a newer anvi (schema {stored['schema']}, this one reads up to {SCHEMA})."
+                )
+            network = VAE(Config.from_dict(stored["config"]))
             network.load_state_dict(weights)
+            return cls(stored["name"], Setup.from_dict(stored["setup"]), network.eval(), history, stored["info"])
+        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:
-            raise ValueError(f"The stored weights do not fit the stored configuration: {error}") from error
-        network.eval()
-        return cls(stored["name"], Setup.from_dict(stored["setup"]), network, history, stored["info"])
+            raise ValueError(f"The stored weights do not fit the stored configuration: {str(error)[:300]}") from error
 
     def on(self, device: torch.device) -> "Model":
         """The model with its network moved to a device."""
@@ -157,4 +155,4 @@ def resolve(data: Data, model: "str | Path | Model | None", argument: str = "mod
     if model not in there:
         raise KeyError(f"{argument}='{model}' is no fitted model of this object; there are: {listed or 'none'}.")
     stored = there[model].uns[model]
-    return Model.from_slot(stored["model"], stored["history"]), str(model)
+    return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)

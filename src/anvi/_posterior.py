@@ -69,3 +69,24 @@ def latent_samples(model: Model, cells: Cells, n_samples: int, seed: int) -> np.
         q_z = network.encode(batch, Draws())
         parts.append(torch.stack([network.to_latent(q_z.sample(draws)) for _ in range(n_samples)]).cpu())
     return torch.cat(parts, dim=1).numpy()
+
+
+class ProteinReadout(NamedTuple):
+    """What the decoder says of the proteins of each cell, measured or not."""
+
+    rate: np.ndarray  # (cells, proteins) expected count: the mean of background and foreground, weighed
+    foreground: np.ndarray  # (cells, proteins) probability that a count is foreground
+
+
+@torch.no_grad()
+def read_proteins(model: Model, cells: Cells) -> ProteinReadout:
+    """Expected protein counts and foreground probabilities at the posterior mean."""
+    network = model.network.eval()
+    rates, foregrounds = [], []
+    for batch in chunks(cells, torch.arange(len(cells), device=cells.label.device), CHUNK):
+        z = network.to_latent(network.encode(batch, Draws()).mean)
+        protein = network.decode(z, batch, Draws())[1]
+        background = protein.mixing.sigmoid()
+        rates.append((background * protein.log_back.exp() + (1 - background) * protein.log_fore.exp()).cpu())
+        foregrounds.append((1 - background).cpu())
+    return ProteinReadout(torch.cat(rates).numpy(), torch.cat(foregrounds).numpy())

@@ -8,6 +8,8 @@ from ._data import slots
 from ._data.containers import Data
 from ._model import Model, resolve
 
+__all__ = ["history", "model", "proba"]
+
 
 def model(data: Data, key: str | None = None) -> Model:
     """The fitted model that lies in an object.
@@ -55,8 +57,8 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
 
     Raises
     ------
-    KeyError
-        If nothing was predicted yet.
+    KeyError, ValueError
+        If nothing was predicted yet, or the model has no labels.
 
     Examples
     --------
@@ -67,6 +69,8 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
     True
     """
     fitted, key = resolve(data, model)
+    if not fitted.config.has_labels:
+        raise ValueError(f"The model '{key}' ({fitted.name}) has no labels and hence no probabilities.")
     part = slots.home(data, fitted.setup)
     if slots.proba(key) not in part.obsm:
         raise KeyError(f"There is no obsm['{slots.proba(key)}']; run av.tl.predict(data, model='{key}') first.")
@@ -85,6 +89,10 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     model
         Key or :class:`~anvi.Model`; None: the only fitted model there.
 
+    Returns
+    -------
+    DataFrame (epochs, terms); `kl_weight` and `lr` are those of the epoch.
+
     Examples
     --------
     >>> import anvi as av
@@ -93,4 +101,4 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     >>> len(av.get.history(mdata))
     2
     """
-    return resolve(data, model)[0].history
+    return resolve(data, model)[0].history.copy()

@@ -25,8 +25,9 @@ def take(cells: Cells, index: Tensor, weight: Tensor | None = None, n_labelled: 
         How many leading cells are labelled.
     """
     mask = None if cells.mask_table is None else cells.mask_table.index_select(0, cells.mask_row[index])
+    x, entries = cells.x.dense(cells.x_row[index])
     return Batch(
-        x=cells.x.dense(cells.x_row[index]),
+        x=x,
         y=None if cells.y is None else cells.y[index],
         measured=mask,
         batch=cells.batch[index],
@@ -37,6 +38,7 @@ def take(cells: Cells, index: Tensor, weight: Tensor | None = None, n_labelled: 
         label=cells.label[index],
         weight=torch.ones(len(index), device=index.device) if weight is None else weight,
         n_labelled=n_labelled,
+        entries=entries,
     )
 
 

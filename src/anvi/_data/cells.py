@@ -10,9 +10,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from anvi.nn import Entries
+
 from . import containers
 from .containers import Data
 from .counts import check_counts, check_no_empty_cells
+from .panels import find_panels
 from .proteins import Proteins, find_proteins
 from .setup import Setup, label_column
 
@@ -27,15 +30,16 @@ class CSR(NamedTuple):
     values: Tensor  # (non-zeros,) float32
     n_columns: int
 
-    def dense(self, rows: Tensor) -> Tensor:
-        """Rows as a dense matrix `(len(rows), n_columns)`, without a Python loop."""
+    def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
+        """Rows as a dense matrix `(len(rows), n_columns)` and their entries, without a Python loop."""
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
-        row_of_entry = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
+        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         first = length.cumsum(0) - length
-        entry = torch.arange(len(row_of_entry), device=rows.device) - first[row_of_entry] + start[row_of_entry]
+        entry = torch.arange(len(row), device=rows.device) + (start - first)[row]
+        entries = Entries(row, self.indices[entry].long(), self.values[entry])
         out = torch.zeros(len(rows) * self.n_columns, device=rows.device)
-        out[row_of_entry * self.n_columns + self.indices[entry].long()] = self.values[entry]
-        return out.view(len(rows), self.n_columns)
+        out[row * self.n_columns + entries.column] = entries.count
+        return out.view(len(rows), self.n_columns), entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +119,7 @@ def _read_rna(rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
     counts = containers.to_csr(containers.matrix(rna, setup.rna_layer, where))
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
     if setup.counts:
-        check_counts(counts, rna.obs_names, rna.var_names, slot, rna)
+        check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if where == "data" else setup.rna_mod)
     genes = pd.Index(setup.genes)
     if not genes.equals(pd.Index(rna.var_names.astype(str))):
         containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
@@ -129,8 +133,10 @@ def _read_rna(rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
         counts = containers.to_csr(counts[:, column])
     library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
     check_no_empty_cells(library, rna.obs_names, slot)
-    tensors = (torch.from_numpy(counts.indptr.astype(np.int64)), torch.from_numpy(counts.indices))
-    return CSR(*tensors, torch.from_numpy(counts.data), len(genes)), library
+    parts = (counts.indptr.astype(np.int64), counts.indices, counts.data)
+    # torch wants arrays that it may write to, although nothing here does
+    tensors = (torch.from_numpy(part if part.flags.writeable else part.copy()) for part in parts)
+    return CSR(*tensors, len(genes)), library
 
 
 def _codes(data: Data, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:
@@ -196,14 +202,13 @@ def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tenso
     names = pd.Index(setup.proteins)
     y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
     has_row = np.zeros(len(cells), dtype=bool)
-    if isinstance(data, AnnData) or setup.prot_mod in data.mod:
+    panel, table = np.zeros(len(cells), dtype=np.int64), np.zeros(y.shape, dtype=bool)
+    if setup.prot_obsm in data.obsm if isinstance(data, AnnData) else setup.prot_mod in data.mod:
         proteins = find_proteins(data, setup)
         y, has_row = _by_name(proteins, names, cells)
+        panel, table = _panel_of_cells(data, setup, cells, proteins)
     else:
-        logger.info(f"no modality '{setup.prot_mod}': all cells are taken as RNA-only")
-    panel, known = _panel_codes(data, setup, cells)
-    table = np.array(setup.measured, dtype=bool)[panel]
-    table[~known] = True  # a panel the model has not seen: what is not NaN was measured
+        logger.info("no protein counts: all cells are taken as RNA-only")
     measured = ~np.isnan(y) & table & has_row[:, None]
     packed = np.ascontiguousarray(np.packbits(measured, axis=1))  # one short byte string per cell sorts fast
     _, first, row = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)
@@ -219,9 +224,8 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.n
     """Protein counts in the model's order of proteins and cells; NaN where there are none."""
     column = pd.Index(proteins.names).get_indexer(names)
     row = proteins.cells.get_indexer(cells)
-    y = proteins.counts[np.ix_(row, column)]  # -1 picks a wrong one, set aside below
-    y[row < 0] = np.nan
-    y[:, column < 0] = np.nan
+    y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
+    y[np.ix_(row >= 0, column >= 0)] = proteins.counts[np.ix_(row[row >= 0], column[column >= 0])]
     if (column < 0).any():
         logger.info(
             f"{(column < 0).sum()} of the model's {len(names)} proteins are not in {proteins.where}: not measured"
@@ -229,10 +233,23 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.n
     return y, row >= 0
 
 
-def _panel_codes(data: Data, setup: Setup, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
-    key = setup.panel_key or setup.batch_key
+def _panel_of_cells(
+    data: Data, setup: Setup, cells: pd.Index, proteins: Proteins
+) -> tuple[np.ndarray, np.ndarray]:
+    """Panel code of each cell `(cells,)` and what its panel measures `(cells, proteins)`."""
+    table, key = np.array(setup.measured, dtype=bool), setup.panel_key or setup.batch_key
     if key is None:
-        return np.zeros(len(cells), dtype=np.int64), np.ones(len(cells), dtype=bool)
-    column = containers.text_column(data, key, "panel_key", setup.mods).reindex(cells)
-    codes = pd.Index(setup.panels).get_indexer(column).astype(np.int64)
-    return np.where(codes < 0, 0, codes), codes >= 0
+        return np.zeros(len(cells), dtype=np.int64), np.broadcast_to(table, (len(cells), table.shape[1]))
+    column = containers.text_column(data, key, "panel_key", setup.mods)
+    codes = pd.Index(setup.panels).get_indexer(column.reindex(cells)).astype(np.int64)
+    measured = table[codes]
+    measured[codes < 0] = True
+    # a panel that the model has not seen: the rules of a fit say what it measured, the first panel lends its prior
+    of_protein_cell = column.loc[proteins.cells]
+    strangers = tuple(sorted(set(of_protein_cell.dropna()) - set(setup.panels)))
+    if strangers:
+        _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing)
+        new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)
+        code = pd.Index(strangers).get_indexer(column.reindex(cells))
+        measured[code >= 0] = new.to_numpy()[code[code >= 0]]
+    return np.where(codes < 0, 0, codes), measured

@@ -30,6 +30,13 @@ def modality(data: Data, name: str, argument: str) -> AnnData:
     return data.mod[name]
 
 
+def check_layer(data: Data, layer: str | dict[str, str] | None) -> None:
+    """Raise a KeyError if a dict of layers names a modality that is not there."""
+    strangers = [mod for mod in layer if mod not in data.mod] if isinstance(layer, dict) and isinstance(data, MuData) else []
+    if strangers:
+        raise KeyError(f"layer= names '{strangers[0]}', which is no modality; there are: {_list(data.mod)}.")
+
+
 def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
     """The layer that `layer` means for one modality; None is `.X`."""
     return layer.get(mod) if isinstance(layer, dict) else layer
@@ -64,9 +71,10 @@ def unique_names(names: pd.Index, where: str, what: str) -> None:
     repeated = names[names.duplicated()].unique()
     if len(repeated):
         shown = ", ".join(map(repr, repeated[:3]))
+        remedy = f"run {where}_make_unique() first" if where.endswith("_names") else "rename them first"
         raise ValueError(
             f"{where} has {len(repeated)} repeated {what} names ({shown}{', ...' if len(repeated) > 3 else ''}). "
-            f"Names are what cells and features are matched by; run {where}_make_unique() first."
+            f"Names are what cells and features are matched by; {remedy}."
         )
 
 
@@ -116,7 +124,7 @@ def obs_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> pd
                 f"{merged[cell]!r} in {first_place} and {column[cell]!r} in {place}. "
                 f"Delete one, or name the one that you mean: {argument}='{mods[0]}:{key}'."
             )
-        merged = merged.astype(object).combine_first(column.astype(object))
+        merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
     return merged.reindex(data.obs_names)
 
 
@@ -150,13 +158,17 @@ def _copies(data: Data, key: str, mods: tuple[str, ...]) -> dict[str, pd.Series]
     return {place: obs[key] for place, obs in tables.items() if key in obs}
 
 
+def _whole(column: pd.Series) -> pd.Series:
+    """Whole floats as integers: 1.0 is what is left of 1 where cells are missing."""
+    if not pd.api.types.is_float_dtype(column.dtype):
+        return column
+    known = column.dropna()
+    return column.astype("Int64") if ((known == known.round()) & (known.abs() < 2**53)).all() else column
+
+
 def _as_text(column: pd.Series) -> pd.Series:
-    """Values as text, missing ones as NaN; whole floats as integers: 1.0 is what is left of 1 where cells are missing."""
-    if pd.api.types.is_float_dtype(column.dtype):
-        whole = column.dropna()
-        if (whole == whole.round()).all():
-            column = column.astype("Int64")
-    column = column.astype(object)
+    """Values as text, missing ones as NaN."""
+    column = _whole(column).astype(object)
     return column.where(column.notna(), np.nan).map(str, na_action="ignore")
 
 

@@ -6,7 +6,14 @@ from scipy import sparse
 
 
 def check_counts(
-    counts, cell_names, feature_names, where: str, adata: AnnData | None, *, missing_allowed=False
+    counts,
+    cell_names,
+    feature_names,
+    where: str,
+    adata: AnnData | None,
+    *,
+    mod: str | None = None,
+    missing_allowed: bool = False,
 ) -> None:
     """Raise a ValueError at the first value that is not a count.
 
@@ -20,6 +27,8 @@ def check_counts(
         The slot, for the message.
     adata
         The modality, to look for a layer that does hold counts; None where there is none.
+    mod
+        The modality's name in a MuData, where layers are named per modality.
     missing_allowed
         Whether NaN means "not measured" (proteins) and is fine.
     """
@@ -37,7 +46,8 @@ def check_counts(
             row, column = _place(counts, position)
             raise ValueError(
                 f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
-                f"'{cell_names[row]}', feature '{feature_names[column]}', and {offends.sum() - 1} more. {_advice(adata, where)}"
+                f"'{cell_names[row]}', feature '{feature_names[column]}', and {offends.sum() - 1} more. "
+                f"{_advice(adata, where, mod, missing_allowed)}"
             )
 
 
@@ -52,17 +62,20 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str) -> None:
         )
 
 
-def looks_like_counts(counts) -> bool:
+def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     """Whether the first values are whole and not negative."""
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
+    if missing_allowed:
+        values = values[~np.isnan(values)]
     return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
 
 
-def _advice(adata: AnnData | None, where: str) -> str:
-    layers = [name for name, layer in adata.layers.items() if name and looks_like_counts(layer)] if adata else []
-    if layers:
-        return f"Counts seem to be in layer '{layers[0]}': pass layer='{layers[0]}'."
+def _advice(adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
+    for name, layer in {} if adata is None else adata.layers.items():
+        if name and looks_like_counts(layer, missing_allowed=missing_allowed):
+            argument = f"'{name}'" if mod is None else f"{{'{mod}': '{name}'}}"
+            return f"Counts seem to be in layer '{name}': pass layer={argument}."
     return f"Put the raw counts there; corrected counts can be rounded: {where} = numpy.rint({where})."
 
 

@@ -39,7 +39,7 @@ def find_panels(
             continue
         given = ~np.isnan(counts)
         measured[row] = given.any(0)
-        if proteins.declared is not None:
+        if proteins.declared is not None and measured[row].any():
             measured[row] &= _declared(proteins, name, len(names))
         if missing == "auto":
             zero = measured[row] & ~np.where(given, counts != 0, False).any(0)

@@ -22,8 +22,8 @@ class Proteins:
     where: str  # the slot, for messages
 
 
-def find_proteins(data: containers.Data, setup) -> Proteins:
-    """Read and check protein counts.
+def find_proteins(data: containers.Data, setup, *, declared: bool = True) -> Proteins:
+    """Read and check protein counts; with `declared`, also what varm says of who measured what.
 
     Raises
     ------
@@ -38,9 +38,9 @@ def find_proteins(data: containers.Data, setup) -> Proteins:
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
     slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
     counts = _dense(containers.matrix(prot, setup.prot_layer, where))
-    check_counts(counts, prot.obs_names, prot.var_names, slot, prot, missing_allowed=True)
-    declared = prot.varm.get("measured")
-    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, declared, slot)
+    check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
+    table = prot.varm.get("measured") if declared else None
+    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, table, slot)
 
 
 def _from_obsm(adata: AnnData, setup) -> Proteins:

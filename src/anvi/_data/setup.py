@@ -1,6 +1,5 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -9,12 +8,10 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from . import containers
+from . import containers, slots
 from .containers import Data
 from .panels import find_panels
 from .proteins import Proteins, find_proteins
-
-logger = logging.getLogger("anvi")
 
 
 @dataclass(frozen=True)
@@ -98,15 +95,16 @@ def find_setup(
         labels from.
     """
     containers.check_type(data)
+    containers.check_layer(data, layer)
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
     rna = containers.modality(data, rna_mod, "rna_mod")
-    containers.unique_names(
-        rna.obs_names, "mdata['rna'].obs_names" if isinstance(data, MuData) else "obs_names", "cell"
-    )
-    containers.unique_names(
-        rna.var_names, "mdata['rna'].var_names" if isinstance(data, MuData) else "var_names", "gene"
-    )
+    where = f"mdata['{rna_mod}']" if isinstance(data, MuData) else "data"
+    for axis, what in (("obs", "cell"), ("var", "gene")):
+        names = getattr(rna, f"{axis}_names")
+        if not len(names):
+            raise ValueError(f"{where} has no {what}s.")
+        containers.unique_names(names, f"{where}.{axis}_names", what)
     mods = (rna_mod, prot_mod)
     setup = Setup(
         genes=tuple(map(str, rna.var_names)),
@@ -192,11 +190,10 @@ def _classes(data: Data, key: str | None, unlabeled: str, mods, cells: pd.Index)
             f"labels_key='{key}' has a single label, '{counts.index[0]}': there is nothing to tell apart. "
             "Give at least two, or use tl.totalvi or tl.scvi."
         )
-    logger.info(f"labels: {len(counts)} classes, {counts.sum()} cells labelled, {len(column) - counts.sum()} not")
-    rare = counts[counts < 10]
-    if len(rare):
-        listed = ", ".join(f"{name} ({count})" for name, count in rare.items())
-        logger.warning(f"labels_key='{key}': fewer than 10 labelled cells of {listed}; expect poor recall there")
+    written = pd.Index(counts.index).map(slots.column_name)
+    if written.has_duplicates:
+        alike = " and ".join(map(repr, counts.index[written.duplicated(keep=False)][:2]))
+        raise ValueError(f"labels_key='{key}': {alike} are the same in a file, which cannot hold '/'; rename one.")
     return tuple(sorted(counts.index))
 
 

@@ -4,12 +4,15 @@ Results of a joint model go to the global slots of a MuData, those of an RNA mod
 mirrored as `rna:...`. An AnnData gets the same names in itself.
 """
 
+import itertools
 import logging
+import sys
 import warnings
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
 from .containers import Data
 
@@ -132,24 +135,33 @@ def write_predictions(
     out.obs(confidence(key), probabilities.max(1).astype(np.float32))
     if soft:
         if any("/" in name for name in classes):
-            warnings.warn(
+            _warn(
                 f"Class names with '/' are written with '|' in the columns of obsm['{proba(key)}'], since files cannot "
-                f"hold '/' there; obs['{prediction(key)}'] and get.proba() have the exact names.",
-                UserWarning,
-                stacklevel=4,
+                f"hold '/' there; obs['{prediction(key)}'] and get.proba() have the exact names."
             )
         out.obsm(proba(key), probabilities, [column_name(name) for name in classes])
 
 
 def copy_colors(out: Writer, labels_key: str, classes: tuple[str, ...], key: str) -> None:
     """Give a class the same colour in the predictions as in the labels, where the labels have colours."""
-    colors = out.home.uns.get(f"{labels_key}_colors", out.data.uns.get(f"{labels_key}_colors"))
-    column = out.data.obs.get(labels_key, out.home.obs.get(labels_key))
-    if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
-        return
-    color_of = dict(zip(map(str, column.cat.categories), map(str, colors), strict=False))
-    if all(name in color_of for name in classes):
-        out.uns(f"{prediction(key)}_colors", [color_of[name] for name in classes])
+    parts = [out.data, *(out.data.mod.values() if isinstance(out.data, MuData) else ())]
+    names = dict.fromkeys((labels_key, labels_key.partition(":")[2]))  # "rna:cell_type" may be coloured as "cell_type"
+    for part, name in itertools.product(parts, names):
+        colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)
+        if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
+            continue
+        color_of = dict(zip(map(str, column.cat.categories), map(str, colors), strict=False))
+        if all(name in color_of for name in classes):
+            out.uns(f"{prediction(key)}_colors", [color_of[name] for name in classes])
+            return
+
+
+def _warn(message: str) -> None:
+    """Warn, pointing at the first line outside this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("anvi."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def own(data: Data, copy: bool) -> Data:
@@ -157,11 +169,9 @@ def own(data: Data, copy: bool) -> Data:
     if copy:
         return data.copy()
     if data.is_view:
-        warnings.warn(
+        _warn(
             "The object is a view: the results are in the subset, not in the object that it was cut from. "
-            "Use .copy() on the subset to be explicit.",
-            UserWarning,
-            stacklevel=3,
+            "Use .copy() on the subset to be explicit."
         )
         data.obs = data.obs.copy()  # assigning to a view makes it an object of its own
     return data

@@ -38,7 +38,8 @@ def lower_component(values: Tensor, measured: Tensor, n_iterations: int = 100) -
             var.log()[:, None] + (values[..., None] - mean[:, None]).square() / var[:, None]
         )
         responsibility = log_joint.softmax(-1) * mask[..., None]
-    lower = mean.argmin(1, keepdim=True)
+    # a component that nothing belongs to has no mean
+    lower = mean.masked_fill(size < 1e-3, float("inf")).argmin(1, keepdim=True)
     return mean.gather(1, lower).squeeze(1), var.gather(1, lower).squeeze(1).sqrt()
 
 
@@ -76,8 +77,8 @@ def background_prior(
         cells = cells[torch.randperm(len(cells), generator=generator)[:n_sampled]]
         means, scales = lower_component(y[cells].log1p(), measured[cells])
         mean[code] = means.mean()
-        # the spread of the mean of 100 such cells, as the published start has it
-        log_scale[code] = (scales.square().mean() / 100).sqrt().log()
+        # the published start is a tenth of this, which lets the divergence of the background drown all else at first
+        log_scale[code] = scales.square().mean().sqrt().log()
     if mean.isnan().all():
         return torch.full((n_panels,), 3.0), torch.zeros(n_panels)
     return mean.nan_to_num(float(mean.nanmean())), log_scale.nan_to_num(float(log_scale.nanmean()))

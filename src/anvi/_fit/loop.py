@@ -178,12 +178,12 @@ def _epoch(state, cells, minibatches, group, validation, plan, random_state) -> 
     last_good = _snapshot(state)
     steps = minibatches.plan()
     row, bad_step = _train_epoch(state, minibatches, steps, group, weights, plan)
+    suspects = None if bad_step is None else steps[bad_step][0]
     if bad_step is None and len(validation):
         row |= _validate(state.network, cells, validation, plan, random_state)
-        if not np.isfinite(row["validation_loss"]):
-            bad_step = len(steps) - 1
-    if bad_step is not None:
-        _roll_back(state, last_good, cells, steps[bad_step][0], plan)
+        suspects = None if np.isfinite(row["validation_loss"]) else validation
+    if suspects is not None:
+        _roll_back(state, last_good, cells, suspects, plan)
         return None
     row = {"epoch": state.epoch, **row, "kl_weight": weights.kl, "lr": lr}
     state.history.append(row)
@@ -242,13 +242,14 @@ def step(state: State, batch: Batch, labelled: Batch | None, group: Tensor, weig
         total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), plan.max_grad_norm, foreach=True)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), plan.max_grad_norm, foreach=True)
     state.optimizer.step()
     if state.adversary is not None and weights.kl < 1:
         state.adversary_optimizer.zero_grad(set_to_none=True)
         state.adversary.own_loss(terms.z, group, batch.weight, draws).backward()
         state.adversary_optimizer.step()
-    return terms, objective.detach()
+    # a gradient that is not finite has spoilt the weights as much as a loss would have
+    return terms, torch.where(norm.isfinite(), objective.detach(), norm)
 
 
 def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
@@ -315,7 +316,7 @@ def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan:
     if state.retries > plan.max_retries:
         raise FloatingPointError(
             f"The loss became non-finite in epoch {state.epoch + 1} and stayed so after {plan.max_retries} retries at lower "
-            f"rates. The minibatch holds the cells {', '.join(names[:8])}, ...: look for extreme counts there "
+            f"rates. It was that of the cells {', '.join(names[:8])}, ...: look for extreme counts there "
             "(pp.check), or pass a lower lr=."
         )
     state.lr_scale *= 0.5

@@ -3,6 +3,8 @@
 import math
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -14,7 +16,7 @@ class Plan:
     max_epochs: int | None = None
     batch_size: int = 128
     labelled_batch_size: int | None = None  # extra class-balanced labelled cells per step; half a minibatch
-    lr: float = 2e-3
+    lr: float = 4e-3
     weight_decay: float = 1e-6
     adam_eps: float = 1e-8
     warmup: float = 0.4  # share of the planned epochs over which divergences rise from weight 0 to 1
@@ -44,15 +46,19 @@ class Plan:
         return replace(self, max_epochs=epochs, patience=patience, labelled_batch_size=labelled, warmup=warmup)
 
     def _check(self) -> None:
-        positive = ("batch_size", "lr", "adam_eps", "max_grad_norm")
-        for name in positive:
+        for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "max_retries"):
+            if not isinstance(getattr(self, name), int | np.integer | None):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a whole number.")
+        for name in ("batch_size", "lr", "adam_eps", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        if self.max_epochs is not None and self.max_epochs < 1:
-            raise ValueError(f"max_epochs={self.max_epochs} must be at least 1.")
+        for name in ("max_epochs", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.batch_size < 2:
             raise ValueError("batch_size=1 leaves batch norm nothing to work with; use at least 2.")
-        for name in ("warmup", "weight_decay", "classification_ratio", "protein_weight"):
+        not_negative = ("warmup", "weight_decay", "classification_ratio", "protein_weight", "max_retries")
+        for name in (*not_negative, *(["labelled_batch_size"] if self.labelled_batch_size is not None else [])):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 < self.train_size <= 1:

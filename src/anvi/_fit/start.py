@@ -49,6 +49,17 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
     return Config(**inherited | {name: options[name] for name in options if name in _LABEL_OPTIONS}).checked()
 
 
+# what the data decide and no user
+SIZES = (
+    "n_genes",
+    "n_proteins",
+    "n_labels",
+    "n_batches",
+    "n_panels",
+    "n_categories",
+    "n_continuous",
+    "n_dispersion_labels",
+)
 _LABEL_OPTIONS = ("linear_classifier", "label_prior", "dropout_u")
 
 
@@ -94,8 +105,6 @@ def start_from(
     weights = network.state_dict()
     shared = {name: value for name, value in source.state_dict().items() if name in weights}
     network.load_state_dict(weights | shared)
-    if train not in ("all", "label_nets"):
-        raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     for name, parameter in network.named_parameters():
         if train == "label_nets" and not name.startswith("labels."):
             parameter.requires_grad_(False)

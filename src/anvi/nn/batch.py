@@ -5,6 +5,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Entries(NamedTuple):
+    """The non-zero counts of a minibatch, where they are and what; zeros among them do no harm."""
+
+    row: Tensor  # (entries,) int64
+    column: Tensor  # (entries,) int64
+    count: Tensor  # (entries,) float
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Entries":
+        """Found in a dense matrix; this waits for the device, so minibatches bring their own."""
+        row, column = x.nonzero(as_tuple=True)
+        return cls(row, column, x[row, column])
+
+
 class Batch(NamedTuple):
     """A minibatch. Cells of weight 0 are padding: they count in nothing but the batch-norm statistics."""
 
@@ -19,3 +33,4 @@ class Batch(NamedTuple):
     label: Tensor  # (cells,) class codes, -1 for unlabelled
     weight: Tensor  # (cells,) 1, or 0 for padding
     n_labelled: int = 0  # the first so many cells are labelled; the same in every minibatch of a fit
+    entries: Entries | None = None  # the non-zero counts of x; None: to be looked for

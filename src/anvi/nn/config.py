@@ -59,9 +59,10 @@ class Config:
     label_prior: Literal["uniform", "empirical", "learned"] = "uniform"
     objective: Literal["bound", "scvi-tools"] = "bound"
     # kept for models of the incumbent
+    n_dispersion_labels: int = 0  # categories of dispersion="gene-label" in a model that has labels for nothing else
     efficiency: bool = False
     background_scale: Literal["softplus", "exp"] = "softplus"
-    classifier_softmax: bool = False
+    classifier_softmax: bool = False  # its cross-entropy takes probabilities for logits, as before scvi-tools 1.1
 
     @property
     def has_protein(self) -> bool:
@@ -132,12 +133,13 @@ class Config:
                 "gene_likelihood='normal' with dispersion='gene-cell'. Use dispersion='gene'.",
             ),
             (
-                self.dispersion == "gene-label" and not semi,
+                self.dispersion == "gene-label" and not semi and not self.n_dispersion_labels,
                 "dispersion='gene-label' without labels (scvi, totalvi). Use 'gene', 'gene-batch' or 'gene-cell'.",
             ),
             (
-                self.objective == "scvi-tools" and self.dispersion == "gene-label",
-                "dispersion='gene-label' with objective='scvi-tools', which crashes there. Use objective='bound'.",
+                self.objective == "scvi-tools" and self.dispersion == "gene-label" and semi,
+                "dispersion='gene-label' with labels and objective='scvi-tools', which crashes there. "
+                "Use objective='bound'.",
             ),
             (
                 self.has_protein and not self.deeply_inject_covariates,

@@ -33,7 +33,6 @@ class LabelPart(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_labels = config.n_labels
-        self.softmax_twice = config.classifier_softmax
         n_latent, n_hidden, n_labels = config.n_latent, config.n_hidden, config.n_labels
 
         def stack(n_layers: int, n_rows: int, dropout: float, side: str) -> Stack:
@@ -62,8 +61,7 @@ class LabelPart(nn.Module):
     def classify(self, z: Tensor, draws: Draws) -> Tensor:
         """Class logits `(cells, classes)` of latent vectors `(cells, latent)`."""
         h = z if self.classifier_stack is None else self.classifier_stack(z, None, draws)
-        logits = self.classifier(h, None)
-        return logits.softmax(-1) if self.softmax_twice else logits
+        return self.classifier(h, None)
 
     def forward(self, z: Tensor, label: Tensor, n_labelled: int, draws: Draws) -> LabelTerms:
         """Evaluate the label part of the bound.

@@ -34,10 +34,11 @@ def weighed_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:
 
 
 def classification_loss(terms: Terms) -> Tensor:
-    """Mean cross-entropy of the labelled cells in nats; 0 where there are none."""
+    """Mean cross-entropy of the labelled cells that count, in nats; 0 where there are none."""
     if terms.logits is None:
         return torch.zeros((), device=terms.z.device)
-    return cross_entropy(terms.logits, terms.target)
+    per_cell = cross_entropy(terms.logits, terms.target, reduction="none")
+    return (terms.target_weight * per_cell).sum() / terms.target_weight.sum().clamp(min=1)
 
 
 def loss(terms: Terms, cell_weight: Tensor, weights: Weights, config: Config) -> Tensor:

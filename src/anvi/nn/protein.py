@@ -64,11 +64,16 @@ class ProteinDecoder(nn.Module):
         """Start the dispersions as the published model does: log phi ~ U(0, 2)."""
         nn.init.uniform_(self.log_phi, 0.0, 2.0, generator=generator)
 
-    def forward(self, latent: Tensor, codes: Tensor | None, batch: Tensor, draws: Draws) -> ProteinRates:
+    def mixing_features(self, latent: Tensor, codes: Tensor | None, draws: Draws) -> Tensor:
+        """What background or foreground is told by, and an extra zero of a gene `(cells, n_hidden + n_latent)`."""
+        return torch.cat([self.mixing_trunk(latent, codes, draws), latent], dim=-1)
+
+    def forward(
+        self, latent: Tensor, codes: Tensor | None, batch: Tensor, draws: Draws, mixing_features: Tensor
+    ) -> ProteinRates:
         """Rates for latent vectors with their continuous covariates `(cells, n_latent + n_continuous)`."""
-        back, fore, mixing = (
-            torch.cat([trunk(latent, codes, draws), latent], dim=-1)
-            for trunk in (self.back_trunk, self.fore_trunk, self.mixing_trunk)
+        back, fore = (
+            torch.cat([trunk(latent, codes, draws), latent], dim=-1) for trunk in (self.back_trunk, self.fore_trunk)
         )
         mean = self.back_mean(back, codes)
         raw_scale = self.back_scale(back, codes)
@@ -80,7 +85,7 @@ class ProteinDecoder(nn.Module):
             back_scale=scale,
             log_back=log_back,
             log_fore=log_back + factor.log(),
-            mixing=self.mixing(mixing, codes),
+            mixing=self.mixing(mixing_features, codes),
             log_phi=self.log_phi[batch] if self.dispersion == "protein-batch" else self.log_phi[0],
         )
 

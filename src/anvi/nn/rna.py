@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import likelihoods
+from . import likelihoods, sparse
+from .batch import Batch, Entries
 from .layers import Draws, Linear, Stack
 
 
@@ -56,7 +57,8 @@ class RNADecoder(nn.Module):
             self.log_theta_head = Linear(n_head, config.n_genes, n_head_covariates)
         else:
             # one row per batch, or per label and one more for the unlabelled cells
-            rows = {"gene": 1, "gene-batch": config.n_batches, "gene-label": config.n_labels + 1}[self.dispersion]
+            label_rows = config.n_dispersion_labels or config.n_labels + 1
+            rows = {"gene": 1, "gene-batch": config.n_batches, "gene-label": label_rows}[self.dispersion]
             self.log_theta = nn.Parameter(torch.empty(rows, config.n_genes))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -64,17 +66,29 @@ class RNADecoder(nn.Module):
         if self.log_theta is not None:
             nn.init.normal_(self.log_theta, generator=generator)
 
-    def forward(self, latent: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor, draws: Draws) -> RNARates:
-        """Rates for latent vectors with their continuous covariates `(cells, n_latent + n_continuous)`."""
+    def forward(
+        self,
+        latent: Tensor,
+        codes: Tensor | None,
+        batch: Tensor,
+        label: Tensor,
+        draws: Draws,
+        mixing_features: Tensor | None = None,
+    ) -> RNARates:
+        """Rates for latent vectors with their continuous covariates `(cells, n_latent + n_continuous)`.
+
+        In the protein models, the extra zeros are read off the features of the protein mixture.
+        """
         h = self.trunk(latent, codes, draws)
         if self.heads_see_latent:
             h = torch.cat([h, latent], dim=-1)
         logits = self.scale(h, codes)
         log_scale = functional.log_softmax(logits, -1) if self.normalised else functional.softplus(logits).log()
+        zero_features = h if mixing_features is None else mixing_features
         return RNARates(
             log_scale=log_scale,
             log_theta=self._log_theta(h, codes, batch, label),
-            zero_logits=None if self.zero is None else self.zero(h, codes),
+            zero_logits=None if self.zero is None else self.zero(zero_features, codes),
         )
 
     def _log_theta(self, h: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor) -> Tensor:
@@ -86,13 +100,13 @@ class RNADecoder(nn.Module):
             return self.log_theta[label]  # code -1 (unlabelled) takes the last row
         return self.log_theta[0]
 
-    def log_prob(self, x: Tensor, rates: RNARates, log_library: Tensor, eps: float = 0.0) -> Tensor:
+    def log_prob(self, batch: Batch, rates: RNARates, log_library: Tensor, eps: float = 0.0) -> Tensor:
         """Log-probability of the counts of each cell, summed over genes.
 
         Parameters
         ----------
-        x
-            Raw counts `(cells, genes)`.
+        batch
+            Raw counts and the positions of those that are not zero.
         rates
             Output of the decoder.
         log_library
@@ -104,15 +118,14 @@ class RNADecoder(nn.Module):
         -------
         Log-probabilities `(cells,)` in nats.
         """
-        log_mean = log_library + rates.log_scale
+        log_mean = log_library + rates.log_scale  # (cells, genes)
         if eps:
             log_mean = torch.logaddexp(log_mean, torch.full_like(log_mean, eps).log())
+        if self.likelihood == "normal":
+            return likelihoods.normal(batch.x, log_mean.exp(), rates.log_theta).sum(-1)
+        entries = Entries.of(batch.x) if batch.entries is None else batch.entries
         if self.likelihood == "poisson":
-            log_prob = likelihoods.poisson(x, log_mean)
-        elif self.likelihood == "normal":
-            log_prob = likelihoods.normal(x, log_mean.exp(), rates.log_theta)
-        elif self.likelihood == "zinb":
-            log_prob = likelihoods.zinb(x, log_mean, rates.log_theta, rates.zero_logits)
-        else:
-            log_prob = likelihoods.nb(x, log_mean, rates.log_theta)
-        return log_prob.sum(-1)
+            return sparse.poisson(entries, log_mean)
+        if self.likelihood == "zinb":
+            return sparse.zinb(entries, log_mean, rates.log_theta, rates.zero_logits)
+        return sparse.nb(entries, log_mean, rates.log_theta)

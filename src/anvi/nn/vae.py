@@ -31,6 +31,13 @@ class Terms(NamedTuple):
     z: Tensor  # (cells, latent) the sample, for the adversary
     logits: Tensor | None  # (labelled cells, classes) at the posterior mean
     target: Tensor | None  # (labelled cells,) their class codes
+    target_weight: Tensor | None  # (labelled cells,) 1, or 0 for padding
+
+
+class _Labelled(NamedTuple):
+    mean: Tensor  # (labelled cells, latent) posterior mean
+    label: Tensor  # (labelled cells,)
+    weight: Tensor  # (labelled cells,)
 
 
 class VAE(nn.Module):
@@ -115,10 +122,11 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, batch: Batch, draws: Draws) -> tuple[RNARates, ProteinRates | None]:
         """Rates of genes and proteins for latent vectors `(cells, latent)`."""
         latent = z if batch.continuous is None else torch.cat([z, batch.continuous], dim=-1)
-        rna = self.rna(latent, batch.codes, batch.batch, batch.label, draws)
         if self.protein is None:
-            return rna, None
-        return rna, self.protein(latent, batch.codes, batch.batch, draws)
+            return self.rna(latent, batch.codes, batch.batch, batch.label, draws), None
+        mixing = self.protein.mixing_features(latent, batch.codes, draws)
+        rna = self.rna(latent, batch.codes, batch.batch, batch.label, draws, mixing)
+        return rna, self.protein(latent, batch.codes, batch.batch, draws, mixing)
 
     def logits(self, batch: Batch, draws: Draws) -> Tensor:
         """Class logits at the posterior mean `(cells, classes)`."""
@@ -137,15 +145,17 @@ class VAE(nn.Module):
         draws
             Noise.
         """
-        q_z, logits, target = self._encode_and_classify(batch, labelled, draws)
+        q_z, known = self._encode(batch, labelled, draws)
         sample = q_z.sample(draws)
         z = self.to_latent(sample)
         log_library, kl_library = self.log_library(batch, draws)
         rna, protein = self.decode(z, batch, draws)
         kl_z, kl_u, kl_label = self._kl_latent(q_z, sample, batch, draws)
+        # after the bound, as in the incumbent: the classifier's running statistics move once for each
+        logits = None if known is None else self._training_logits(known.mean, draws)
         reconstruction_protein, kl_background, penalty = self._protein_terms(protein, batch)
         return Terms(
-            reconstruction_rna=-self.rna.log_prob(batch.x, rna, log_library, self.config.eps),
+            reconstruction_rna=-self.rna.log_prob(batch, rna, log_library, self.config.eps),
             reconstruction_protein=reconstruction_protein,
             kl_z=kl_z,
             kl_u=kl_u,
@@ -155,25 +165,29 @@ class VAE(nn.Module):
             penalty=penalty,
             z=z,
             logits=logits,
-            target=target,
+            target=None if known is None else known.label,
+            target_weight=None if known is None else known.weight,
         )
 
-    def _encode_and_classify(self, batch, labelled, draws) -> tuple[Gaussian, Tensor | None, Tensor | None]:
-        n_cells = len(batch.x)
-        if labelled is None or self.labels is None:
-            q_z = self.encode(batch, draws)
-            if self.labels is None or batch.n_labelled == 0:
-                return q_z, None, None
-            mean, target = q_z.mean[: batch.n_labelled], batch.label[: batch.n_labelled]
-        elif self.config.objective == "scvi-tools":  # a pass of its own, with its own batch-norm statistics
-            q_z, mean, target = self.encode(batch, draws), self.encode(labelled, draws).mean, labelled.label
+    def _encode(self, batch: Batch, labelled: Batch | None, draws: Draws) -> tuple[Gaussian, _Labelled | None]:
+        """q(z|x) of the minibatch, and the cells that train the classifier."""
+        if self.labels is None:
+            return self.encode(batch, draws), None
+        if labelled is None:
+            q_z, n = self.encode(batch, draws), batch.n_labelled
+            return q_z, _Labelled(q_z.mean[:n], batch.label[:n], batch.weight[:n]) if n else None
+        if self.config.objective == "scvi-tools":  # a pass of its own, with its own batch-norm statistics
+            q_z, mean = self.encode(batch, draws), self.encode(labelled, draws).mean
         else:
+            n = len(batch.x)
             codes = None if batch.codes is None else torch.cat([batch.codes, labelled.codes])
-            features = torch.cat([self.features(batch), self.features(labelled)])
-            both = self.encoder(features, codes, draws)
-            q_z = Gaussian(both.mean[:n_cells], both.var[:n_cells])
-            mean, target = both.mean[n_cells:], labelled.label
-        return q_z, self.labels.classify(mean, draws), target
+            both = self.encoder(torch.cat([self.features(batch), self.features(labelled)]), codes, draws)
+            q_z, mean = Gaussian(both.mean[:n], both.var[:n]), both.mean[n:]
+        return q_z, _Labelled(mean, labelled.label, labelled.weight)
+
+    def _training_logits(self, mean: Tensor, draws: Draws) -> Tensor:
+        logits = self.labels.classify(mean, draws)
+        return logits.softmax(-1) if self.config.classifier_softmax else logits
 
     def _kl_latent(self, q_z: Gaussian, sample: Tensor, batch: Batch, draws: Draws):
         if self.labels is None:

@@ -58,7 +58,7 @@ max_epochs
 batch_size
     Cells per minibatch.
 lr
-    Highest learning rate of Adam; falls to a hundredth along a cosine. None: 2e-3.
+    Highest learning rate of Adam; falls to a hundredth along a cosine. None: 4e-3.
 train_size
     Share of cells to train on, per class; the others judge when to stop.
 early_stopping

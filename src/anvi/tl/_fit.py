@@ -23,7 +23,7 @@ from anvi._data.containers import Data
 from anvi._data.setup import Setup, find_setup
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
-from anvi._fit.start import make_config, make_network, start_from
+from anvi._fit.start import SIZES, make_config, make_network, start_from
 from anvi._model import Model, resolve
 from anvi.nn import Config
 from anvi.settings import choose_device
@@ -107,6 +107,10 @@ def run_fit(
     options
         Options of the network and of the training; None stands for the default.
     """
+    if train not in ("all", "label_nets"):
+        raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
+    if train == "label_nets" and init is None:
+        raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options({key: value for key, value in options.items() if value is not None})
     key = slots.clean_key(key_added or name)
     seed = _seed(random_state)
@@ -138,7 +142,7 @@ def run_fit(
         plan,
         random_state=fit_seed,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        fingerprint=_fingerprint(cells, config, plan, seed),
+        fingerprint="" if checkpoint is None else _fingerprint(cells, setup, config, plan, [seed, init is None, train]),
     )
     info = _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
     model = Model(name, setup, network, history, info)
@@ -182,13 +186,14 @@ def _keys(setup: Setup) -> dict:
 
 def _sort_options(options: dict) -> tuple[dict, dict]:
     """Options of the network and of the training; an unknown one raises a TypeError that names its neighbours."""
-    network_names = {field.name for field in fields(Config)}
+    network_names = {field.name for field in fields(Config)} - set(SIZES)
     plan_names = {field.name for field in fields(Plan)}
     unknown = sorted(set(options) - network_names - plan_names)
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(network_names | plan_names), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     network = {key: value for key, value in options.items() if key in network_names}
     return network, {key: value for key, value in options.items() if key in plan_names}
 
@@ -210,15 +215,23 @@ def _log_data(cells: Cells, setup: Setup) -> None:
         parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some)")
     if len(setup.batches) > 1:
         parts.append(f"{len(setup.batches)} batches")
+    if setup.classes:
+        counts = torch.bincount(cells.label[cells.label >= 0], minlength=len(setup.classes)).tolist()
+        parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled)")
+        rare = ", ".join(f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < 10)
+        if rare:
+            logger.warning(f"labels_key='{setup.labels_key}': few labelled cells of {rare}; expect poor recall there")
     logger.info(", ".join(parts))
 
 
-def _fingerprint(cells: Cells, config: Config, plan: Plan, seed: int) -> str:
+def _fingerprint(cells: Cells, setup: Setup, config: Config, plan: Plan, others: list) -> str:
     """What a checkpoint must belong to: cells, counts, labels, network and training options, seed, version."""
     digest = hashlib.sha256("\n".join(map(str, cells.names)).encode())
-    for tensor in (cells.log_library, cells.label, cells.batch, *(() if cells.y is None else (cells.y.sum(1),))):
-        digest.update(tensor.numpy().tobytes())
-    facts = [config.to_dict(), plan.to_dict(), seed, version("anvi")]
+    per_gene = torch.bincount(cells.x.indices, cells.x.values.double(), minlength=len(setup.genes))
+    proteins = () if cells.y is None else (cells.y, cells.mask_row)
+    for tensor in (per_gene, cells.log_library, cells.label, cells.batch, *proteins):
+        digest.update(tensor.numpy())
+    facts = [setup.to_dict(), config.to_dict(), plan.to_dict(), *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 

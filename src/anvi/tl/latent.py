@@ -66,9 +66,9 @@ def latent(
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
         samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, random_state)
-        return xr.DataArray(
-            samples, dims=("sample", "obs", "latent"), coords={"obs": cells.names.astype(str)}, name=key
-        )
+        coords = {"obs": cells.names.astype(str)}
+        samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
+        return samples.reindex(obs=slots.home(data, fitted.setup).obs_names.astype(str).to_numpy())
     mean = _posterior.embed(fitted.on(where), cells).mean
     if not inplace:
         return slots.in_order_of(data, fitted.setup, cells.names, mean)

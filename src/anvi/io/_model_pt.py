@@ -1,0 +1,336 @@
+"""Read what `torch.save` wrote without unpickling it: nothing that the file names is imported or called.
+
+A pickle is a program, and the files of scvi-tools need its full power, so `torch.load(weights_only=True)` refuses them.
+Here the program is run by an interpreter of our own, in which a name such as `numpy.ndarray` is looked up in a table
+that holds a few functions of this file, all of which make plain data. A name that is not in the table ends the reading.
+Source: spec section 7.3.
+"""
+
+import math
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+_STORAGES = {
+    "torch FloatStorage": "<f4",
+    "torch DoubleStorage": "<f8",
+    "torch LongStorage": "<i8",
+    "torch BoolStorage": "?",
+}
+# The training history and, in object arrays, indices: read past, and not kept.
+_INERT = {
+    "builtins slice",
+    "pandas._libs.internals _unpickle_block",
+    "pandas.core.frame DataFrame",
+    "pandas.core.indexes.base Index",
+    "pandas.core.indexes.base _new_Index",
+    "pandas.core.indexes.numeric Float64Index",
+    "pandas.core.indexes.numeric Int64Index",
+    "pandas.core.indexes.range RangeIndex",
+    "pandas.core.internals.blocks new_block",
+    "pandas.core.internals.managers BlockManager",
+}
+_PRIMITIVES = (str, int, float, bool, type(None))
+
+
+class Inert:
+    """Stands for an object that is of no use here."""
+
+    __slots__ = ()
+
+
+def read_model_pt(path: Path) -> object:
+    """Read a file of `torch.save`: dicts, lists, tuples, numbers, text and numpy arrays (also in place of tensors).
+
+    Parameters
+    ----------
+    path
+        A file in torch's zip format (torch 1.6 or newer).
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, of another format, or names anything but plain data; the message says what.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Interpreter(_Records(archive, path)).run()
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+        raise ValueError(
+            f"{path} is not a whole file of torch's zip format ({error}). If it is complete, then a very old "
+            "scvi-tools saved it: load it there and save it again with a newer one."
+        ) from error
+
+
+class _Records:
+    """The records of the zip file by the name that they have inside its one folder."""
+
+    def __init__(self, archive: zipfile.ZipFile, path: Path):
+        self.archive = archive
+        self.path = path
+        programs = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+        if len(programs) != 1:
+            raise ValueError(f"{path} was not written by torch.save: it holds {len(programs) or 'no'} data.pkl.")
+        self.folder = programs[0].removesuffix("data.pkl")
+        there = f"{self.folder}byteorder" in archive.namelist()
+        self.byteorder = ">" if there and self.read("byteorder").strip() == b"big" else "<"
+
+    def read(self, name: str) -> bytes:
+        """One record; torch never compresses, so nothing can be larger than the file."""
+        try:
+            info = self.archive.getinfo(self.folder + name)
+        except KeyError:
+            raise ValueError(f"{self.path} is damaged: it lacks the record '{name}'.") from None
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{self.path}: the record '{name}' is compressed, which torch never does.")
+        return self.archive.read(info)
+
+
+class _Refused(Exception):
+    """The file asks for more than data."""
+
+
+class _Global:
+    """A name in the pickle that is known to the table; cannot be called."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class _Interpreter:
+    """Runs the pickle program on a stack of plain data; knows the instructions of protocols 2 to 5 that make data."""
+
+    def __init__(self, records: _Records):
+        self.records = records
+        self.stack: list = []
+        self.below: list[list] = []  # the stacks under each mark
+        self.memo: dict[int, object] = {}
+        self.storages: dict[str, np.ndarray] = {}
+
+    def run(self) -> object:
+        """The object that the program makes."""
+        path = self.records.path
+        try:
+            for opcode, argument, _ in pickletools.genops(self.records.read("data.pkl")):
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self._step(opcode.name, argument)
+        except _Refused as refusal:
+            raise ValueError(f"{path} is refused, and nothing in it was run: {refusal}.") from None
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
+            raise ValueError(f"{path} is damaged: its data.pkl makes no sense ({error}).") from error
+        raise ValueError(f"{path} is damaged: its data.pkl has no end.")
+
+    def _step(self, name: str, argument) -> None:
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _LAST_AS_TUPLE:
+            n = _LAST_AS_TUPLE[name]
+            self.stack[-n:] = [tuple(self.stack[-n:])]
+        elif name in _FILLS:
+            kind, fill, n = _FILLS[name]
+            items = self._since_mark() if n is None else [self.stack.pop() for _ in range(n)][::-1]
+            if type(self.stack[-1]) is not kind:
+                raise TypeError(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} is filled")
+            fill(self.stack[-1], items)
+        elif name not in ("PROTO", "FRAME"):
+            action = getattr(self, f"_{name.lower()}", None)
+            if action is None:
+                raise _Refused(f"its pickle uses the instruction {name}, which data do not need")
+            action(argument)
+
+    def _mark(self, _) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def _since_mark(self) -> list:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def _pop(self, _) -> None:
+        self.stack.pop()
+
+    def _pop_mark(self, _) -> None:
+        self._since_mark()
+
+    def _tuple(self, _) -> None:
+        items = tuple(self._since_mark())
+        self.stack.append(items)
+
+    def _binput(self, argument: int) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def _memoize(self, _) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _binget(self, argument: int) -> None:
+        self.stack.append(self.memo[argument])
+
+    _long_binput, _long_binget = _binput, _binget
+
+    # names, and what is done with them
+
+    def _global(self, argument: str) -> None:
+        self._name(*argument.split(" ", 1))
+
+    def _stack_global(self, _) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise _Refused("its pickle names something by a value that is no text")
+        self._name(module, name)
+
+    def _name(self, module: str, name: str) -> None:
+        # __builtin__ is what protocol 2 writes, numpy.core what numpy wrote before version 2
+        full = re.sub(r"^__builtin__ ", "builtins ", re.sub(r"^numpy\.core\.", "numpy._core.", f"{module} {name}"))
+        if full not in _CONSTRUCTORS and full not in _STORAGES and full not in _INERT:
+            raise _Refused(
+                f"its pickle asks for '{module}.{name}', which is not among the plain data that a scvi-tools model is "
+                "made of (a callable that was passed to the model, such as var_activation, cannot be imported)"
+            )
+        self.stack.append(_Global(full))
+
+    def _reduce(self, _) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Global or type(arguments) is not tuple:
+            raise _Refused("its pickle calls something that is not a name")
+        if function.name in _STORAGES:
+            raise _Refused(f"its pickle calls '{function.name.replace(' ', '.')}'")
+        inert = function.name in _INERT
+        self.stack.append(Inert() if inert else _CONSTRUCTORS[function.name](*arguments))
+
+    _newobj = _reduce
+
+    def _build(self, _) -> None:
+        """Fill an array with its numbers; what would be put into anything else is of no use."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, np.ndarray):
+            _fill(target, state)
+        elif isinstance(target, np.dtype):
+            if state[1] == ">":
+                raise ValueError("an array with its bytes in reverse order")
+        elif not isinstance(target, Inert | dict):
+            raise _Refused(f"its pickle fills a {type(target).__name__}")
+
+    def _binpersid(self, _) -> None:
+        """The numbers of a tensor, which lie in a record of their own."""
+        kind, storage, key, _, n = self.stack.pop()
+        if kind != "storage" or type(storage) is not _Global or storage.name not in _STORAGES:
+            raise _Refused(f"a tensor is stored as {getattr(storage, 'name', type(storage).__name__)!r}")
+        if type(key) is not str or not key.isdigit():
+            raise ValueError(f"{key!r} is not the name of a record of numbers")
+        if key not in self.storages:
+            dtype = np.dtype(_STORAGES[storage.name]).newbyteorder(self.records.byteorder)
+            values = np.frombuffer(self.records.read(f"data/{key}"), dtype)
+            self.storages[key] = values.astype(dtype.newbyteorder("="), copy=False)
+        if len(self.storages[key]) < n:
+            raise ValueError(f"the record 'data/{key}' holds {len(self.storages[key])} numbers of {n}")
+        self.stack.append(self.storages[key])
+
+
+def _pairs(items: list) -> zip:
+    return zip(items[::2], items[1::2], strict=True)
+
+
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_CONSTANTS: dict[str, Callable[[], object]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+_LAST_AS_TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# what is filled, how, and by how many values of the stack; None: all since the mark
+_FILLS: dict[str, tuple[type, Callable, int | None]] = {
+    "APPEND": (list, list.extend, 1),
+    "APPENDS": (list, list.extend, None),
+    "SETITEM": (dict, lambda target, items: target.update(_pairs(items)), 2),
+    "SETITEMS": (dict, lambda target, items: target.update(_pairs(items)), None),
+}
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
+    """A view of a storage; checked here, because numpy would look beyond its end."""
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or len(size) != len(stride):
+        raise ValueError("a tensor that is not a view of numbers")
+    _check_natural(offset, *size, *stride)
+    if math.prod(size) > len(storage):
+        raise ValueError("a tensor that is larger than its numbers")
+    if math.prod(size) == 0:
+        return np.zeros(size, storage.dtype)
+    if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):
+        raise ValueError("a tensor that goes beyond its numbers")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+def _check_natural(*numbers: int) -> None:
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("a shape that is none")
+
+
+def _dtype(code: str, *_) -> np.dtype:
+    if not re.fullmatch(r"[<|=]?(\?|[bifuO]\d{0,2}|[SU][1-9]\d{0,5})", code):
+        raise _Refused(f"an array has the type {code!r}")
+    return np.dtype(code)
+
+
+def _new_array(*_) -> np.ndarray:
+    return np.empty(0, dtype=bool)
+
+
+def _fill(array: np.ndarray, state: tuple) -> None:
+    _, shape, dtype, fortran, values = state
+    _check_natural(*shape)
+    n = math.prod(shape)
+    if array.size:  # it may have views by now, which numpy would leave without memory
+        raise ValueError("an array that is filled twice")
+    if dtype.hasobject:
+        if not isinstance(values, list) or len(values) != n:
+            raise ValueError("an array of objects without its objects")
+        strange = {type(value).__name__ for value in values if type(value) not in _PRIMITIVES}
+        if strange:
+            raise _Refused(f"an array holds objects of the type {', '.join(sorted(strange))}")
+    elif not isinstance(values, bytes) or len(values) != n * dtype.itemsize:
+        raise ValueError("an array without its numbers")
+    array.__setstate__((1, shape, dtype, bool(fortran), values))
+
+
+def _scalar(dtype: np.dtype, value: bytes = b"") -> object:
+    if dtype.hasobject or len(value) != dtype.itemsize:
+        raise ValueError("a number without its value")
+    return np.frombuffer(value, dtype)[0].item()
+
+
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise _Refused(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_CONSTRUCTORS: dict[str, Callable] = {
+    "_codecs encode": _encoded,
+    "builtins bytes": lambda: b"",
+    "builtins dict": lambda: {},
+    "collections OrderedDict": lambda items=(): dict(items),
+    "collections defaultdict": lambda factory=None: {},
+    "numpy dtype": _dtype,
+    "numpy ndarray": _new_array,
+    "numpy._core.multiarray _reconstruct": _new_array,
+    "numpy._core.multiarray scalar": _scalar,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+}

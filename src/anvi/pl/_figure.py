@@ -1,0 +1,120 @@
+"""What figures share: where they are drawn, when they are shown, points and colours of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNLABELLED = "#dcdcdc"
+"""Cells without a label, and entries without a value."""
+RASTER_CELLS = 10_000
+"""A vector file with more points than this is slow to open: they become an image inside it."""
+_FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}  # those that cannot show anything
+
+
+def new_figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure in inches whose layout leaves room for what stands outside the axes; axes as a 2-d array."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(n_rows, n_columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes] | None:
+    """The user's Axes as a list of `n`.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer.
+    """
+    if ax is None:
+        return None
+    given = [ax] if hasattr(ax, "plot") else list(np.ravel(ax))
+    if len(given) != n:
+        raise ValueError(f"ax= must hold {n} Axes, one for each of {what}; got {len(given)}.")
+    return given
+
+
+def finish(fig: Figure, axes, *, show: bool | None, return_fig: bool, own: bool):
+    """Show a figure or hand it back, as scanpy's plots do.
+
+    Parameters
+    ----------
+    fig, axes
+        What was drawn.
+    show
+        None: where the backend has a screen, and the figure is ours.
+    return_fig
+        Hand back the figure instead, not shown.
+    own
+        Whether the figure was made here, not by the user.
+    """
+    if return_fig:
+        return fig
+    if can_show(own) if show is None else show:
+        from matplotlib import pyplot as plt
+
+        plt.show()
+        return None
+    return axes
+
+
+def can_show(own: bool) -> bool:
+    """Whether `show=None` means True."""
+    from matplotlib import get_backend
+
+    return own and get_backend().lower() not in _FILE_BACKENDS
+
+
+def point_style(n_cells: int) -> dict:
+    """Size, opacity and kind of points, so that few cells can be seen and many do not hide each other."""
+    size = float(np.clip(40_000 / max(n_cells, 1), 0.6, 22))
+    alpha = float(np.clip(1.15 - 0.1 * np.log10(max(n_cells, 1)), 0.5, 0.9))
+    return {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": n_cells > RASTER_CELLS}
+
+
+def class_colors(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+    """One colour per name: the known ones, and for the rest those of scanpy's palettes that are still free.
+
+    The palettes have 20, 28 and 102 colours; with more names than that, colours repeat.
+    """
+    rest = [name for name in names if name not in known]
+    colors = {name: known[name] for name in names if name in known}
+    if not rest:
+        return colors
+    from matplotlib.colors import to_hex
+    from scanpy.plotting import palettes
+
+    taken = {to_hex(color) for color in colors.values()}
+    for palette in (palettes.default_20, palettes.default_28, palettes.default_102):
+        free = [to_hex(color) for color in palette if to_hex(color) not in taken]
+        free.sort(key=_pale)  # stable: pale ones last, they look like cells without a label
+        if len(free) >= len(rest):
+            break
+    return colors | {name: free[i % len(free)] for i, name in enumerate(rest)}
+
+
+def _pale(color: str) -> bool:
+    from matplotlib.colors import to_rgb
+
+    return min(to_rgb(color)) > 0.7
+
+
+def shorten(name: str, length: int = 32) -> str:
+    """A name that does not push everything else out of a figure; the middle goes, since both ends tell types apart."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) * 2 // 3
+    return f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def text_color(background) -> str:
+    """Black or white, whichever can be read on a colour."""
+    red, green, blue = background[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"

@@ -1,0 +1,162 @@
+"""pp.check."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from anvi._data import containers
+from anvi._data.cells import read_cells
+from anvi._data.containers import Data
+from anvi._data.setup import find_setup, label_column
+
+
+@dataclass
+class Report:
+    """What :func:`check` found; shows itself as one screen of text."""
+
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What a fit would refuse, each with its remedy."""
+    notes: list[str] = field(default_factory=list)
+    """What a fit would accept but you may want to know."""
+    cells_per_batch: pd.Series | None = None
+    labels: pd.Series | None = None
+    panels: pd.DataFrame | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether a fit would start."""
+        return not self.problems
+
+    def __repr__(self) -> str:
+        lines = [*self.facts]
+        if self.labels is not None:
+            lines.append("labelled cells: " + ", ".join(f"{name} {count}" for name, count in self.labels.items()))
+        if self.panels is not None:
+            lines.append("measured proteins by panel:")
+            lines += [f"  {name}: {row.sum()} of {len(row)}" for name, row in self.panels.T.iterrows()]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"PROBLEM: {problem}" for problem in self.problems]
+        lines.append("ready to fit" if self.ok else f"{len(self.problems)} problem(s) to solve before a fit")
+        return "\n".join(lines)
+
+
+def check(
+    data: Data,
+    *,
+    labels_key: str | None = "cell_type",
+    batch_key: str | None = None,
+    panel_key: str | None = None,
+    unlabeled_category: str = "Unknown",
+    missing: str = "auto",
+    layer: str | dict[str, str] | None = None,
+    rna_mod: str = "rna",
+    prot_mod: str = "prot",
+    prot_obsm: str | None = None,
+) -> Report:
+    """Look at an object as a fit would, without training and without writing anything.
+
+    Parameters
+    ----------
+    data
+        MuData or AnnData.
+    labels_key
+        Column with cell types; None for models without labels.
+    batch_key, panel_key, unlabeled_category, missing, layer, rna_mod, prot_mod, prot_obsm
+        As in the fits.
+
+    Returns
+    -------
+    :class:`Report`: modalities, counts, cells per batch, proteins by panel, labels, and the problems that would stop a
+    fit, each with its remedy.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.pp.check(mdata, batch_key="batch").ok
+    True
+    """
+    containers.check_type(data)
+    report = Report(facts=[_shape(data)])
+    mods = (rna_mod, prot_mod)
+    proteins = prot_obsm is not None if isinstance(data, AnnData) else prot_mod in data.mod
+    where = {
+        "proteins": proteins,
+        "unlabeled_category": unlabeled_category,
+        "missing": missing,
+        "layer": layer,
+        "rna_mod": rna_mod,
+        "prot_mod": prot_mod,
+        "prot_obsm": prot_obsm,
+    }
+    # every key is looked at by itself, so that one problem does not hide the next
+    labels = labels_key is None or _tried(report, lambda: find_setup(data, labels_key=labels_key, **where))
+    batches = batch_key is None or _tried(report, lambda: find_setup(data, batch_key=batch_key, **where))
+    panels = panel_key is None or _tried(report, lambda: find_setup(data, panel_key=panel_key, **where))
+    if labels and labels_key is not None:
+        report.labels = label_column(data, labels_key, unlabeled_category, mods).value_counts()
+        n_cells = len(containers.modality(data, rna_mod, "rna_mod").obs_names)
+        report.facts.append(f"labels in '{labels_key}': {report.labels.sum()} of {n_cells} cells, {len(report.labels)} classes")
+        _label_notes(report)
+    setup = _tried(
+        report,
+        lambda: find_setup(
+            data,
+            labels_key=labels_key if labels else None,
+            batch_key=batch_key if batches else None,
+            panel_key=panel_key if panels else None,
+            **where,
+        ),
+    )
+    if not setup:
+        return report
+    if batch_key and batches:
+        column = containers.text_column(data, batch_key, "batch_key", mods)
+        report.cells_per_batch = column.value_counts()
+        report.facts.append("cells by batch: " + ", ".join(f"{name} {n}" for name, n in report.cells_per_batch.items()))
+    if setup.joint:
+        report.panels = pd.DataFrame(np.array(setup.measured).T, index=setup.proteins, columns=list(setup.panels))
+    cells = _tried(report, lambda: read_cells(data, setup))
+    if cells and setup.joint:
+        n_some = int(cells.measured.any(1).sum())
+        report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")
+    _name_notes(report, data, mods)
+    return report
+
+
+def _tried(report: Report, step: Callable):
+    """The result of a step, or None with its error among the problems (once)."""
+    try:
+        return step()
+    except (KeyError, ValueError, TypeError) as error:
+        text = str(error.args[0])
+        if text not in report.problems:
+            report.problems.append(text)
+        return None
+
+
+def _shape(data: Data) -> str:
+    if isinstance(data, AnnData):
+        return f"AnnData: {data.n_obs} cells x {data.n_vars} features"
+    parts = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in data.mod.items())
+    return f"MuData: {data.n_obs} cells; {parts}"
+
+
+def _label_notes(report: Report) -> None:
+    rare = report.labels[report.labels < 10]
+    if len(rare):
+        report.notes.append("fewer than 10 labelled cells of " + ", ".join(map(repr, rare.index)))
+    if any("/" in name for name in report.labels.index):
+        report.notes.append("class names with '/' are written with '|' in the columns of obsm")
+
+
+def _name_notes(report: Report, data: Data, mods: tuple[str, ...]) -> None:
+    if isinstance(data, MuData) and all(mod in data.mod for mod in mods):
+        shared = data.mod[mods[0]].var_names.intersection(data.mod[mods[1]].var_names)
+        if len(shared):
+            report.notes.append(f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here")

@@ -1,0 +1,362 @@
+"""The contract of design.md: who may import whom, what public functions look like, what no file may hold."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import anvi as av
+from anvi.nn import Config
+
+SOURCE = Path(av.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = [str(file.relative_to(SOURCE)) for file in FILES]
+EVERY_FILE = pytest.mark.parametrize("file", FILES, ids=NAMES)
+
+FITS = ("scvi", "scanvi", "totalvi", "totalanvi")
+NAMESPACES = ("tl", "pp", "get", "pl")
+
+
+def public(namespace: str) -> list:
+    """The public functions of a namespace."""
+    module = getattr(av, namespace)
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    found = [(name, getattr(module, name)) for name in names]
+    return [
+        pytest.param(function, id=f"{namespace}.{name}")
+        for name, function in found
+        if inspect.isfunction(function) and function.__module__.startswith("anvi.")
+    ]
+
+
+FUNCTIONS = [function for namespace in NAMESPACES for function in public(namespace)]
+EVERY_FUNCTION = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+def imports(file: Path, *, inside: bool) -> set[str]:
+    """Modules that a file imports, relative ones resolved; with `inside`, also in functions."""
+    tree = ast.parse(file.read_text())
+    package = ["anvi", *file.relative_to(SOURCE).parent.parts]
+    found = set()
+    for node in ast.walk(tree) if inside else at_module_level(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.add(module)
+            found |= {f"{module}.{alias.name}" for alias in node.names if module.startswith("anvi")}
+    return found
+
+
+def at_module_level(tree: ast.AST):
+    """Nodes that run when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from at_module_level(node)
+
+
+def top(modules: set[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+def room(module: str) -> str:
+    """The part of the package that a module belongs to: `_data`, `nn`, `_model`, ..."""
+    return module.split(".")[1] if module.count(".") else ""
+
+
+# imports ----------------------------------------------------------------------------------------------------------
+
+STDLIB = set(sys.stdlib_module_names) | {"__future__"}
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "nn").glob("*.py")), ids=lambda file: file.name)
+def test_the_network_imports_torch_only(file):
+    found = imports(file, inside=True)
+    assert top(found) - STDLIB <= {"torch", "anvi"}
+    assert {room(module) for module in found if module.startswith("anvi")} <= {"nn"}
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "pl").glob("*.py")), ids=lambda file: file.name)
+def test_plots_read_slots_only(file):
+    found = imports(file, inside=True)
+    assert "torch" not in top(found)
+    assert {room(module) for module in found if module.startswith("anvi")} <= {"pl", "settings", "_data"}
+    data = {module for module in found if module.startswith("anvi._data")}
+    assert {module.split(".")[2] for module in data if module.count(".") > 1} <= {"slots", "containers", "setup"}
+
+
+@EVERY_FILE
+def test_heavy_packages_are_imported_where_they_are_used(file):
+    assert not top(imports(file, inside=False)) & {"scanpy", "muon", "captum", "matplotlib", "seaborn", "sklearn", "IPython"}
+
+
+# what each part may use; what is not here, nobody but the front doors may use
+ALLOWED = {
+    "nn": {"nn"},
+    "settings": {"settings"},
+    "datasets": {"datasets", "settings"},
+    "_data": {"_data", "nn"},
+    "_fit": {"_fit", "_data", "nn", "settings"},
+    "_model": {"_model", "_data", "nn"},
+    "_posterior": {"_posterior", "_model", "_data", "nn"},
+    "pp": {"pp", "_data"},
+    "tl": {"tl", "_posterior", "_model", "_fit", "_data", "nn", "settings"},
+    "get": {"get", "_model", "_data"},
+    "pl": {"pl", "_data", "settings"},
+    "io": {"io", "_model", "_data", "nn", "settings"},
+}
+FRONT_DOORS = ("__init__", "__main__")
+
+
+@EVERY_FILE
+def test_arrows_go_one_way(file):
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    if parts[0] in FRONT_DOORS:
+        return
+    used = {room(module) for module in imports(file, inside=True) if module.startswith("anvi.")}
+    assert used <= ALLOWED[parts[0]]
+
+
+def test_the_layers_have_no_cycle():
+    order = ["nn", "settings", "datasets", "_data", "_model", "_fit", "_posterior", "pp", "tl", "get", "pl", "io"]
+    assert set(order) == set(ALLOWED)
+    for part, used in ALLOWED.items():
+        assert all(order.index(other) <= order.index(part) for other in used), part
+
+
+def test_import_is_light():
+    code = (
+        "import sys, json, anvi; print(json.dumps([name for name in "
+        "('scanpy', 'muon', 'captum', 'matplotlib', 'sklearn', 'seaborn', 'numba') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning:anvi", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+    assert done.stderr == ""
+
+
+# signatures -------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_functions_to_look_at():
+    assert len(FUNCTIONS) >= 6 + 2 + 3
+
+
+@EVERY_FUNCTION
+def test_signature(function):
+    parameters = list(inspect.signature(function).parameters.values())
+    assert parameters[0].name == "data" and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
+    assert len(positional) <= 3
+    assert not any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    by_name = {p.name: p for p in parameters}
+    for name, default in (("copy", False), ("inplace", True)):
+        if name in by_name:
+            assert by_name[name].kind is inspect.Parameter.KEYWORD_ONLY and by_name[name].default is default
+    assert not {"adata", "mdata", "seed", "verbose", "silent", "n_jobs"} & set(by_name)
+    if "random_state" in by_name:
+        assert by_name["random_state"].default == 0 and by_name["random_state"].kind is inspect.Parameter.KEYWORD_ONLY
+    if "device" in by_name:
+        assert by_name["device"].default == "auto"
+    hints = inspect.get_annotations(function)
+    untyped = [p.name for p in parameters if p.name not in hints and p.kind is not p.VAR_KEYWORD]
+    assert not untyped
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fits(name):
+    parameters = inspect.signature(getattr(av.tl, name)).parameters
+    assert "copy" in parameters and "inplace" not in parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == (["data", "labels_key"] if name.endswith("anvi") else ["data"])
+    common = (
+        "batch_key layer categorical_covariate_keys continuous_covariate_keys size_factor_key n_latent gene_likelihood "
+        "dispersion max_epochs batch_size lr train_size early_stopping device random_state key_added copy"
+    ).split()
+    assert set(common) <= set(parameters)
+    assert parameters["batch_key"].default is None and parameters["key_added"].default is None
+    if name.endswith("anvi"):
+        assert parameters["labels_key"].default == "cell_type"
+        assert parameters["unlabeled_category"].default == "Unknown"
+        assert {"init", "classification_ratio", "label_prior", "linear_classifier"} <= set(parameters)
+    if "total" in name:
+        assert parameters["missing"].default == "auto" and {"panel_key", "rna_mod", "prot_mod", "prot_obsm"} <= set(parameters)
+    assert parameters["rna_mod"].default == "rna"
+
+
+def test_the_four_fits_agree_where_they_share():
+    seen = {}
+    for name in FITS:
+        for parameter in inspect.signature(getattr(av.tl, name)).parameters.values():
+            told = seen.setdefault(parameter.name, parameter)
+            assert (told.default, told.annotation, told.kind) == (parameter.default, parameter.annotation, parameter.kind)
+
+
+@pytest.mark.parametrize("name", ["latent", "predict"])
+def test_questions(name):
+    parameters = inspect.signature(getattr(av.tl, name)).parameters
+    assert {"model", "key_added", "inplace"} <= set(parameters) and "copy" not in parameters
+    assert parameters["model"].default is None
+
+
+def test_options_that_are_not_in_the_signature_are_those_of_network_and_training():
+    from anvi._fit.plan import Plan
+    from anvi._fit.start import SIZES
+    from anvi.tl._fit import Options
+
+    named = set(inspect.signature(av.tl.totalanvi).parameters) | set(SIZES)
+    there = {*Config.__dataclass_fields__, *Plan.__dataclass_fields__}
+    listed = set(Options.__annotations__)
+    assert listed <= there
+    internal = {"background_scale", "classifier_softmax"}  # of models that come from elsewhere
+    assert there - named - listed == internal
+
+
+# docstrings -------------------------------------------------------------------------------------------------------
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of a numpydoc docstring."""
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(text), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@EVERY_FUNCTION
+def test_docstring(function):
+    found = sections(function.__doc__)
+    assert {"Parameters", "Returns", "Examples"} <= set(found)
+    assert inspect.cleandoc(function.__doc__).splitlines()[0].endswith(".")
+    assert not re.search(r"\{(data|rna_data|labels|panels|rna_mod|mods|fit|raises)\}", function.__doc__)
+    described = set()
+    for line in found["Parameters"].splitlines():
+        if line and not line.startswith(" "):
+            assert ":" not in line, f"types belong in the signature: {line}"
+            described |= {name.strip().lstrip("*") for name in line.split(",")}
+    assert described == set(inspect.signature(function).parameters)
+    assert ">>> " in found["Examples"]
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fits_list_their_slots(name):
+    found = sections(getattr(av.tl, name).__doc__)
+    slots = [f"obsm['X_{name}'", f"obs['{name}_split']", f"uns['{name}']"]
+    if name.endswith("anvi"):
+        slots += [f"obs['{name}_prediction']", f"obs['{name}_confidence']", f"obsm['{name}_proba']"]
+    assert all(slot in found["Returns"] for slot in slots)
+    assert found["Returns"].startswith("Depending on `copy`, returns or updates `data`")
+    assert "Raises" in found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("name", [name for name, file in zip(NAMES, FILES, strict=True) if ">>> " in file.read_text()])
+def test_examples_run(name):
+    """Every example in a docstring gives what it says."""
+    module = importlib.import_module("anvi." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with av.settings.override(verbosity=0):
+        result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 0 and result.failed == 0
+
+
+# names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["", "tl", "pp", "pl", "nn", "get", "datasets"])
+def test_all_is_sorted_and_complete(module):
+    module = importlib.import_module(f"anvi.{module}".rstrip("."))
+    constants_first = sorted(module.__all__, key=lambda name: (not name.isupper(), name))  # as isort has it
+    assert module.__all__ in (sorted(module.__all__), constants_first)
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and getattr(value, "__module__", "").startswith(module.__name__)
+    }
+    assert own <= set(module.__all__)
+
+
+def test_everything_of_the_front_page_is_there():
+    assert set(av.__all__) >= {"Model", "__version__", "datasets", "get", "nn", "pl", "pp", "settings", "tl"}
+    assert set(av.tl.__all__) >= {"latent", "predict", *FITS}
+    assert {"model", "proba", "history"} <= set(av.get.__all__)
+
+
+def test_settings():
+    assert {"device", "progress", "verbosity", "data_dir"} <= set(vars(av.settings))
+    with pytest.raises(AttributeError, match="settings has no option 'devise'; there are: device"):
+        av.settings.devise = "cpu"
+    before = vars(av.settings).copy()
+    with pytest.raises(RuntimeError), av.settings.override(verbosity=0, device="cuda:1"):
+        assert av.settings.verbosity == 0 and av.settings.device == "cuda:1"
+        raise RuntimeError
+    assert vars(av.settings) == before
+    with pytest.raises(AttributeError), av.settings.override(verbosity=0, devise="cpu"):
+        pass
+    assert vars(av.settings) == before
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", av.__version__)
+
+
+# files ------------------------------------------------------------------------------------------------------------
+
+
+@EVERY_FILE
+def test_a_file_can_be_read_in_one_sitting(file):
+    assert len(file.read_text().splitlines()) <= 350
+
+
+@EVERY_FILE
+def test_a_file_says_what_it_is_for(file):
+    assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+@EVERY_FILE
+def test_what_no_file_may_hold(file):
+    tree = ast.parse(file.read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    front_door = file.name == "__main__.py"
+    forbidden = {"eval", "exec", "torch.load", "torch.save", "pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps"}
+    forbidden |= {"torch.manual_seed", "np.random.seed", "mudata.set_options", "exit", "quit"}
+    forbidden |= set() if front_door else {"print", "sys.exit"}
+    assert not called & forbidden
+    assert not top(imports(file, inside=True)) & {"pickle", "dill", "joblib", "lightning", "pyro", "dask"}
+
+
+@EVERY_FILE
+def test_the_global_random_state_is_nobodys(file):
+    drawn = re.findall(r"np\.random\.(\w+)", file.read_text())
+    assert set(drawn) <= {"default_rng", "SeedSequence", "Generator"}
+
+
+def test_nothing_but_slots_writes_into_the_users_object():
+    """Assignments to obs, obsm, uns, ... are in `_data/slots.py` (and where data are made or drawn)."""
+    written = re.compile(r"\.(obs|obsm|uns|varm|varp|obsp|layers)\[[^]]+\] = ")
+    found = [name for name, file in zip(NAMES, FILES, strict=True) if written.search(file.read_text())]
+    allowed = {"_data/slots.py", "datasets.py", "pp/panels.py", "pl/embedding.py"}
+    assert set(found) <= allowed
+
+
+def test_config_is_json_able():
+    config = Config(n_genes=3, n_categories=(2, 3))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert np.isscalar(config.prior_floor)

@@ -1,0 +1,680 @@
+import ast
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData, read_h5ad
+from helpers import assert_same, cite, contents, quiet_mudata
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from mudata import MuData, read_h5mu
+
+import anvi as av
+from anvi.pl import _figure, _slots
+from anvi.pl.history import robust_limits
+
+matplotlib.use("Agg")
+PLOTS = ["predictions", "history", "confusion", "panels"]
+SLASH = "NK/T"
+
+
+@pytest.fixture(scope="module")
+def fits() -> MuData:
+    """totalanvi in the global slots, scanvi in the RNA modality, a class with "/": never written to."""
+    mdata = cite(600)
+    for column in ("cell_type", "true_cell_type"):
+        mdata.obs[column] = mdata.obs[column].cat.rename_categories({"NK": SLASH})
+    with warnings.catch_warnings(), av.settings.override(progress=False, device="cpu", verbosity=0):
+        warnings.filterwarnings("ignore", message="Class names with '/'")
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=6)
+        av.tl.scanvi(mdata, batch_key="batch", max_epochs=2)
+    rng = np.random.default_rng(0)
+    mdata.obsm["X_umap"] = rng.normal(size=(600, 2)).astype(np.float32)
+    return mdata
+
+
+@pytest.fixture
+def mdata(fits) -> MuData:
+    """A copy that may be changed."""
+    return fits.copy()
+
+
+@pytest.fixture(scope="module")
+def from_file(fits, tmp_path_factory) -> MuData:
+    """The same, written and read."""
+    path = tmp_path_factory.mktemp("pl") / "fits.h5mu"
+    with quiet_mudata():
+        fits.write(path)
+        return read_h5mu(path)
+
+
+@pytest.fixture(scope="module")
+def adata(fits) -> AnnData:
+    """The RNA modality alone, with the labels: an AnnData that was fitted."""
+    adata = fits["rna"].copy()
+    adata.obs["cell_type"] = fits.obs["cell_type"]
+    return adata
+
+
+@pytest.fixture(autouse=True)
+def close():
+    """Every test starts without figures."""
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+def fake(n_obs=400, n_classes=30, n_proteins=200, n_panels=4) -> MuData:
+    """What a fit leaves behind, without a fit: as many classes, proteins and cells as one likes."""
+    rng = np.random.default_rng(0)
+    classes = sorted([SLASH, *(f"type {i}" for i in range(n_classes - 1))])
+    truth = rng.integers(n_classes, size=n_obs)
+    guess = np.where(rng.random(n_obs) < 0.8, truth, rng.integers(n_classes, size=n_obs))
+    cells = pd.Index([f"c{i}" for i in range(n_obs)])
+    panels = [f"panel {i}" for i in range(n_panels)]
+    panel = rng.integers(n_panels, size=n_obs)
+    mods = {
+        "rna": AnnData(np.zeros((n_obs, 3), np.float32), obs=pd.DataFrame(index=cells)),
+        "prot": AnnData(
+            np.zeros((n_obs, n_proteins), np.float32),
+            obs=pd.DataFrame(index=cells),
+            var=pd.DataFrame(index=[f"P{i}" for i in range(n_proteins)]),
+        ),
+    }
+    mods["rna"].var_names = ["P0", "G1", "G2"]
+    with quiet_mudata():
+        mdata = MuData(mods)
+    labels = np.array(classes, dtype=object)[truth]
+    labels[rng.random(n_obs) < 0.5] = "Unknown"
+    mdata.obs["cell_type"] = pd.Categorical(labels)
+    mdata.obs["batch"] = pd.Categorical.from_codes(panel, panels)
+    mdata.obs["totalanvi_prediction"] = pd.Categorical.from_codes(guess, classes)
+    mdata.obs["totalanvi_confidence"] = rng.random(n_obs).astype(np.float32)
+    mdata.obs["totalanvi_split"] = pd.Categorical(np.where(rng.random(n_obs) < 0.3, "validation", "train"))
+    mdata.obsm["X_totalanvi"] = rng.normal(size=(n_obs, 5)).astype(np.float32)
+    mdata.obsm["X_umap"] = rng.normal(size=(n_obs, 2)).astype(np.float32)
+    measured = rng.random((n_panels, n_proteins)) < 0.7
+    setup = {
+        "proteins": list(mods["prot"].var_names),
+        "rna_mod": "rna",
+        "prot_mod": "prot",
+        "batch_key": "batch",
+        "panel_key": None,
+        "labels_key": "cell_type",
+        "unlabeled_category": "Unknown",
+        "classes": classes,
+        "panels": panels,
+        "measured": measured.tolist(),
+    }
+    mdata.uns["totalanvi"] = {"model": {"config": json.dumps({"setup": setup})}}
+    return mdata
+
+
+def color_of_points(ax: Axes, cells: np.ndarray, plane: np.ndarray) -> list[str]:
+    """The colour in which cells of known coordinates are drawn."""
+    drawn = {}
+    for points in ax.collections:
+        if len(points.get_offsets()):
+            colors = np.broadcast_to(points.get_facecolors(), (len(points.get_offsets()), 4))
+            drawn |= {tuple(xy): to_hex(color) for xy, color in zip(points.get_offsets().tolist(), colors, strict=True)}
+    return [drawn[tuple(plane[cell].astype(float).tolist())] for cell in cells]
+
+
+def legend_names(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def inside(fig: Figure) -> bool:
+    """Whether nothing is cut off."""
+    fig.draw_without_rendering()
+    box = fig.get_tightbbox()
+    width, height = fig.get_size_inches()
+    return box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
+
+
+# --- what holds for all plots
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_every_plot_on_mudata_in_memory_and_from_a_file(plot, fits, from_file):
+    for data in (fits, from_file):
+        before = contents(data)
+        fig = getattr(av.pl, plot)(data, model="totalanvi", return_fig=True)
+        assert isinstance(fig, Figure)
+        assert_same(contents(data), before)
+    assert inside(fig)
+
+
+@pytest.mark.parametrize("plot", ["predictions", "history", "confusion"])
+def test_a_model_of_one_modality(plot, fits, from_file):
+    for data in (fits, from_file):
+        before = contents(data)
+        assert isinstance(getattr(av.pl, plot)(data, model="scanvi", return_fig=True), Figure)
+        assert_same(contents(data), before)
+
+
+@pytest.mark.parametrize("plot", ["predictions", "history", "confusion"])
+def test_anndata(plot, adata, tmp_path):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for data in (adata, read_h5ad(tmp_path / "a.h5ad")):
+        before = contents(data)
+        assert isinstance(getattr(av.pl, plot)(data, return_fig=True), Figure)
+        assert_same(contents(data), before)
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_returns_axes_without_a_screen_and_none_when_shown(plot, fits, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    draw = getattr(av.pl, plot)
+    axes = draw(fits, model="totalanvi")
+    assert all(isinstance(ax, Axes) for ax in np.ravel(axes))
+    assert not shown and plt.get_fignums() == [1]  # one figure, no more
+    assert draw(fits, model="totalanvi", show=True) is None
+    assert shown == [True]
+
+
+def test_show_none_shows_where_there_is_a_screen(monkeypatch):
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    assert _figure.can_show(own=True)
+    assert not _figure.can_show(own=False)  # a figure of the user, who shows it when it is complete
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_nothing_fitted_names_the_next_command(plot):
+    with pytest.raises(KeyError, match=r"run av\.tl\.totalanvi\(mdata\)"):
+        getattr(av.pl, plot)(cite())
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("plot", ["predictions", "history", "confusion"])
+def test_several_fits_are_listed(plot, fits):
+    with pytest.raises(ValueError, match="'totalanvi', 'scanvi'"):
+        getattr(av.pl, plot)(fits)
+    with pytest.raises(KeyError, match="'other' is no fitted model of this object; there are: 'totalanvi', 'scanvi'"):
+        getattr(av.pl, plot)(fits, model="other")
+    with pytest.raises(TypeError, match="key of a fit"):
+        getattr(av.pl, plot)(fits, model=3)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_only_mudata_and_anndata(plot):
+    with pytest.raises(TypeError, match="MuData or an AnnData"):
+        getattr(av.pl, plot)(pd.DataFrame())
+
+
+def test_plots_need_neither_torch_nor_the_model():
+    folder = Path(av.pl.__file__).parent
+    for file in folder.glob("*.py"):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert not any(name.split(".")[0] == "torch" or name.endswith("_model") for name in names), file.name
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        heavy = {"matplotlib", "scanpy"}
+        assert not any((getattr(node, "module", None) or node.names[0].name).split(".")[0] in heavy for node in top)
+
+
+def test_dicts_of_others_are_not_fits():
+    adata = AnnData(np.zeros((3, 2), np.float32))
+    adata.uns["theirs"] = {"model": {"config": "yaml: yes"}}
+    adata.uns["plain"] = {"model": "a name"}
+    assert _slots.fitted(adata) == {}
+    adata.uns["broken"] = {"model": {"config": "{", "weights": np.zeros(3)}}
+    with pytest.raises(ValueError, match=r"uns\['broken'\] is damaged"):
+        _slots.fitted(adata)
+
+
+# --- predictions
+
+
+def test_predictions_have_one_colour_per_class_in_both_panels(fits):
+    labels, prediction, _ = av.pl.predictions(fits, model="totalanvi")
+    plane = fits.obsm["X_umap"]
+    agree = np.flatnonzero(fits.obs["cell_type"].astype(str) == fits.obs["totalanvi_prediction"].astype(str))
+    assert len(agree)
+    assert color_of_points(labels, agree, plane) == color_of_points(prediction, agree, plane)
+    names = fits.obs["totalanvi_prediction"].to_numpy(dtype=object)
+    colors = color_of_points(prediction, np.arange(len(names)), plane)
+    assert len(set(zip(names, colors, strict=True))) == len(set(names)) == len(set(colors))
+
+
+def test_predictions_use_stored_colours(mdata):
+    categories = mdata.obs["cell_type"].cat.categories
+    mdata.uns["cell_type_colors"] = [to_hex(color) for color in plt.cm.tab20.colors[: len(categories)]]
+    axes = av.pl.predictions(mdata, model="totalanvi")
+    wanted = dict(zip(categories, mdata.uns["cell_type_colors"], strict=True))
+    names = mdata.obs["totalanvi_prediction"].to_numpy(dtype=object)
+    assert color_of_points(axes[1], np.arange(600), mdata.obsm["X_umap"]) == [wanted[name] for name in names]
+
+
+def test_unlabelled_cells_are_grey_and_under_the_others(fits):
+    ax = av.pl.predictions(fits, model="totalanvi")[0]
+    unlabelled = np.flatnonzero((fits.obs["cell_type"] == "Unknown").to_numpy())
+    assert set(color_of_points(ax, unlabelled, fits.obsm["X_umap"])) == {_figure.UNLABELLED}
+    assert len(ax.collections[0].get_offsets()) == len(unlabelled)  # drawn first
+    assert f"({600 - len(unlabelled)} of 600 labelled)" in ax.get_title()
+    assert SLASH in legend_names(av.pl.predictions(fits, model="totalanvi")[1])
+
+
+def test_without_umap_the_latent_space_is_drawn_and_named(mdata):
+    del mdata.obsm["X_umap"]
+    axes = av.pl.predictions(mdata, model="totalanvi")
+    assert axes[0].get_xlabel().startswith("totalanvi latent PC1 (")
+    latent = mdata.obsm["X_totalanvi"].astype(float)
+    centred = latent - latent.mean(0)
+    drawn = np.concatenate([points.get_offsets() for points in axes[1].collections])
+    variance = np.linalg.eigvalsh(centred.T @ centred)[::-1]
+    np.testing.assert_allclose((drawn**2).sum(0), variance[:2], rtol=1e-5)
+    axes = av.pl.predictions(mdata, model="scanvi")
+    assert axes[0].get_xlabel().startswith("scanvi latent PC1 (")
+    del mdata.obsm["X_totalanvi"]
+    with pytest.raises(KeyError, match=r"obsm\['X_totalanvi'\]; run av\.tl\.latent"):
+        av.pl.predictions(mdata, model="totalanvi")
+
+
+def test_umap_under_either_name_and_in_a_modality(mdata):
+    plane = mdata.obsm.pop("X_umap")
+    mdata.obsm["umap"] = plane
+    assert av.pl.predictions(mdata, model="totalanvi")[0].get_xlabel() == "UMAP1"
+    del mdata.obsm["umap"]
+    mdata["rna"].obsm["X_umap"] = plane
+    for options in ({"model": "scanvi"}, {"model": "scanvi", "basis": "rna:umap"}, {"model": "totalanvi"}):
+        assert av.pl.predictions(mdata, **options)[0].get_xlabel() == "UMAP1"
+    assert av.pl.predictions(mdata, model="scanvi", basis="X_totalanvi")[0].get_xlabel() == "totalanvi 1"
+    with pytest.raises(KeyError, match=r"obsm\['X_tsne'\] or obsm\['tsne'\]"):
+        av.pl.predictions(mdata, model="scanvi", basis="tsne")
+
+
+@pytest.mark.parametrize("n_classes", [6, 30, 100])
+def test_legend_is_outside_and_whole(n_classes):
+    fig = av.pl.predictions(fake(1500, n_classes), return_fig=True)
+    assert inside(fig)
+    panels = [ax for ax in fig.axes if ax.get_title()]
+    legend = panels[1].get_legend()
+    box = legend.get_window_extent()
+    assert not any(ax.get_window_extent().overlaps(box) for ax in panels)
+    assert len(legend.get_texts()) == n_classes + 1  # and cells without a label
+    assert len({to_hex(handle.get_color()) for handle in legend.legend_handles}) == n_classes + 1
+    widths = [ax.get_window_extent().width for ax in panels]
+    assert max(widths) < 1.05 * min(widths) and min(widths) > 300
+
+
+def test_a_query_without_labels_has_two_panels(mdata):
+    query = mdata.copy()
+    del query.obs["cell_type"]
+    axes = av.pl.predictions(query, model="totalanvi")
+    assert [ax.get_title() for ax in axes] == ["totalanvi prediction", "totalanvi confidence"]
+    with pytest.raises(KeyError, match="labels_key='tpye' was found in none"):
+        av.pl.predictions(mdata, model="totalanvi", labels_key="tpye")
+
+
+def test_predictions_of_a_model_from_elsewhere(mdata):
+    reference, query = mdata, cite(300)
+    model = av.get.model(reference, "totalanvi")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Class names with '/'")
+        av.tl.predict(query, model=model)
+    query.obsm["X_umap"] = np.random.default_rng(0).normal(size=(300, 2))
+    assert len(av.pl.predictions(query)) == 2
+    assert len(av.pl.predictions(query, model="totalanvi", labels_key="cell_type")) == 3
+    av.pl.confusion(query, labels_key="true_cell_type", split=None)
+    with pytest.raises(KeyError, match="labels_key="):
+        av.pl.confusion(query, split=None)
+    with pytest.raises(KeyError, match=r"obs\['totalanvi_split'\]"):
+        av.pl.confusion(query, labels_key="true_cell_type")
+
+
+def test_missing_predictions_name_the_slot_and_the_command(mdata):
+    del mdata.obs["totalanvi_prediction"]
+    for plot in (av.pl.predictions, av.pl.confusion):
+        with pytest.raises(
+            KeyError, match=r"mdata\.obs\['totalanvi_prediction'\]; run av\.tl\.predict\(data, model='to"
+        ):
+            plot(mdata, model="totalanvi")
+    fit = fake()
+    config = json.loads(fit.uns["totalanvi"]["model"]["config"])
+    config["setup"]["classes"] = []
+    fit.uns["totalanvi"]["model"]["config"] = json.dumps(config)
+    with pytest.raises(KeyError, match="fitted without labels"):
+        av.pl.predictions(fit)
+
+
+def test_cells_outside_the_model_are_left_out(mdata):
+    mdata.obsm["X_umap"][:50] = np.nan
+    mdata.obs.loc[mdata.obs_names[50:60], "totalanvi_prediction"] = np.nan
+    mdata.obs.loc[mdata.obs_names[50:60], "totalanvi_confidence"] = np.nan
+    axes = av.pl.predictions(mdata, model="totalanvi")
+    assert [sum(len(points.get_offsets()) for points in ax.collections) for ax in axes] == [550] * 3
+    assert len(axes[1].collections[0].get_offsets()) == 10  # grey
+    mdata.obsm["X_umap"][:] = np.nan
+    with pytest.raises(ValueError, match="No cell has coordinates"):
+        av.pl.predictions(mdata, model="totalanvi")
+
+
+def test_points_depend_on_the_number_of_cells():
+    few, many = _figure.point_style(500), _figure.point_style(200_000)
+    assert few["s"] > many["s"] and few["alpha"] > many["alpha"]
+    assert not _figure.point_style(10_000)["rasterized"] and _figure.point_style(10_001)["rasterized"]
+
+
+def test_own_axes(fits):
+    fig, axes = plt.subplots(1, 3)
+    assert list(av.pl.predictions(fits, model="totalanvi", ax=axes)) == list(axes)
+    assert av.pl.confusion(fits, model="totalanvi", ax=axes[0]) is axes[0]
+    assert av.pl.history(fits, model="totalanvi", terms="loss", ax=axes[1]) is axes[1]
+    assert av.pl.panels(fits, ax=axes[2]) is axes[2]
+    assert plt.get_fignums() == [fig.number]
+    with pytest.raises(ValueError, match="ax= must hold 3 Axes, one for each of labels, prediction, confidence; got 1"):
+        av.pl.predictions(fits, model="totalanvi", ax=axes[0])
+
+
+# --- colours
+
+
+@pytest.mark.parametrize("n", [1, 20, 21, 28, 29, 102])
+def test_class_colors_are_distinct(n):
+    names = [f"t{i}" for i in range(n)]
+    colors = _figure.class_colors(names, {})
+    assert len(set(colors.values())) == n and list(colors) == names
+    known = _figure.class_colors(names, {"t0": "#1f77b4"})
+    assert known["t0"] == "#1f77b4" and len(set(known.values())) >= min(n, 101)
+
+
+def test_stored_colors_need_one_for_each_category(mdata):
+    assert _slots.stored_colors(mdata, "cell_type") == {}
+    mdata.uns["cell_type_colors"] = ["#000000"]
+    assert _slots.stored_colors(mdata, "cell_type") == {}
+    mdata["rna"].uns["x_colors"] = np.array(["#000000", "#ffffff"], dtype=object)
+    mdata["rna"].obs["x"] = pd.Categorical(["a", "b"] * 300)
+    assert _slots.stored_colors(mdata, "rna:x") == {"a": "#000000", "b": "#ffffff"}
+    assert _slots.stored_colors(mdata, "x", ("rna", "prot")) == {"a": "#000000", "b": "#ffffff"}
+
+
+# --- history
+
+
+def test_history_draws_every_term_and_marks_the_best_epoch(fits):
+    axes = av.pl.history(fits, model="totalanvi")
+    table = fits.uns["totalanvi"]["history"]
+    recorded = {name.partition("_")[2] for name in table if name.startswith(("train_", "validation_"))}
+    assert len(axes) == len(recorded)
+    assert [ax.get_title() for ax in axes[:3]] == ["loss", "ELBO", "accuracy (labelled cells)"]
+    lines = {line.get_label(): line for line in axes[0].get_lines()}
+    np.testing.assert_array_equal(lines["train"].get_ydata(), table["train_loss"])
+    np.testing.assert_array_equal(lines["validation"].get_ydata(), table["validation_loss"])
+    best = fits.uns["totalanvi"]["params"]["best_epoch"]
+    legend = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    assert legend == ["train", "validation", f"best, kept: epoch {best}", "warm-up"]
+    assert axes[0].patches[0].get_width() == 2  # 40 % of 6 epochs at less than the full weight: two epochs
+
+
+def test_history_of_chosen_terms(fits):
+    assert isinstance(av.pl.history(fits, model="scanvi", terms="elbo"), Axes)
+    assert len(av.pl.history(fits, model="scanvi", terms=["loss", "kl_z"])) == 2
+    with pytest.raises(KeyError, match=r"\['kl_w'\] were not recorded in this fit; there are: 'loss', 'elbo'"):
+        av.pl.history(fits, model="scanvi", terms=["loss", "kl_w"])
+    mdata = fake()
+    with pytest.raises(KeyError, match=r"mdata\.uns\['totalanvi'\]\['history'\]"):
+        av.pl.history(mdata)
+
+
+def test_history_of_one_epoch_without_validation_cells(mdata):
+    table = mdata.uns["totalanvi"]["history"].iloc[:1]
+    table = table[[name for name in table if not name.startswith("validation")]]
+    mdata.uns["totalanvi"]["history"] = table
+    fig = av.pl.history(mdata, model="totalanvi", terms="loss", return_fig=True)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["train", "warm-up"]
+    assert inside(fig)
+
+
+def test_early_values_do_not_squash_the_rest(mdata):
+    n = 100
+    loss = 300 + 5 * np.random.default_rng(0).normal(size=n)
+    loss[:3] = 50_000, 9_000, 2_000
+    mdata.uns["totalanvi"]["history"] = pd.DataFrame({"epoch": range(n), "train_loss": loss, "kl_weight": 1.0})
+    ax = av.pl.history(mdata, model="totalanvi", terms="loss")
+    low, high = ax.get_ylim()
+    assert 250 < low < loss.min() and loss[3:].max() < high < 400
+    assert ["↑ 5e+04"] == [text.get_text() for text in ax.texts]
+
+
+def test_robust_limits():
+    steady = np.linspace(1, 2, 50)
+    assert robust_limits(steady, steady) == (1, 2)
+    assert robust_limits(np.append(1e6, steady), steady) == (1, 2)
+    assert robust_limits(np.append(-1e6, steady), steady) == (1, 2)
+    late = np.append(steady, 1e6)  # what happens late is never hidden
+    assert robust_limits(late, late) == (1, 1e6)
+    assert robust_limits(np.array([np.nan]), np.array([np.nan])) == (0, 1)
+    assert robust_limits(np.array([np.nan, 3.0]), np.array([3.0])) == (3, 3)
+
+
+# --- confusion
+
+
+def numbers(ax: Axes) -> dict[tuple[float, float], str]:
+    return {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in ax.texts}
+
+
+def test_confusion_counts_labelled_validation_cells_only(fits):
+    obs, classes = fits.obs, list(fits.uns["totalanvi"]["classes"])
+    kept = (obs["totalanvi_split"] == "validation") & (obs["cell_type"] != "Unknown")
+    ax = av.pl.confusion(fits, model="totalanvi", normalize=False)
+    wanted = {}
+    for true, guess in zip(obs["cell_type"][kept], obs["totalanvi_prediction"][kept], strict=True):
+        cell = classes.index(true), classes.index(guess)
+        wanted[cell] = wanted.get(cell, 0) + 1
+    assert numbers(ax) == {cell: str(n) for cell, n in wanted.items()}
+    n_cells = obs["cell_type"][kept].value_counts()
+    assert [text.get_text() for text in ax.get_yticklabels()] == [f"{name} ({n_cells[name]})" for name in classes]
+    assert f"{kept.sum()} labelled" in ax.get_title()
+    shares = numbers(av.pl.confusion(fits, model="totalanvi"))
+    assert shares == {(i, j): f"{n / n_cells[classes[i]]:.2f}" for (i, j), n in wanted.items()}
+
+
+def test_confusion_with_other_truth_of_all_cells(fits):
+    ax = av.pl.confusion(fits, model="scanvi", labels_key="true_cell_type", split=None)
+    right = (fits.obs["true_cell_type"] == fits["rna"].obs["scanvi_prediction"].astype(str)).mean()
+    assert f"600 labelled, accuracy {right:.2f}" in ax.get_title()
+    classes = fits.uns["totalanvi"]["classes"]
+    truth, guess = fits.obs["true_cell_type"], fits["rna"].obs["scanvi_prediction"]
+    recall = [f"{(guess[truth == name] == name).mean():.2f}" for name in classes]
+    (bars,) = ax.child_axes
+    assert [text.get_text() for text in bars.texts] == recall
+
+
+def test_labels_that_the_model_does_not_know_are_rows(mdata):
+    label = mdata.obs["cell_type"].astype(object)
+    label[label == "B"] = "plasma"
+    mdata.obs["cell_type"] = pd.Categorical(label)
+    ax = av.pl.confusion(mdata, model="totalanvi", split=None)
+    assert [text.get_text().rpartition(" ")[0] for text in ax.get_yticklabels()][-1] == "plasma"
+    texts = [text.get_text() for text in ax.child_axes[0].texts]
+    assert texts[-1] == "0.00" and texts[0] == "no cells"
+    av.pl.predictions(mdata, model="totalanvi")
+
+
+def test_confusion_without_such_cells(mdata):
+    mdata.obs["totalanvi_split"] = pd.Categorical(["train"] * 600)
+    with pytest.raises(ValueError, match=r"split='validation' has no labelled cell.*'train' \(600 cells\)"):
+        av.pl.confusion(mdata, model="totalanvi")
+    mdata.obs["cell_type"] = "Unknown"
+    with pytest.raises(ValueError, match="No cell with a prediction has a label in 'cell_type'"):
+        av.pl.confusion(mdata, model="totalanvi", split=None)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("n_classes", [2, 20, 30])
+def test_confusion_of_many_classes(n_classes):
+    fig = av.pl.confusion(fake(1000, n_classes), return_fig=True)
+    assert inside(fig)
+    ax = fig.axes[0]
+    assert bool(ax.texts) == (n_classes <= 20)
+    labels = [text.get_window_extent() for text in ax.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in zip(labels[:-1], labels[1:], strict=True))
+
+
+# --- panels
+
+
+def test_panels_of_a_fit(fits):
+    ax = av.pl.panels(fits)  # scanvi has no proteins: only one fit is meant
+    setup = json.loads(fits.uns["totalanvi"]["model"]["config"])["setup"]
+    image = ax.images[0].get_array()
+    names = [text.get_text() for text in ax.get_xticklabels()]
+    measured = np.array(setup["measured"])[:, [setup["proteins"].index(name) for name in names]]
+    np.testing.assert_array_equal(image, measured)
+    n_cells = fits.obs["batch"].value_counts()
+    assert [text.get_text() for text in ax.get_yticklabels()] == [f"{b} ({n_cells[b]} cells)" for b in setup["batches"]]
+    assert [text.get_text() for text in ax.texts] == ["20 of 20", "15 of 20", "none"]
+    with pytest.raises(ValueError, match="'scanvi' has no proteins"):
+        av.pl.panels(fits, model="scanvi")
+    with pytest.raises(ValueError, match="panel_key='cell_type' names none of the panels"):
+        av.pl.panels(fits, panel_key="cell_type")
+
+
+def test_panels_from_the_table_without_a_fit():
+    mdata = cite()
+    mdata["prot"].varm["measured"] = pd.DataFrame(
+        {"batch_0": [True] * 20, "batch_1": [False] * 5 + [True] * 15}, index=mdata["prot"].var_names
+    )
+    ax = av.pl.panels(mdata)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["batch_0", "batch_1"]
+    assert [text.get_text() for text in ax.texts] == ["20 of 20", "15 of 20"]
+    ax = av.pl.panels(mdata, panel_key="batch")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["batch_0 (100 cells)", "batch_1 (100 cells)"]
+    del mdata["prot"].varm["measured"]
+    with pytest.raises(KeyError, match=r"varm\['measured'\]; run av\.tl\.totalanvi\(mdata\), or av\.pp\.panels"):
+        av.pl.panels(mdata)
+
+
+def test_cells_without_proteins_are_told_from_the_others():
+    mdata = cite()
+    mdata["prot"].varm["measured"] = pd.DataFrame({"all": [True] * 20}, index=mdata["prot"].var_names)
+    ax = av.pl.panels(mdata)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["all (300 cells, 200 stained)"]
+
+
+@pytest.mark.parametrize(("n_proteins", "n_panels"), [(14, 2), (14, 1), (80, 3), (200, 20)])
+def test_panels_of_any_size(n_proteins, n_panels):
+    fig = av.pl.panels(fake(300, 6, n_proteins, n_panels), return_fig=True)
+    assert inside(fig)
+    ax = fig.axes[0]
+    names = [text.get_text() for text in ax.get_xticklabels()]
+    assert (len(names) == n_proteins) == (n_proteins <= 80)
+    if n_proteins <= 80:
+        boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
+        assert not any(a.overlaps(b) for a, b in zip(boxes[:-1], boxes[1:], strict=True))
+    else:
+        assert all(name.isdigit() for name in names)
+
+
+# --- embedding
+
+
+def test_embedding_of_one_name_in_two_modalities():
+    mdata = fake()
+    mdata["rna"].X[:, 0] = np.arange(400)
+    mdata["prot"].X[:, 0] = np.arange(400)[::-1]
+    axes = av.pl.embedding(mdata, color=["rna:P0", "prot:P0", "cell_type"])
+    assert [ax.get_title() for ax in axes] == ["rna:P0", "prot:P0", "cell_type"]
+    for ax, values in zip(axes[:2], (np.arange(400), np.arange(400)[::-1]), strict=True):
+        points = ax.collections[0]
+        drawn = {tuple(xy): value for xy, value in zip(points.get_offsets().tolist(), points.get_array(), strict=True)}
+        assert [drawn[tuple(xy)] for xy in mdata.obsm["X_umap"].astype(float).tolist()] == values.tolist()
+    with pytest.raises(ValueError, match="'P0' is in several modalities; name one: 'rna:P0' or 'prot:P0'"):
+        av.pl.embedding(mdata, color="P0")
+
+
+def test_embedding_reads_columns_and_features_of_any_part(mdata):
+    rna = mdata["rna"]
+    rna.obs["depth"] = np.asarray(rna.X.sum(1)).ravel()
+    mdata["prot"].obs["flag"] = [True, False] * (mdata["prot"].n_obs // 2)
+    rna.layers["twice"] = rna.X * 2
+    names = ["depth", "rna:depth", "flag", "G001", "P01", "batch", "rna:scanvi_prediction", "totalanvi_confidence"]
+    axes = av.pl.embedding(mdata, color=names)
+    assert [ax.get_title() for ax in axes] == names
+    ax = av.pl.embedding(mdata, color="G001", layer={"rna": "twice"}, sort_order=False)
+    np.testing.assert_array_equal(ax.collections[0].get_array(), 2 * rna[:, "G001"].X.toarray().ravel())
+    absent = av.pl.embedding(mdata, color="P01", sort_order=False).collections[0].get_array()
+    stained = mdata.obs_names.isin(mdata["prot"].obs_names)
+    np.testing.assert_array_equal(np.ma.getmaskarray(absent) | np.isnan(np.asarray(absent)), ~stained)
+    with pytest.raises(KeyError, match="'rna:GO01' is neither an obs column nor a feature. Did you mean 'rna:G0"):
+        av.pl.embedding(mdata, color="rna:GO01")
+    with pytest.raises(KeyError, match="layer='none'"):
+        av.pl.embedding(mdata, color="G001", layer="none")
+
+
+def test_embedding_takes_its_basis_from_any_part(mdata, adata):
+    assert av.pl.embedding(mdata, "X_totalanvi").get_xlabel() == "totalanvi1"
+    assert av.pl.embedding(mdata, "totalanvi").get_xlabel() == "totalanvi1"
+    assert av.pl.embedding(mdata, "scanvi", "prot:P01").get_xlabel() == "scanvi1"
+    assert av.pl.embedding(mdata, "rna:X_scanvi", "cell_type").get_xlabel() == "scanvi1"
+    assert av.pl.embedding(adata, "scanvi", ["G001", "scanvi_prediction"])[0].get_xlabel() == "scanvi1"
+    with pytest.raises(KeyError, match=r"obsm\['X_rna'\]"):  # a mask of cells, not coordinates
+        av.pl.embedding(mdata, "rna")
+    with pytest.raises(KeyError, match=r"run sc\.pp\.neighbors.* and sc\.tl\.umap"):
+        av.pl.embedding(adata)
+    for mod in mdata.mod.values():
+        mod.obsm["X_pca"] = np.zeros((mod.n_obs, 2))
+    with pytest.raises(ValueError, match="name one: 'rna:pca', 'prot:pca'"):
+        av.pl.embedding(mdata, "pca")
+
+
+def test_embedding_keeps_colours_as_scanpy_does_and_nothing_else(mdata):
+    before = contents(mdata)
+    av.pl.embedding(mdata, color=["cell_type", "rna:scanvi_prediction", "rna:G001"])
+    after = contents(mdata)
+    assert set(after) - set(before) == {"uns cell_type_colors", "rna uns scanvi_prediction_colors"}
+    assert_same({name: after[name] for name in before}, before)
+    av.pl.embedding(mdata, color=["cell_type", "totalanvi_confidence"])
+    assert_same(contents(mdata), after)
+    view = mdata[:100]
+    av.pl.embedding(view, color="totalanvi_prediction")
+    assert view.is_view and "totalanvi_prediction_colors" not in view.uns
+    av.pl.embedding(mdata, color="cell_type", palette=["#000000"] * 7)
+    assert set(mdata.uns["cell_type_colors"]) == {"#000000"}
+
+
+def test_embedding_passes_arguments_on(mdata):
+    ax = av.pl.embedding(mdata, color="rna:G001", title="a title", vmax=3, mask_obs=np.arange(600) < 300)
+    assert ax.get_title() == "a title" and ax.collections[0].norm.vmax == 3
+    _, own = plt.subplots()
+    assert av.pl.embedding(mdata, color="batch", ax=own) is own
+    assert isinstance(av.pl.embedding(mdata, color="batch", return_fig=True), Figure)
+    for name in ("save", "use_raw", "gene_symbols"):
+        with pytest.raises(TypeError, match=f"no argument {name}="):
+            av.pl.embedding(mdata, color="batch", **{name: "x"})
+    open_before = plt.get_fignums()
+    with pytest.raises(AttributeError):
+        av.pl.embedding(mdata, color="batch", no_such_argument=3)
+    assert plt.get_fignums() == open_before
+
+
+def test_embedding_draws_edges(mdata):
+    graph = np.zeros((600, 600))
+    graph[0, 1] = graph[1, 0] = 1
+    mdata.obsp["connectivities"] = mdata.obsp["distances"] = graph
+    mdata.uns["neighbors"] = {"connectivities_key": "connectivities", "distances_key": "distances", "params": {}}
+    ax = av.pl.embedding(mdata, color="batch", edges=True)
+    assert len(ax.collections) > 1
+
+
+def test_embedding_legends_are_whole_and_do_not_lie_over_panels():
+    mdata = fake(300, 30)
+    for color in (["cell_type"], ["cell_type", "totalanvi_prediction", "batch"]):
+        fig = av.pl.embedding(mdata, color=color, return_fig=True)
+        assert inside(fig)
+        for ax in fig.axes:
+            box = ax.get_legend().get_window_extent()
+            assert not any(other.get_window_extent().overlaps(box) for other in fig.axes)

@@ -1,0 +1,60 @@
+"""Questions to a network whose answers can be worked out cell by cell."""
+
+import numpy as np
+import torch
+
+import anvi as av
+from anvi import _posterior
+from anvi._data.batches import take
+from anvi._data.cells import read_cells
+from anvi.nn import Draws
+
+
+def fitted():
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=2)
+    model = av.get.model(mdata)
+    return mdata, model, read_cells(mdata, model.setup)
+
+
+def test_answers_do_not_depend_on_the_chunk_and_equal_one_cell_at_a_time(monkeypatch):
+    _, model, cells = fitted()
+    whole, proteins = _posterior.embed(model, cells), _posterior.read_proteins(model, cells)
+    monkeypatch.setattr(_posterior, "CHUNK", 7)
+    parts, protein_parts = _posterior.embed(model, cells), _posterior.read_proteins(model, cells)
+    # float32 products of another size may round otherwise in the last digits
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(parts.proba, whole.proba, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(protein_parts.rate, proteins.rate, rtol=1e-4)
+    with torch.no_grad():
+        for i in (0, 123, 299):
+            batch = take(cells, torch.tensor([i]))
+            mean = model.network.encode(batch, Draws()).mean
+            np.testing.assert_allclose(whole.mean[i], mean[0], rtol=1e-5, atol=1e-5)
+            rates = model.network.decode(mean, batch, Draws())[1]
+            for t in range(3):
+                background = 1 / (1 + np.exp(-float(rates.mixing[0, t])))
+                rate = background * np.exp(float(rates.log_back[0, t]))
+                rate += (1 - background) * np.exp(float(rates.log_fore[0, t]))
+                np.testing.assert_allclose(proteins.rate[i, t], rate, rtol=1e-4)
+                np.testing.assert_allclose(proteins.foreground[i, t], 1 - background, rtol=1e-4)
+
+
+def test_samples_have_the_posterior_mean_and_variance():
+    _, model, cells = fitted()
+    embedding = _posterior.embed(model, cells)
+    samples = _posterior.latent_samples(model, cells, 400, seed=0)
+    assert samples.shape == (400, 300, 20)
+    # the mean of 400 draws has a standard error of sd / 20; 6,000 numbers stay within 5 of them
+    assert (np.abs(samples.mean(0) - embedding.mean) < 5 * np.sqrt(embedding.var / 400)).all()
+    np.testing.assert_allclose(samples.var(0).mean() / embedding.var.mean(), 1, atol=0.02)
+    np.testing.assert_array_equal(samples, _posterior.latent_samples(model, cells, 400, seed=0))
+
+
+def test_probabilities_sum_to_one_and_a_sample_differs_from_the_mean():
+    _, model, cells = fitted()
+    embedding = _posterior.embed(model, cells)
+    sampled = _posterior.embed(model, cells, sample_seed=3)
+    np.testing.assert_allclose(embedding.proba.sum(1), 1, rtol=1e-5)
+    assert not np.array_equal(embedding.proba, sampled.proba)
+    np.testing.assert_array_equal(embedding.mean, sampled.mean)

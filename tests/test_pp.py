@@ -1,0 +1,86 @@
+"""pp.check finds every problem at once and writes nothing; pp.panels writes what the fits then read."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import anvi as av
+
+
+@pytest.fixture
+def mdata():
+    return av.datasets.synthetic_cite(300, n_genes=60)
+
+
+def test_check_is_content_with_good_data_and_writes_nothing(mdata):
+    before = (list(mdata.obs), list(mdata.uns), list(mdata.obsm), [list(mod.obs) for mod in mdata.mod.values()])
+    report = av.pp.check(mdata, batch_key="batch")
+    assert report.ok
+    assert report.problems == []
+    assert report.cells_per_batch.to_dict() == {"batch_0": 100, "batch_1": 100, "batch_2": 100}
+    assert report.panels.sum().to_dict() == {"batch_0": 20, "batch_1": 15, "batch_2": 0}
+    labelled = mdata.obs["cell_type"][mdata.obs["cell_type"] != "Unknown"].astype(str).value_counts()
+    assert report.labels.to_dict() == labelled.to_dict()
+    assert "ready to fit" in repr(report)
+    assert before == (list(mdata.obs), list(mdata.uns), list(mdata.obsm), [list(mod.obs) for mod in mdata.mod.values()])
+
+
+def test_check_finds_every_problem_in_one_go(mdata):
+    mdata["rna"].X[0, 0] = -1
+    report = av.pp.check(mdata, labels_key="celltype", batch_key="bach")
+    text = repr(report)
+    assert len(report.problems) == 3
+    assert "labels_key='celltype'" in text
+    assert "Did you mean 'batch'" in text
+    assert "negative" in text
+    assert not report.ok
+
+
+def test_check_notes_slashes_rare_classes_and_shared_names(mdata):
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.rename_categories({"NK": "NK/T"})
+    mdata["rna"].var_names = ["P01", *mdata["rna"].var_names[1:]]
+    notes = " ".join(av.pp.check(mdata).notes)
+    assert "'/'" in notes
+    assert "fewer than 10" in notes
+    assert "P01" in notes
+
+
+def test_check_without_labels_and_on_anndata(mdata):
+    assert av.pp.check(mdata["rna"], labels_key=None).ok
+    assert "prot_obsm" not in repr(av.pp.check(mdata["rna"], labels_key=None))
+
+
+@pytest.mark.parametrize("missing", ["nan", "zero", "absent"])
+def test_panels_recovers_the_truth_however_it_is_stored(missing):
+    mdata = av.datasets.synthetic_cite(300, n_genes=60, missing=missing)
+    assert av.pp.panels(mdata, "panel") is None
+    table = mdata["prot"].varm["measured"]
+    truth = mdata.uns["truth"]["measured"]
+    pd.testing.assert_frame_equal(table[list(truth.columns)], truth, check_names=False)
+    assert not table.get("none", pd.Series(False)).any()
+
+
+def test_panels_by_hand_and_zeros_kept():
+    mdata = av.datasets.synthetic_cite(300, n_genes=60, missing="zero")
+    out = av.pp.panels(mdata, "batch", panels={"batch_0": ["P01", "P02"]}, missing="nan", copy=True)
+    assert "measured" not in mdata["prot"].varm
+    table = out["prot"].varm["measured"]
+    assert list(table.index[table["batch_0"]]) == ["P01", "P02"]
+    assert table["batch_1"].all()  # zeros are data
+
+
+def test_a_fit_reads_the_declared_panels():
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    av.pp.panels(mdata, "batch", panels={"batch_0": ["P01", "P02", "P03"]})
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    setup = av.get.model(mdata).setup
+    assert np.array(setup.measured).sum(1).tolist() == [3, 15, 0]
+
+
+def test_panels_refuses_what_is_not_there(mdata):
+    with pytest.raises(KeyError, match="panels names 'x'"):
+        av.pp.panels(mdata, "batch", panels={"x": []})
+    with pytest.raises(KeyError, match="proteins that are not there: 'P99'"):
+        av.pp.panels(mdata, "batch", panels={"batch_0": ["P99"]})
+    with pytest.raises(TypeError, match="MuData"):
+        av.pp.panels(mdata["rna"])
