@@ -98,7 +98,15 @@ def test_plots_read_slots_only(file):
 
 @EVERY_FILE
 def test_heavy_packages_are_imported_where_they_are_used(file):
-    assert not top(imports(file, inside=False)) & {"scanpy", "muon", "captum", "matplotlib", "seaborn", "sklearn", "IPython"}
+    assert not top(imports(file, inside=False)) & {
+        "scanpy",
+        "muon",
+        "captum",
+        "matplotlib",
+        "seaborn",
+        "sklearn",
+        "IPython",
+    }
 
 
 # what each part may use; what is not here, nobody but the front doors may use
@@ -140,7 +148,9 @@ def test_import_is_light():
         "import sys, json, anvi; print(json.dumps([name for name in "
         "('scanpy', 'muon', 'captum', 'matplotlib', 'sklearn', 'seaborn', 'numba') if name in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning:anvi", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:anvi", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     assert done.stderr == ""
@@ -191,7 +201,9 @@ def test_fits(name):
         assert parameters["unlabeled_category"].default == "Unknown"
         assert {"init", "classification_ratio", "label_prior", "linear_classifier"} <= set(parameters)
     if "total" in name:
-        assert parameters["missing"].default == "auto" and {"panel_key", "rna_mod", "prot_mod", "prot_obsm"} <= set(parameters)
+        assert parameters["missing"].default == "auto" and {"panel_key", "rna_mod", "prot_mod", "prot_obsm"} <= set(
+            parameters
+        )
     assert parameters["rna_mod"].default == "rna"
 
 
@@ -200,7 +212,11 @@ def test_the_four_fits_agree_where_they_share():
     for name in FITS:
         for parameter in inspect.signature(getattr(av.tl, name)).parameters.values():
             told = seen.setdefault(parameter.name, parameter)
-            assert (told.default, told.annotation, told.kind) == (parameter.default, parameter.annotation, parameter.kind)
+            assert (told.default, told.annotation, told.kind) == (
+                parameter.default,
+                parameter.annotation,
+                parameter.kind,
+            )
 
 
 @pytest.mark.parametrize("name", ["latent", "predict"])
@@ -335,7 +351,16 @@ def test_what_no_file_may_hold(file):
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     front_door = file.name == "__main__.py"
-    forbidden = {"eval", "exec", "torch.load", "torch.save", "pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps"}
+    forbidden = {
+        "eval",
+        "exec",
+        "torch.load",
+        "torch.save",
+        "pickle.load",
+        "pickle.loads",
+        "pickle.dump",
+        "pickle.dumps",
+    }
     forbidden |= {"torch.manual_seed", "np.random.seed", "mudata.set_options", "exit", "quit"}
     forbidden |= set() if front_door else {"print", "sys.exit"}
     assert not called & forbidden

@@ -166,7 +166,9 @@ def test_chunks_count_labelled_cells_that_lead(cells):
 
 class TestSplit:
     @pytest.mark.parametrize("train_size", [0.9, 0.8, 0.5, 0.1])
-    @pytest.mark.parametrize("labels", [LABELS["some"], LABELS["none"], TestBalanced.LABELS], ids=["some", "none", "rare"])
+    @pytest.mark.parametrize(
+        "labels", [LABELS["some"], LABELS["none"], TestBalanced.LABELS], ids=["some", "none", "rare"]
+    )
     def test_every_class_is_divided_alike(self, cells, labels, train_size):
         cells = with_labels(cells, labels)
         train, validation = split(cells, train_size, generator())

@@ -278,7 +278,9 @@ def test_genes_by_name(mdata):
 
 def test_absent_genes_are_an_error(mdata):
     setup = find_setup(mdata, proteins=False)
-    with pytest.raises(ValueError, match=r"mdata\['rna'\] lacks 10 of the model's 60 genes \(G001, G002, G003, \.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"mdata\['rna'\] lacks 10 of the model's 60 genes \(G001, G002, G003, \.\.\.\)"
+    ):
         read_cells(mdata[:, mdata.var_names[10:]].copy(), setup)
 
 
@@ -328,7 +330,9 @@ def test_unknown_categories(mdata, key):
     setup = find_setup(mdata, proteins=False, **{key: "batch" if key == "batch_key" else ["batch"]})
     query = mdata.copy()
     query.obs["batch"] = query.obs["batch"].cat.rename_categories({"batch_1": "new"})
-    with pytest.raises(ValueError, match=rf"{key}: 'batch' holds 'new', which the model has not seen; it knows 'batch_0'"):
+    with pytest.raises(
+        ValueError, match=rf"{key}: 'batch' holds 'new', which the model has not seen; it knows 'batch_0'"
+    ):
         read_cells(query, setup)
     query.obs["batch"] = query.obs["batch"].cat.remove_categories(["new"])
     with pytest.raises(ValueError, match="holds 'missing', which the model has not seen"):

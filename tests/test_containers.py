@@ -147,7 +147,12 @@ class TestCopies:
         with pytest.raises(ValueError) as caught:
             text(mdata, "batch")
         message = str(caught.value)
-        for part in (f"disagree in 1 cells: cell '{cell}'", "'another' in mdata['rna'].obs", "in mdata.obs", "'rna:batch'"):
+        for part in (
+            f"disagree in 1 cells: cell '{cell}'",
+            "'another' in mdata['rna'].obs",
+            "in mdata.obs",
+            "'rna:batch'",
+        ):
             assert part in message
 
     def test_the_third_copy_is_compared_too(self, mdata):
@@ -167,7 +172,9 @@ class TestCopies:
     def test_order_of_a_modality_does_not_matter(self, mdata):
         prot = mdata["prot"][::-1].copy()
         prot.obs["batch"] = mdata.obs["batch"].reindex(prot.obs_names)
-        np.testing.assert_array_equal(text(mudata_of({"rna": mdata["rna"], "prot": prot}, mdata), "batch"), text(mdata, "batch"))
+        np.testing.assert_array_equal(
+            text(mudata_of({"rna": mdata["rna"], "prot": prot}, mdata), "batch"), text(mdata, "batch")
+        )
 
     def test_integers_turned_to_floats_by_missing_cells_are_the_same_integers(self, mdata):
         lane = pd.Series(np.arange(300) % 3, mdata.obs_names)

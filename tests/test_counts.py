@@ -27,7 +27,8 @@ class TestForms:
         check(form(np.zeros((3, 4))))
 
     @pytest.mark.parametrize(
-        ("value", "kind"), [(-1, "negative"), (np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1.5, "non-int")]
+        ("value", "kind"),
+        [(-1, "negative"), (np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1.5, "non-int")],
     )
     def test_first_offence_is_named(self, form, value, kind):
         with pytest.raises(ValueError, match=rf"data\.X holds {kind}.* at cell 'c1', feature 'g2', and 1 more"):

@@ -151,13 +151,13 @@ def forbid_unpickling(monkeypatch) -> None:
     def never(*args, **kwargs):
         pytest.fail("something was unpickled")
 
-    for module, names in {
-        pickle: ("load", "loads", "Unpickler", "_Unpickler"),
-        torch: ("load",),
-        np: ("load",),
-    }.items():
-        for name in names:
-            monkeypatch.setattr(module, name, never)
+    class Never(pickle._Unpickler):  # a class, since a module that is imported meanwhile may inherit from it
+        __init__ = never
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load"), (np, "load")):
+        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(pickle, "Unpickler", Never)
+    monkeypatch.setattr(pickle, "_Unpickler", Never)
 
 
 def test_nothing_is_unpickled_when_a_good_file_is_opened(monkeypatch):

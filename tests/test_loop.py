@@ -23,8 +23,8 @@ MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 
 @pytest.fixture(scope="module")
 def mdata():
-    """Shared by the tests of this file: never written to."""
-    return cite()
+    """Shared by the tests of this file: never written to. 135 training cells, one or two minibatches."""
+    return cite(150)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,10 @@ def test_without_validation_cells(start):
 def test_averages_count_each_cell_once(start):
     """Padding has no weight: the averages of an epoch do not depend on how many steps the cells are spread over."""
     averages = []
-    for batch_size in (270, 77):
-        network, cells, train, validation, plan = start(batch_size=batch_size, lr=1e-30, max_epochs=1, max_grad_norm=1e-30)
+    for batch_size in (135, 40):
+        network, cells, train, validation, plan = start(
+            batch_size=batch_size, lr=1e-30, max_epochs=1, max_grad_norm=1e-30
+        )
         history = loop.fit(network, cells, train, validation, plan, random_state=0)
         averages.append(history.loc[0, "train_reconstruction_rna"])
     # what is left is noise, dropout and the statistics of the batch norms
@@ -132,7 +134,7 @@ def test_warmup_and_rate(start):
     history = loop.fit(network, cells, train, validation, plan, random_state=0)
     np.testing.assert_allclose(history["kl_weight"], [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
     epochs = np.arange(10)
-    np.testing.assert_allclose(history["lr"], 2e-3 * (0.01 + 0.99 * (1 + np.cos(np.pi * epochs / 10)) / 2))
+    np.testing.assert_allclose(history["lr"], plan.lr * (0.01 + 0.99 * (1 + np.cos(np.pi * epochs / 10)) / 2))
 
 
 def test_the_weight_of_an_epoch_reaches_the_loss(start, monkeypatch):
@@ -144,7 +146,7 @@ def test_the_weight_of_an_epoch_reaches_the_loss(start, monkeypatch):
 
     original = loop.loss
     monkeypatch.setattr(loop, "loss", spy)
-    arguments = start(max_epochs=4, warmup=0.5, protein_weight=0.3, classification_ratio=7.0, batch_size=300)
+    arguments = start(max_epochs=4, warmup=0.5, protein_weight=0.3, classification_ratio=7.0, batch_size=150)
     loop.fit(*arguments, random_state=0)
     assert [w.kl for w in seen] == [0.5, 1, 1, 1]
     assert {(w.protein, w.classification) for w in seen} == {(0.3, 7.0)}
@@ -254,7 +256,9 @@ def test_a_second_fit_trains_in_train_mode(start, monkeypatch):
     before = weights(network)
     loop.fit(network, *rest, random_state=1)
     assert modes and all(all(step) for step in modes)
-    assert not torch.equal(network.state_dict()["encoder.stack.norm.0.running_mean"], before["encoder.stack.norm.0.running_mean"])
+    assert not torch.equal(
+        network.state_dict()["encoder.stack.norm.0.running_mean"], before["encoder.stack.norm.0.running_mean"]
+    )
 
 
 def test_validation_changes_no_statistics_and_repeats_its_noise(start):
@@ -323,13 +327,15 @@ def nan_losses(monkeypatch, spoilt):
 
 def test_recovers_from_a_single_nan(start, monkeypatch, caplog):
     nan_losses(monkeypatch, {4})  # three steps per epoch: in the second one
-    arguments = start(batch_size=100, max_epochs=4)
+    arguments = start(batch_size=50, max_epochs=4)
     history = loop.fit(*arguments, random_state=0)
     assert history["epoch"].tolist() == [0, 1, 2, 3] and np.isfinite(history.to_numpy()).all()
     plan = arguments[-1]
     np.testing.assert_allclose(history["lr"], [plan.learning_rate(i) * (1 if i < 1 else 0.5) for i in range(4)])
     assert all(value.isfinite().all() for value in arguments[0].state_dict().values())
-    assert "non-finite loss in epoch 2: back to the weights before it, learning rate halved (retry 1 of 3)" in caplog.text
+    assert (
+        "non-finite loss in epoch 2: back to the weights before it, learning rate halved (retry 1 of 3)" in caplog.text
+    )
 
 
 def test_rolls_back_to_the_last_good_weights(start, monkeypatch):
@@ -341,7 +347,7 @@ def test_rolls_back_to_the_last_good_weights(start, monkeypatch):
 
     monkeypatch.setattr(loop, "_train_epoch", spy)
     nan_losses(monkeypatch, {5})
-    loop.fit(*start(batch_size=100), random_state=0)
+    loop.fit(*start(batch_size=50), random_state=0)
     assert len(seen) == 4  # three epochs and the one that was made again
     assert_same_weights(seen[1], seen[2])
 
@@ -349,14 +355,14 @@ def test_rolls_back_to_the_last_good_weights(start, monkeypatch):
 def test_gives_up_naming_the_cells(start, monkeypatch, mdata):
     calls = nan_losses(monkeypatch, None)
     with pytest.raises(FloatingPointError, match="in epoch 1 and stayed so after 3 retries") as caught:
-        loop.fit(*start(batch_size=100), random_state=0)
+        loop.fit(*start(batch_size=50), random_state=0)
     assert len(calls) == 4 * 3
     named = re.findall(r"cell_\d+", str(caught.value))
     assert len(named) == 8 and set(named) <= set(mdata.obs_names)
 
 
 def test_the_cells_named_are_those_of_the_bad_minibatch(start, monkeypatch):
-    network, cells, train, validation, plan = start(batch_size=100, max_retries=0)
+    network, cells, train, validation, plan = start(batch_size=50, max_retries=0)
     plans, original = [], loop.Minibatches.plan
 
     def spy(self):
@@ -389,7 +395,7 @@ def test_a_gradient_that_is_not_finite_is_caught_too(start, monkeypatch):
         return Spoil.apply(value) if len(calls) == 6 else value
 
     monkeypatch.setattr(loop, "loss", loss)
-    network, *rest = start(batch_size=100, max_epochs=2, train_size=1.0, early_stopping=False)
+    network, *rest = start(batch_size=50, max_epochs=2, train_size=1.0, early_stopping=False)
     history = loop.fit(network, *rest, random_state=0)
     assert len(calls) == 9 and len(history) == 2
     assert all(value.isfinite().all() for value in network.state_dict().values())
@@ -510,10 +516,19 @@ def test_no_half_written_file_is_left(start, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["fit"]
 
 
-def fit_with(mdata, checkpoint: Path, name="totalanvi", **options):
+def fit_with(mdata, checkpoint: Path, **options):
     data = mdata.copy()
-    getattr(av.tl, name)(data, checkpoint=checkpoint, **{"batch_key": "batch", "max_epochs": 2} | options)
+    av.tl.totalanvi(data, checkpoint=checkpoint, **{"batch_key": "batch", "max_epochs": 2} | options)
     return data
+
+
+@pytest.fixture(scope="module")
+def checkpoint(mdata, tmp_path_factory):
+    """The checkpoint of a fit, never gone on from."""
+    path = tmp_path_factory.mktemp("fit") / "checkpoint"
+    with av.settings.override(progress=False, device="cpu"):
+        fit_with(mdata, path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -531,9 +546,7 @@ def fit_with(mdata, checkpoint: Path, name="totalanvi", **options):
     ],
     ids=str,
 )
-def test_a_fit_of_other_data_or_options_does_not_go_on(mdata, tmp_path, change):
-    path = tmp_path / "fit"
-    fit_with(mdata, path)
+def test_a_fit_of_other_data_or_options_does_not_go_on(mdata, checkpoint, change):
     other, options = mdata.copy(), change
     if isinstance(change, str):
         options = {}
@@ -541,11 +554,13 @@ def test_a_fit_of_other_data_or_options_does_not_go_on(mdata, tmp_path, change):
             other["rna"].var_names = other["rna"].var_names[::-1]
         else:  # the same sums
             matrix = other["rna"].X
-            matrix.indices[matrix.indptr[0] : matrix.indptr[1]] = 59 - matrix.indices[matrix.indptr[0] : matrix.indptr[1]]
+            matrix.indices[matrix.indptr[0] : matrix.indptr[1]] = (
+                59 - matrix.indices[matrix.indptr[0] : matrix.indptr[1]]
+            )
             matrix.has_sorted_indices = False
             matrix.sort_indices()
     with pytest.raises(ValueError, match="belongs to another fit"):
-        fit_with(other, path, **options)
+        fit_with(other, checkpoint, **options)
 
 
 def test_a_fit_from_a_model_does_not_go_on_without_it(mdata, tmp_path):

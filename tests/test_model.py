@@ -7,7 +7,9 @@ import torch
 from helpers import cite, quiet_mudata
 
 import anvi as av
-from anvi._model import SCHEMA, Model, fitted as fitted_models, resolve
+from anvi._find import fitted as fitted_models
+from anvi._find import resolve
+from anvi._model import SCHEMA, Model
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 
@@ -38,7 +40,9 @@ def test_config_is_plain_json_without_data(fitted):
 
 def test_repr_is_one_line(fitted):
     text = repr(av.get.model(fitted, "totalanvi"))
-    assert text.startswith("Model totalanvi: 60 genes, 20 proteins, 6 classes, 20 latent dimensions") and "\n" not in text
+    assert (
+        text.startswith("Model totalanvi: 60 genes, 20 proteins, 6 classes, 20 latent dimensions") and "\n" not in text
+    )
     assert "proteins" not in repr(av.get.model(fitted, "scvi")) and "classes" not in repr(av.get.model(fitted, "scvi"))
 
 
@@ -61,7 +65,9 @@ class TestResolve:
         assert (model.name, key) == ("scvi", "mine")
 
     def test_several(self, fitted):
-        with pytest.raises(ValueError, match=r"several fitted models: 'totalvi', 'totalanvi', 'scvi', 'scanvi'.*model="):
+        with pytest.raises(
+            ValueError, match=r"several fitted models: 'totalvi', 'totalanvi', 'scvi', 'scanvi'.*model="
+        ):
             resolve(fitted, None)
 
     def test_none(self):
@@ -69,7 +75,9 @@ class TestResolve:
             resolve(cite(), None)
 
     def test_unknown(self, fitted):
-        with pytest.raises(KeyError, match=r"model='totalanvy' is no fitted model of this object; there are: 'totalvi'"):
+        with pytest.raises(
+            KeyError, match=r"model='totalanvy' is no fitted model of this object and no folder; there are: 'totalvi'"
+        ):
             resolve(fitted, "totalanvy")
 
     def test_model_object_needs_no_fit_in_the_data(self, fitted):

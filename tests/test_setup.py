@@ -51,7 +51,9 @@ def test_batches_are_panels_unless_a_panel_key_is_given(mdata):
 
 
 def test_json_and_back(mdata):
-    setup = find_setup(mdata, proteins=True, labels_key="cell_type", batch_key="batch", categorical_covariate_keys=["panel"])
+    setup = find_setup(
+        mdata, proteins=True, labels_key="cell_type", batch_key="batch", categorical_covariate_keys=["panel"]
+    )
     assert Setup.from_dict(json.loads(json.dumps(setup.to_dict()))) == setup
 
 

@@ -216,7 +216,13 @@ def test_what_was_found_in_the_data_is_said(caplog):
     with caplog.at_level(logging.INFO, "anvi"):
         run("totalanvi", cite(), max_epochs=1)
     text = caplog.text
-    for part in ("300 cells", "60 genes", "20 proteins (200 cells have some)", "3 batches", "6 classes (100 cells labelled)"):
+    for part in (
+        "300 cells",
+        "60 genes",
+        "20 proteins (200 cells have some)",
+        "3 batches",
+        "6 classes (100 cells labelled)",
+    ):
         assert part in text
     assert "few labelled cells of CD14 Mono (8), pDC (2); expect poor recall there" in text
 

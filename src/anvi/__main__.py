@@ -13,8 +13,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m anvi", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    demo_parser = commands.add_parser("demo", help="simulate CITE-seq with two panels, fit TotalANVI, score it, draw it")
-    demo_parser.add_argument("--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures")
+    demo_parser = commands.add_parser(
+        "demo", help="simulate CITE-seq with two panels, fit TotalANVI, score it, draw it"
+    )
+    demo_parser.add_argument(
+        "--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures"
+    )
     demo_parser.add_argument("--cells", type=int, default=2_000, help="cells to simulate")
     demo_parser.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
     check_parser = commands.add_parser("check", help="say what a fit would make of a .h5mu file")

@@ -6,7 +6,8 @@ import pandas as pd
 
 from ._data import slots
 from ._data.containers import Data
-from ._model import Model, resolve
+from ._find import resolve
+from ._model import Model
 
 __all__ = ["history", "model", "proba"]
 

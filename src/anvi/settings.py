@@ -73,7 +73,7 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 class _Handler(logging.StreamHandler):
-    """Prints our lines where nobody has set up logging; a host application with handlers of its own gets the records."""
+    """Prints our lines where nobody has set up logging; an application with handlers of its own gets the records."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers:

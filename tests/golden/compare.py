@@ -177,6 +177,11 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(1e-30))
 
 
+def allowed(theirs: torch.Tensor) -> float:
+    """How far a gradient may be off: biases in front of a batch norm have none but for rounding."""
+    return 1e-4 * float(theirs.abs().max()) + 1e-5
+
+
 class Comparison(NamedTuple):
     """Relative differences of one configuration, by name."""
 

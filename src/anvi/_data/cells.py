@@ -233,9 +233,7 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.n
     return y, row >= 0
 
 
-def _panel_of_cells(
-    data: Data, setup: Setup, cells: pd.Index, proteins: Proteins
-) -> tuple[np.ndarray, np.ndarray]:
+def _panel_of_cells(data: Data, setup: Setup, cells: pd.Index, proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:
     """Panel code of each cell `(cells,)` and what its panel measures `(cells, proteins)`."""
     table, key = np.array(setup.measured, dtype=bool), setup.panel_key or setup.batch_key
     if key is None:

@@ -32,9 +32,10 @@ def modality(data: Data, name: str, argument: str) -> AnnData:
 
 def check_layer(data: Data, layer: str | dict[str, str] | None) -> None:
     """Raise a KeyError if a dict of layers names a modality that is not there."""
-    strangers = [mod for mod in layer if mod not in data.mod] if isinstance(layer, dict) and isinstance(data, MuData) else []
-    if strangers:
-        raise KeyError(f"layer= names '{strangers[0]}', which is no modality; there are: {_list(data.mod)}.")
+    if isinstance(layer, dict) and isinstance(data, MuData):
+        for mod in layer:
+            if mod not in data.mod:
+                raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_list(data.mod)}.")
 
 
 def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:

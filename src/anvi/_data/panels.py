@@ -1,4 +1,4 @@
-"""Which panel measured which protein: from what the user declared, from NaN, and from proteins that are zero throughout."""
+"""Which panel measured which protein: by what the user declared, by NaN, and by proteins that are zero throughout."""
 
 import logging
 
@@ -47,8 +47,8 @@ def find_panels(
             if zero.any():
                 listed = ", ".join(np.array(proteins.names)[zero][:8]) + (", ..." if zero.sum() > 8 else "")
                 logger.info(
-                    f"panel '{name}': {zero.sum()} proteins are zero in all of its {len(counts)} cells and taken as not "
-                    f"measured: {listed} (missing='nan' keeps them as zeros)"
+                    f"panel '{name}': {zero.sum()} proteins are zero in all of its {len(counts)} cells and taken as "
+                    f"not measured: {listed} (missing='nan' keeps them as zeros)"
                 )
     return names, measured
 

@@ -1,5 +1,8 @@
 """Models from and to files."""
 
-from ._scvi_tools import from_scvi_tools
+from anvi._folder import read_model
 
-__all__ = ["from_scvi_tools"]
+from ._scvi_tools import from_scvi_tools
+from ._write import write_model
+
+__all__ = ["from_scvi_tools", "read_model", "write_model"]

@@ -119,8 +119,7 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
     ValueError
         If a tensor is missing, of another shape, or left over; the message names it.
     """
-    with torch.device("meta"):  # shapes without memory
-        ours = VAE(config).state_dict()
+    ours = VAE(config).state_dict()  # for its names and shapes
     source = _Source(state_dict)
     names = modules(config)
     mapped = {name: _take(name, like, ours, names, source) for name, like in ours.items()}

@@ -6,4 +6,16 @@ from .layers import Draws, Gaussian
 from .objective import Weights, loss, negative_elbo
 from .vae import VAE, Terms
 
-__all__ = ["PRESETS", "VAE", "Batch", "Config", "Draws", "Entries", "Gaussian", "Terms", "Weights", "loss", "negative_elbo"]
+__all__ = [
+    "PRESETS",
+    "VAE",
+    "Batch",
+    "Config",
+    "Draws",
+    "Entries",
+    "Gaussian",
+    "Terms",
+    "Weights",
+    "loss",
+    "negative_elbo",
+]

@@ -1,4 +1,4 @@
-"""The numbers and gradients of `likelihoods.py`, summed per cell, with special functions only where a count is not zero.
+"""The numbers and gradients of `likelihoods.py` summed per cell, special functions only where a count is not zero.
 
 About nine in ten RNA counts are zero, and there the log-gamma terms of a negative binomial cancel. What is left for
 every entry is one exponential and one logarithm; the backward pass is written out, in place. Source: spec 2.1, 2.2.
@@ -61,7 +61,7 @@ def _add_at(dense: Tensor, row: Tensor, column: Tensor, values: Tensor) -> Tenso
 
 
 def _count_terms(row, column, count, log_mean: Tensor, log_sum: Tensor, theta: Tensor) -> Tensor:
-    """x (log mean - log(mean + theta)) + log Gamma(x + theta) - log Gamma(theta) - log Gamma(x + 1), where x > 0."""
+    """X (log mean - log(mean + theta)) + log Gamma(x + theta) - log Gamma(theta) - log Gamma(x + 1), where x > 0."""
     gammas = torch.lgamma(count + _at(theta, row, column)) - _at(torch.lgamma(theta), row, column)
     return count * (log_mean[row, column] - log_sum[row, column]) + gammas - torch.lgamma(count + 1)
 

@@ -101,7 +101,9 @@ def check(
     if labels and labels_key is not None:
         report.labels = label_column(data, labels_key, unlabeled_category, mods).value_counts()
         n_cells = len(containers.modality(data, rna_mod, "rna_mod").obs_names)
-        report.facts.append(f"labels in '{labels_key}': {report.labels.sum()} of {n_cells} cells, {len(report.labels)} classes")
+        report.facts.append(
+            f"labels in '{labels_key}': {report.labels.sum()} of {n_cells} cells, {len(report.labels)} classes"
+        )
         _label_notes(report)
     setup = _tried(
         report,
@@ -159,4 +161,6 @@ def _name_notes(report: Report, data: Data, mods: tuple[str, ...]) -> None:
     if isinstance(data, MuData) and all(mod in data.mod for mod in mods):
         shared = data.mod[mods[0]].var_names.intersection(data.mod[mods[1]].var_names)
         if len(shared):
-            report.notes.append(f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here")
+            report.notes.append(
+                f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here"
+            )

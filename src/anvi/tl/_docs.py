@@ -37,7 +37,8 @@ RNA_MOD = """rna_mod
 MODS = """rna_mod, prot_mod
     Names of the modalities of a MuData.
 prot_obsm
-    For an AnnData: where in obsm the protein counts are (DataFrame, or array with names in `uns[f"{{prot_obsm}}_names"]`)."""
+    For an AnnData: where in obsm the protein counts are; a DataFrame, or an array with its names in
+    `uns[f"{{prot_obsm}}_names"]`."""
 
 FIT = """batch_key
     Column with the batch of each cell, found in `mdata.obs` or a modality's obs; None for one batch.

@@ -21,10 +21,11 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data
 from anvi._data.setup import Setup, find_setup
+from anvi._find import resolve
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._fit.start import SIZES, make_config, make_network, start_from
-from anvi._model import Model, resolve
+from anvi._model import Model
 from anvi.nn import Config
 from anvi.settings import choose_device
 

@@ -6,7 +6,8 @@ from anvi import _posterior
 from anvi._data import slots
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data
-from anvi._model import Model, resolve
+from anvi._find import resolve
+from anvi._model import Model
 from anvi.settings import choose_device
 
 

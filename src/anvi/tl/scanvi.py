@@ -60,7 +60,8 @@ def scanvi(
 
     Returns
     -------
-    Depending on `copy`, returns or updates `data` with the following fields, in `mdata['rna']` (obs repeated in `mdata.obs` as `rna:...`) or the AnnData.
+    Depending on `copy`, returns or updates `data` with the following fields, in `mdata['rna']` (obs repeated in
+    `mdata.obs` as `rna:...`) or the AnnData.
 
     `obsm['X_scanvi' | 'X_' + key_added]` : float32 array (cells, n_latent)
         Posterior mean of the latent space.
@@ -84,7 +85,7 @@ def scanvi(
 
     Notes
     -----
-    Source: Xu et al., Molecular Systems Biology 2021; the objective conditions a labelled cell on its own label (spec 3.8).
+    Source: Xu et al., Molecular Systems Biology 2021; the objective conditions a labelled cell on its own label.
 
     Examples
     --------

@@ -51,7 +51,8 @@ def scvi(
 
     Returns
     -------
-    Depending on `copy`, returns or updates `data` with the following fields, in `mdata['rna']` (obs repeated in `mdata.obs` as `rna:...`) or the AnnData.
+    Depending on `copy`, returns or updates `data` with the following fields, in `mdata['rna']` (obs repeated in
+    `mdata.obs` as `rna:...`) or the AnnData.
 
     `obsm['X_scvi' | 'X_' + key_added]` : float32 array (cells, n_latent)
         Posterior mean of the latent space.

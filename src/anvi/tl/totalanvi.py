@@ -92,7 +92,8 @@ def totalanvi(
 
     Notes
     -----
-    Source: the TotalANVI model: totalVI's decoder under scANVI's latent hierarchy; the objective conditions a labelled cell on its own label (spec 3.8).
+    Source: the TotalANVI model, totalVI's decoder under scANVI's latent hierarchy; the objective conditions a labelled
+    cell on its own label.
 
     Examples
     --------

@@ -1,0 +1,122 @@
+"""A model as a folder: the same answers after reading, nothing of any cell inside, damage named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import cite
+
+import anvi as av
+from anvi._model import SCHEMA
+
+RELEASED = Path(__file__).parent / "released"
+"""Folders written by earlier releases; every later one must read them."""
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    av.write_model(fitted, tmp_path / "model", model="totalanvi")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("key", ["scvi", "scanvi", "totalvi", "totalanvi"])
+def test_same_answers_after_reading(fitted, tmp_path, key):
+    av.write_model(fitted, tmp_path / "model", model=key)
+    model = av.read_model(tmp_path / "model")
+    assert model.name == key
+    ours = av.tl.latent(fitted, model=key, inplace=False)
+    np.testing.assert_array_equal(av.tl.latent(fitted, model=model, inplace=False), ours)
+    np.testing.assert_array_equal(av.tl.latent(fitted, model=str(tmp_path / "model"), inplace=False), ours)
+    assert model.setup == av.get.model(fitted, key).setup
+    assert model.config == av.get.model(fitted, key).config
+    np.testing.assert_allclose(model.history, av.get.history(fitted, model=key), rtol=1e-12)
+
+
+def test_the_files_and_nothing_of_any_cell(fitted, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "history.csv", "model.safetensors"]
+    everything = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert not any(name.encode() in everything for name in fitted.obs_names)
+    assert "av.read_model" in (folder / "README.md").read_text()
+
+
+def test_nothing_is_overwritten_unasked(fitted, folder, tmp_path):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        av.write_model(fitted, folder, model="totalvi")
+    av.write_model(fitted, folder, model="totalvi", overwrite=True)
+    assert av.read_model(folder).name == "totalvi"
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter1.txt").write_text("all my work")
+    with pytest.raises(FileExistsError, match="left alone"):
+        av.write_model(fitted, other, model="totalvi", overwrite=True)
+    assert (other / "chapter1.txt").read_text() == "all my work"
+
+
+def test_a_model_without_data_can_be_written(fitted, tmp_path):
+    av.write_model(av.get.model(fitted, "scvi"), tmp_path / "model")
+    assert av.read_model(tmp_path / "model").name == "scvi"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "history.csv"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        av.read_model(folder)
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_truncated_or_edited_weights(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[:-8])
+    with pytest.raises(ValueError, match="truncated or was edited"):
+        av.read_model(folder)
+    (folder / "model.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(ValueError, match="truncated or was edited"):
+        av.read_model(folder)
+
+
+def test_truncated_or_edited_configuration(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        av.read_model(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        av.read_model(folder)
+    (folder / "config.json").write_text(text)
+    config = json.loads(text)["config"]
+    edit(folder, config=config | {"n_hidden": 7})
+    with pytest.raises(ValueError, match="do not fit the stored configuration"):
+        av.read_model(folder)
+    edit(folder, config=config | {"n_wings": 2})
+    with pytest.raises(ValueError, match="n_wings"):
+        av.read_model(folder)
+    edit(folder, config=None)
+    with pytest.raises(ValueError, match="damaged"):
+        av.read_model(folder)
+
+
+def test_a_newer_schema_is_refused(folder):
+    edit(folder, schema=SCHEMA + 1)
+    with pytest.raises(ValueError, match="newer anvi"):
+        av.read_model(folder)
+
+
+@pytest.mark.parametrize("released", sorted(RELEASED.iterdir()), ids=lambda path: path.name)
+def test_folders_of_earlier_releases_are_read(released, tmp_path):
+    """The numbers beside the folder were written with it; another machine may round the last digits otherwise."""
+    copy = tmp_path / "model"
+    shutil.copytree(released, copy)
+    expected = np.load(copy / "expected.npz")
+    model = av.read_model(copy)
+    mdata = cite(int(expected["n_obs"]))
+    names = list(mdata.obs_names)
+    proba = av.tl.predict(mdata, model=model, inplace=False)
+    rows = [names.index(name) for name in expected["cells"].astype(str)]
+    np.testing.assert_allclose(proba.to_numpy()[rows], expected["proba"], atol=1e-5)
