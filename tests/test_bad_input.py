@@ -219,9 +219,7 @@ def test_train_size_that_leaves_too_little(mdata):
 
 def test_copies_that_disagree(mdata):
     mdata["rna"].obs["batch"] = mdata.obs["batch"].cat.rename_categories({"batch_0": "x"})
-    message = (
-        r"batch_key='batch' has two copies that disagree in 100 cells: .* in mdata\.obs and .* in mdata\['rna'\]"
-    )
+    message = r"batch_key='batch' has two copies that disagree in 100 cells: .* in mdata\.obs and .* in mdata\['rna'\]"
     with pytest.raises(ValueError, match=message):
         fit(mdata, batch_key="batch")
     mdata["prot"].obs["cell_type"] = "B"

@@ -470,6 +470,18 @@ def test_killed_before_an_epoch_is_written(start, monkeypatch, tmp_path):
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
 
+def test_the_best_weights_from_before_the_kill_come_back(start, monkeypatch, tmp_path):
+    seen = scripted(monkeypatch, [1.0, 2.0, 3.0, 4.0])
+    restore = interrupt(monkeypatch, 2)
+    with pytest.raises(Killed):
+        loop.fit(*start(max_epochs=4), random_state=0, checkpoint=tmp_path / "fit")
+    restore()
+    again = start(max_epochs=4)
+    history = loop.fit(*again, random_state=0, checkpoint=tmp_path / "fit")
+    assert history["validation_loss"].tolist() == [1, 2, 3, 4]
+    assert_same_weights(weights(again[0]), seen[0])
+
+
 def test_goes_on_after_a_recovery(start, monkeypatch, tmp_path):
     """The halved rate and the count of retries are kept, too."""
     nan_losses(monkeypatch, {0})

@@ -181,3 +181,20 @@ def test_few_proteins_start_at_the_published_constants(n_proteins, from_data):
     mean, log_scale = network.protein.prior_mean, network.protein.prior_log_scale
     assert bool((mean == 3).all()) != from_data and bool((log_scale == 0).all()) != from_data
     assert (mean == mean[:, :1]).all()  # one value per panel
+
+
+def test_a_model_with_another_dispersion_is_inherited_as_it_is():
+    mdata = cite()
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1, dispersion="gene-batch")
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, init="totalvi")
+    assert av.get.model(mdata, "totalanvi").config.dispersion == "gene-batch"
+
+
+def test_efficiency_belongs_to_the_incumbents_objective():
+    mdata = cite()
+    with pytest.raises(ValueError, match="efficiency=True is built for objective='scvi-tools' only"):
+        av.tl.totalvi(mdata, max_epochs=1, efficiency=True)
+    av.tl.totalvi(mdata, max_epochs=1, objective="scvi-tools")
+    assert av.get.model(mdata).network.protein.log_efficiency is not None
+    with pytest.raises(TypeError, match="no option 'background_scale'"):
+        av.tl.totalvi(mdata, max_epochs=1, background_scale="exp")

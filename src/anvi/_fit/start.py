@@ -37,6 +37,10 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
         if options.get("library") == "latent":
             raise ValueError("library='latent' and size_factor_key exclude each other; give one of them.")
         options = options | {"library": "size_factor"}
+    if options.get("objective") == "scvi-tools" and setup.joint:
+        options = {"efficiency": True} | options  # part of the incumbent's model
+    elif options.get("efficiency"):
+        raise ValueError("efficiency=True is built for objective='scvi-tools' only: nothing else holds it in place.")
     if source is None:
         return Config(**sizes | PRESETS[name] | options).checked()
     inherited = dataclasses.asdict(source) | {"dropout_u": PRESETS[name]["dropout_u"]} | sizes
@@ -49,8 +53,8 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
     return Config(**inherited | {name: options[name] for name in options if name in _LABEL_OPTIONS}).checked()
 
 
-# what the data decide and no user
-SIZES = (
+# what the data decide, or an imported model brings, and no user sets
+NO_OPTIONS = (
     "n_genes",
     "n_proteins",
     "n_labels",
@@ -59,6 +63,8 @@ SIZES = (
     "n_categories",
     "n_continuous",
     "n_dispersion_labels",
+    "background_scale",
+    "classifier_softmax",
 )
 _LABEL_OPTIONS = ("linear_classifier", "label_prior", "dropout_u")
 

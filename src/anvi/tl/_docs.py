@@ -53,7 +53,7 @@ n_latent
 gene_likelihood
     "nb", "zinb", "poisson"{normal}; None: "{likelihood}".
 dispersion
-    Inverse dispersion per "gene", "gene-batch", {label_dispersion}"gene-cell".
+    Inverse dispersion per "gene", "gene-batch", {label_dispersion}"gene-cell"; None: "gene".
 max_epochs
     Longest run; None: about 5,000 steps (a third with `init`), between 15 and 400 epochs.
 batch_size

@@ -24,7 +24,7 @@ from anvi._data.setup import Setup, find_setup
 from anvi._find import resolve
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
-from anvi._fit.start import SIZES, make_config, make_network, start_from
+from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi.nn import Config
 from anvi.settings import choose_device
@@ -187,7 +187,7 @@ def _keys(setup: Setup) -> dict:
 
 def _sort_options(options: dict) -> tuple[dict, dict]:
     """Options of the network and of the training; an unknown one raises a TypeError that names its neighbours."""
-    network_names = {field.name for field in fields(Config)} - set(SIZES)
+    network_names = {field.name for field in fields(Config)} - set(NO_OPTIONS)
     plan_names = {field.name for field in fields(Plan)}
     unknown = sorted(set(options) - network_names - plan_names)
     if unknown:

@@ -28,7 +28,7 @@ def scvi(
     size_factor_key: str | None = None,
     n_latent: int | None = None,
     gene_likelihood: GeneLikelihood | None = None,
-    dispersion: Dispersion = "gene",
+    dispersion: Dispersion | None = None,
     max_epochs: int | None = None,
     batch_size: int = 128,
     lr: float | None = None,
