@@ -139,7 +139,22 @@ def test_arrows_go_one_way(file):
 
 
 def test_the_layers_have_no_cycle():
-    order = ["nn", "settings", "datasets", "_data", "_model", "_folder", "_find", "_fit", "_posterior", "pp", "tl", "get", "pl", "io"]
+    order = [
+        "nn",
+        "settings",
+        "datasets",
+        "_data",
+        "_model",
+        "_folder",
+        "_find",
+        "_fit",
+        "_posterior",
+        "pp",
+        "tl",
+        "get",
+        "pl",
+        "io",
+    ]
     assert set(order) == set(ALLOWED)
     for part, used in ALLOWED.items():
         assert all(order.index(other) <= order.index(part) for other in used), part

@@ -427,7 +427,7 @@ def test_no_model(mdata):
             KeyError, match=r"There is no fitted model in this object; run av\.tl\.totalanvi\(mdata\) first"
         ):
             verb(mdata)
-        with pytest.raises(KeyError, match="model='totalanvi' is no fitted model of this object; there are: none"):
+        with pytest.raises(KeyError, match="model='totalanvi' is no fitted model of this object.* there are: none"):
             verb(mdata, model="totalanvi")
 
 

@@ -1,11 +1,13 @@
 import logging
+from functools import cache
 
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from helpers import cite, dense, mudata_of, permuted
+from helpers import cite, dense, mudata_of, permuted, quiet_mudata
 from scipy import sparse
 
 from anvi._data.cells import CSR, Cells, read_cells
@@ -50,15 +52,26 @@ FORMS = {
 MISSING = ("complete", "nan", "absent", "zero", "declared")
 
 
-def grid_data(missing: str, n_proteins: int, prot_form: str = "dense", rna_form: str = "csr"):
-    """A data set with the given kind of missing proteins, in the given forms."""
-    source = cite(
-        120,
+@cache
+def grid_source(missing: str, n_proteins: int):
+    return cite(
+        60,
+        n_genes=20,
         n_proteins=n_proteins,
         rna_only_batch=missing != "complete",
         n_panels=1 if missing == "complete" else 2,
         missing=missing if missing in ("nan", "zero") else "absent",
     )
+
+
+@cache
+def grid_reference(missing: str, n_proteins: int) -> Cells:
+    return read(grid_data(missing, n_proteins)[0], labels_key="cell_type", batch_key="batch")
+
+
+def grid_data(missing: str, n_proteins: int, prot_form: str = "dense", rna_form: str = "csr"):
+    """A data set with the given kind of missing proteins, in the given forms."""
+    source = grid_source(missing, n_proteins)
     rna, prot = source["rna"].copy(), source["prot"].copy()
     if missing == "declared":
         truth = source.uns["truth"]["measured"]
@@ -80,24 +93,22 @@ def grid_data(missing: str, n_proteins: int, prot_form: str = "dense", rna_form:
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dense"])
 def test_protein_forms_and_missing_proteins(form, missing, n_proteins):
-    reference, _ = grid_data(missing, n_proteins)
     data, layer = grid_data(missing, n_proteins, prot_form=form)
-    keys = {"labels_key": "cell_type", "batch_key": "batch"}
-    assert_equal_cells(read(data, layer=layer, **keys), read(reference, **keys))
+    cells = read(data, layer=layer, labels_key="cell_type", batch_key="batch")
+    assert_equal_cells(cells, grid_reference(missing, n_proteins))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rna_forms(form):
-    reference, _ = grid_data("absent", 14)
     data, layer = grid_data("absent", 14, rna_form=form)
-    assert_equal_cells(read(data, layer=layer, batch_key="batch"), read(reference, batch_key="batch"))
+    cells = read(data, layer=layer, labels_key="cell_type", batch_key="batch")
+    assert_equal_cells(cells, grid_reference("absent", 14))
 
 
 @pytest.mark.parametrize("missing", ["nan", "zero", "declared"])
 def test_all_ways_of_saying_not_measured_are_one(missing):
     """Absent cells, NaN, zero panels and a declared table give the same mask and the same counts."""
-    keys = {"labels_key": "cell_type", "batch_key": "batch"}
-    assert_equal_cells(read(grid_data(missing, 14)[0], **keys), read(grid_data("absent", 14)[0], **keys))
+    assert_equal_cells(grid_reference(missing, 14), grid_reference("absent", 14))
 
 
 def as_anndata(mdata, kind: str) -> tuple[AnnData, dict]:
@@ -348,6 +359,18 @@ def test_read_only_arrays_are_fine(mdata):
     for array in (matrix.data, matrix.indices, matrix.indptr, data["prot"].X):
         array.flags.writeable = False
     assert_equal_cells(read(data), read(mdata))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_a_backed_object_is_read(mdata, tmp_path, form):
+    data = mudata_of({"rna": mdata["rna"].copy(), "prot": mdata["prot"].copy()}, mdata)
+    data["rna"].X = FORMS[form](mdata["rna"].X.toarray())
+    with quiet_mudata():
+        data.write_h5mu(tmp_path / "data.h5mu")
+        backed = mudata.read_h5mu(tmp_path / "data.h5mu", backed="r")
+    keys = {"labels_key": "cell_type", "batch_key": "batch"}
+    assert_equal_cells(read(backed, **keys), read(mdata, **keys))
+    backed.file.close()
 
 
 def test_moving_keeps_everything(mdata):

@@ -9,6 +9,7 @@ import pytest
 from helpers import cite
 
 import anvi as av
+from anvi._folder import _checksum_of_facts
 from anvi._model import SCHEMA
 
 RELEASED = Path(__file__).parent / "released"
@@ -35,7 +36,12 @@ def test_same_answers_after_reading(fitted, tmp_path, key):
 
 
 def test_the_files_and_nothing_of_any_cell(fitted, folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "history.csv", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "history.csv",
+        "model.safetensors",
+    ]
     everything = b"".join(path.read_bytes() for path in folder.iterdir())
     assert not any(name.encode() in everything for name in fitted.obs_names)
     assert "av.read_model" in (folder / "README.md").read_text()
@@ -51,7 +57,14 @@ def test_nothing_is_overwritten_unasked(fitted, folder, tmp_path):
     (other / "chapter1.txt").write_text("all my work")
     with pytest.raises(FileExistsError, match="left alone"):
         av.write_model(fitted, other, model="totalvi", overwrite=True)
+    (other / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="left alone"):
+        av.write_model(fitted, other, model="totalvi", overwrite=True)
+    (folder / "chapter2.txt").write_text("more work")
+    with pytest.raises(FileExistsError, match="chapter2.txt"):
+        av.write_model(fitted, folder, model="totalvi", overwrite=True)
     assert (other / "chapter1.txt").read_text() == "all my work"
+    assert (folder / "chapter2.txt").read_text() == "more work"
 
 
 def test_a_model_without_data_can_be_written(fitted, tmp_path):
@@ -67,38 +80,49 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def edit(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    """Change the configuration and its checksum with it, as a careful hand would."""
+    facts = json.loads((folder / "config.json").read_text())
+    checksums = facts.pop("sha256")
+    facts |= changes
+    checksums["config.json"] = _checksum_of_facts(facts)
+    (folder / "config.json").write_text(json.dumps(facts | {"sha256": checksums}))
 
 
-def test_truncated_or_edited_weights(folder):
-    raw = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(raw[:-8])
-    with pytest.raises(ValueError, match="truncated or was edited"):
-        av.read_model(folder)
-    (folder / "model.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    with pytest.raises(ValueError, match="truncated or was edited"):
-        av.read_model(folder)
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv"])
+def test_truncated_or_edited_files(folder, name):
+    raw = (folder / name).read_bytes()
+    for damaged in (raw[:-8], raw[:-1] + bytes([raw[-1] ^ 1]), b""):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name} is truncated or was edited"):
+            av.read_model(folder)
 
 
 def test_truncated_or_edited_configuration(folder):
     text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="config.json is damaged"):
+    for damaged in (text[: len(text) // 2], "[1]", ""):
+        (folder / "config.json").write_text(damaged)
+        with pytest.raises(ValueError, match="config.json is damaged"):
+            av.read_model(folder)
+    facts = json.loads(text)
+    facts["setup"]["classes"] = facts["setup"]["classes"][::-1]  # every name on another class
+    (folder / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="config.json is truncated or was edited"):
         av.read_model(folder)
-    (folder / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="config.json is damaged"):
-        av.read_model(folder)
-    (folder / "config.json").write_text(text)
-    config = json.loads(text)["config"]
-    edit(folder, config=config | {"n_hidden": 7})
+
+
+def test_a_configuration_that_does_not_fit_the_weights(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    edit(folder, config=facts["config"] | {"n_hidden": 7})
     with pytest.raises(ValueError, match="do not fit the stored configuration"):
         av.read_model(folder)
-    edit(folder, config=config | {"n_wings": 2})
+    edit(folder, config=facts["config"] | {"n_wings": 2})
     with pytest.raises(ValueError, match="n_wings"):
         av.read_model(folder)
     edit(folder, config=None)
     with pytest.raises(ValueError, match="damaged"):
+        av.read_model(folder)
+    edit(folder, config=facts["config"], setup=facts["setup"] | {"classes": facts["setup"]["classes"][1:]})
+    with pytest.raises(ValueError, match="its network has 6 classes, its setup 5"):
         av.read_model(folder)
 
 
@@ -120,3 +144,12 @@ def test_folders_of_earlier_releases_are_read(released, tmp_path):
     proba = av.tl.predict(mdata, model=model, inplace=False)
     rows = [names.index(name) for name in expected["cells"].astype(str)]
     np.testing.assert_allclose(proba.to_numpy()[rows], expected["proba"], atol=1e-5)
+
+
+def test_an_imported_model_survives(tmp_path):
+    model = av.io.from_scvi_tools(Path(__file__).parent / "golden" / "checkpoints" / "scvi")
+    av.write_model(model, tmp_path / "model")
+    back = av.read_model(tmp_path / "model")
+    assert back.setup == model.setup
+    for name, value in model.weights().items():
+        np.testing.assert_array_equal(back.weights()[name], value)

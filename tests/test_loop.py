@@ -24,7 +24,7 @@ MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 @pytest.fixture(scope="module")
 def mdata():
     """Shared by the tests of this file: never written to. 135 training cells, one or two minibatches."""
-    return cite(150)
+    return cite(150, n_proteins=10)
 
 
 @pytest.fixture(scope="module")

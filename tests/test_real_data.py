@@ -64,7 +64,11 @@ def test_the_query_without_proteins_is_labelled_plausibly(fitted):
     assert share[["B Naive", "B Memory", "NK"]].sum() > 0.1
     # marker genes must agree with the calls, which saw no protein there
     rna = mdata["rna"]
-    for gene, group in (("LYZ", ["CD14 Mono", "CD16 Mono", "cDC"]), ("MS4A1", ["B Naive", "B Memory"]), ("NKG7", ["NK"])):
+    for gene, group in (
+        ("LYZ", ["CD14 Mono", "CD16 Mono", "cDC"]),
+        ("MS4A1", ["B Naive", "B Memory"]),
+        ("NKG7", ["NK"]),
+    ):
         counts = np.asarray(rna[:, gene].X.todense()).ravel()
         inside = (query & mdata.obs["totalanvi_prediction"].isin(group)).to_numpy()
         outside = (query & ~mdata.obs["totalanvi_prediction"].isin(group)).to_numpy()

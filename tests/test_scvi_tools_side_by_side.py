@@ -75,12 +75,12 @@ def test_all_cells_agree(name, tmp_path):
     data = mdata["rna"] if name in ("scvi", "scanvi") else mdata
     ours = av.tl.latent(data, model=opened, inplace=False)
     difference = np.abs(ours - latent).max()
-    print(f"{name}: latent of {len(ours)} cells, largest difference {difference:.1e}")
+    print(f"{name}: latent of {len(ours)} cells, largest difference {difference:.1e}")  # noqa: T201
     # 1e-4 of latents of order one: float32 sums over 4,000 genes in another order
     assert difference < 1e-4
     if proba is not None:
         theirs = proba.loc[:, list(opened.classes)]
         mine = av.tl.predict(data, model=opened, inplace=False).reindex(theirs.index)
         difference = np.abs(mine.to_numpy() - theirs.to_numpy()).max()
-        print(f"{name}: probabilities, largest difference {difference:.1e}")
+        print(f"{name}: probabilities, largest difference {difference:.1e}")  # noqa: T201
         assert difference < 1e-4

@@ -74,6 +74,14 @@ def test_what_counts_as_unlabelled(mdata, mark):
     assert mark not in find_setup(mdata, proteins=False, labels_key="ct", unlabeled_category=unlabeled).classes
 
 
+def test_a_number_marks_unlabelled_cells(mdata):
+    codes = mdata.obs["true_cell_type"].cat.codes.astype(int)
+    mdata.obs["ct"] = codes.where(np.arange(300) >= 100, -1)
+    for mark in (-1, "-1"):
+        setup = find_setup(mdata, proteins=False, labels_key="ct", unlabeled_category=mark)
+        assert setup.classes == ("0", "1", "2", "3", "4", "5")
+
+
 def test_classes_are_those_of_cells_in_the_model(mdata):
     mdata["prot"].obs["ct"] = mdata.obs["true_cell_type"].reindex(mdata["prot"].obs_names)
     assert len(find_setup(mdata, proteins=True, labels_key="ct").classes) == 6

@@ -170,7 +170,7 @@ def test_nothing_else_is_touched(name, kind):
     assert added and all(name in slot for slot in added)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["scanvi", "totalanvi"])
 @pytest.mark.parametrize("kind", ["MuData", "AnnData"])
 def test_copy_leaves_the_input_untouched(name, kind):
     data = cite() if kind == "MuData" else citeseq_anndata()
@@ -187,7 +187,7 @@ MUDATA_SAYS = pytest.mark.filterwarnings(r"ignore:From 0\.4 \.update\(\):FutureW
 
 
 @MUDATA_SAYS
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["scanvi", "totalanvi"])
 @pytest.mark.parametrize("kind", ["MuData", "AnnData"])
 def test_a_view_becomes_an_object_of_its_own(name, kind):
     parent = cite() if kind == "MuData" else citeseq_anndata()
@@ -345,7 +345,7 @@ def assert_same_fit(one, other, name):
 @pytest.mark.parametrize("form", ["h5", "zarr"])
 def test_mudata_through_a_file(fitted, tmp_path, form):
     fitted.uns["totalanvi_prediction_colors"] = PALETTE[:6]
-    names = MODELS if form == "h5" else ("scanvi", "totalanvi")
+    names = MODELS if form == "h5" else ("scanvi",)
     for name in set(MODELS) - set(names):
         del home(fitted, name).uns[name]
     back = write_and_read(fitted, tmp_path, form)
@@ -354,9 +354,10 @@ def test_mudata_through_a_file(fitted, tmp_path, form):
         for one, other in zip(answers(back, name), answers(fitted, name), strict=True):
             np.testing.assert_array_equal(one, other)
         assert av.get.model(back, name).info == av.get.model(fitted, name).info
-    pd.testing.assert_frame_equal(back.obsm["totalanvi_proba"], fitted.obsm["totalanvi_proba"], check_exact=True)
-    av.tl.predict(back, model="totalanvi")  # writes into what was read
-    pd.testing.assert_frame_equal(back.obsm["totalanvi_proba"], fitted.obsm["totalanvi_proba"], check_exact=True)
+    proba = fitted["rna"].obsm["scanvi_proba"]
+    pd.testing.assert_frame_equal(back["rna"].obsm["scanvi_proba"], proba, check_exact=True)
+    av.tl.predict(back, model="scanvi")  # writes into what was read
+    pd.testing.assert_frame_equal(back["rna"].obsm["scanvi_proba"], proba, check_exact=True)
 
 
 def test_twice_through_a_file(fitted, tmp_path):
@@ -365,11 +366,10 @@ def test_twice_through_a_file(fitted, tmp_path):
     assert_same_fit(write_and_read(back, tmp_path / "again", "h5"), fitted, "totalanvi")
 
 
-@pytest.mark.parametrize("form", ["h5", "zarr"])
-def test_anndata_through_a_file(tmp_path, form):
+def test_anndata_through_a_file(tmp_path):
     adata = citeseq_anndata()
     run("totalanvi", adata)
-    back = write_and_read(adata, tmp_path, form)
+    back = write_and_read(adata, tmp_path, "h5")
     assert_same_fit(back, adata, "totalanvi")
     for one, other in zip(answers(back, "totalanvi"), answers(adata, "totalanvi"), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -391,19 +391,20 @@ def test_a_class_with_a_slash(tmp_path, form, name):
         assert list(av.get.proba(data).columns) == list(av.get.model(data).classes)
         assert "NK/T" in av.tl.predict(data, inplace=False).columns
     np.testing.assert_array_equal(av.get.proba(back), av.get.proba(mdata))
+    for one, other in zip(answers(back, name), answers(mdata, name), strict=True):
+        np.testing.assert_array_equal(one, other)
     with pytest.warns(UserWarning, match="'/' are written with"):
         av.tl.predict(back)
     av.tl.predict(back, soft=False)  # nothing to write with "|"
 
 
-@pytest.mark.parametrize("form", ["h5", "zarr"])
-def test_a_gene_or_batch_with_a_slash(tmp_path, form):
+def test_a_gene_or_batch_with_a_slash(tmp_path):
     mdata = cite()
     mdata["rna"].var_names = [f"HLA/{i}" for i in range(60)]
     mdata = mudata_of({"rna": mdata["rna"], "prot": mdata["prot"]}, mdata)
     mdata.obs["batch"] = mdata.obs["batch"].cat.rename_categories({"batch_0": "a/b"})
     run("totalanvi", mdata)
-    back = write_and_read(mdata, tmp_path, form)
+    back = write_and_read(mdata, tmp_path, "h5")
     np.testing.assert_array_equal(answers(back, "totalanvi")[0], answers(mdata, "totalanvi")[0])
 
 

@@ -1,15 +1,15 @@
 """A fitted model as a folder: weights, configuration, history and a README; no data and nothing that runs."""
 
 import hashlib
+import io
 import json
-import shutil
+import tempfile
 from pathlib import Path
 
 import pandas as pd
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ._model import Model
+from ._model import SCHEMA, Model
 from .settings import choose_device
 
 WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.csv", "README.md"
@@ -21,22 +21,43 @@ def write_folder(fitted: Model, path: str | Path, *, overwrite: bool) -> None:
     if path.exists():
         if not overwrite:
             raise FileExistsError(f"{path} is there already; pass overwrite=True to replace the model in it.")
-        if not (path / CONFIG).is_file():
-            raise FileExistsError(
-                f"{path} is no model folder (it has no {CONFIG}); it is left alone. Name another path."
-            )
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    weights = save(fitted.weights())
-    config = fitted.facts() | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
-    (part / WEIGHTS).write_bytes(weights)
-    (part / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-    fitted.history.to_csv(part / HISTORY, index=False)
-    (part / README).write_text(_readme(fitted), encoding="utf-8")
-    if path.exists():
-        shutil.rmtree(path)
-    part.rename(path)
+        _check_ours(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    history = fitted.history if len(fitted.history.columns) else pd.DataFrame(columns=["epoch"])
+    weights, table = save(fitted.weights()), history.to_csv(index=False).encode()
+    facts = fitted.facts()
+    checksums = {WEIGHTS: _checksum(weights), HISTORY: _checksum(table), CONFIG: _checksum_of_facts(facts)}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging:
+        part = Path(staging) / "model"
+        part.mkdir()
+        (part / WEIGHTS).write_bytes(weights)
+        (part / HISTORY).write_bytes(table)
+        (part / CONFIG).write_text(json.dumps(facts | {"sha256": checksums}, indent=1), encoding="utf-8")
+        (part / README).write_text(_readme(fitted), encoding="utf-8")
+        if path.exists():
+            path.rename(Path(staging) / "before")
+        part.rename(path)
+
+
+def _check_ours(path: Path) -> None:
+    """Raise unless a folder holds a model and nothing else, so that nothing of the user's can be lost."""
+    try:
+        ours = "sha256" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        others = sorted({entry.name for entry in path.iterdir()} - {WEIGHTS, CONFIG, HISTORY, README})
+    except (OSError, ValueError):
+        ours, others = False, []
+    if not ours:
+        raise FileExistsError(f"{path} is no model folder of anvi; it is left alone. Name another path.")
+    if others:
+        raise FileExistsError(f"{path} holds other files beside the model ({others[0]}, ...); it is left alone.")
+
+
+def _checksum(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _checksum_of_facts(facts: dict) -> str:
+    return _checksum(json.dumps(facts, sort_keys=True).encode())
 
 
 def read_model(path: str | Path, *, device: str = "auto") -> Model:
@@ -78,18 +99,18 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
             raise ValueError("not an object")
     except ValueError as error:
         raise ValueError(f"{path / CONFIG} is damaged ({error}). Write the model again.") from error
-    raw = (path / WEIGHTS).read_bytes()
-    if hashlib.sha256(raw).hexdigest() != facts.pop("weights_sha256", None):
-        raise ValueError(f"{path / WEIGHTS} is truncated or was edited: its checksum is not the one in {CONFIG}.")
-    try:
-        weights = load(raw)
-    except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS} is no safetensors file ({error}).") from error
-    try:
-        history = pd.read_csv(path / HISTORY)
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path / HISTORY} is damaged ({error}).") from error
-    return Model.from_parts(facts, weights, history).on(choose_device(device))
+    checksums = facts.pop("sha256", {})
+    if facts.get("schema", 0) > SCHEMA:
+        raise ValueError(
+            f"{path} was written by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
+        )
+    weights, table = (path / WEIGHTS).read_bytes(), (path / HISTORY).read_bytes()
+    found = {WEIGHTS: _checksum(weights), HISTORY: _checksum(table), CONFIG: _checksum_of_facts(facts)}
+    for name, checksum in found.items():
+        if checksums.get(name) != checksum:
+            raise ValueError(f"{path / name} is truncated or was edited: its checksum is not the one in {CONFIG}.")
+    history = pd.read_csv(io.BytesIO(table))
+    return Model.from_parts(facts, load(weights), history).on(choose_device(device))
 
 
 def _readme(model: Model) -> str:

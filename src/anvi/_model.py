@@ -46,6 +46,11 @@ class Model:
         return self.network.config
 
     @property
+    def key(self) -> str:
+        """Prefix of its slots in the object that it was fitted to."""
+        return str(self.info.get("key", self.name))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Exact class names, in the order of the probabilities."""
         return self.setup.classes
@@ -88,9 +93,11 @@ class Model:
                 raise ValueError(
                     f"The model was stored by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
                 )
-            network = VAE(Config.from_dict(facts["config"]))
+            config, setup = Config.from_dict(facts["config"]), Setup.from_dict(facts["setup"])
+            _check_sizes(config, setup)
+            network = VAE(config)
             network.load_state_dict(weights)
-            return cls(facts["name"], Setup.from_dict(facts["setup"]), network.eval(), history, facts["info"])
+            return cls(facts["name"], setup, network.eval(), history, facts["info"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:
@@ -118,3 +125,18 @@ class Model:
         """The model with its network moved to a device."""
         self.network.to(device)
         return self
+
+
+def _check_sizes(config: Config, setup: Setup) -> None:
+    """Raise a ValueError unless the names in the setup are as many as the network has places for."""
+    pairs = {
+        "genes": (config.n_genes, len(setup.genes)),
+        "proteins": (config.n_proteins, len(setup.proteins)),
+        "classes": (config.n_labels, len(setup.classes)),
+        "batches": (config.n_batches, len(setup.batches)),
+    }
+    for name, (places, names) in pairs.items():
+        if places != names:
+            raise ValueError(
+                f"The stored model is damaged: its network has {places} {name}, its setup {names}. Fit again."
+            )

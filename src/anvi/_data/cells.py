@@ -205,9 +205,15 @@ def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tenso
     panel, table = np.zeros(len(cells), dtype=np.int64), np.zeros(y.shape, dtype=bool)
     if setup.prot_obsm in data.obsm if isinstance(data, AnnData) else setup.prot_mod in data.mod:
         proteins = find_proteins(data, setup)
+        if not names.isin(proteins.names).any():
+            raise ValueError(
+                f"None of the model's {len(names)} proteins ({', '.join(names[:3])}, ...) is in {proteins.where} "
+                f"({', '.join(proteins.names[:3])}, ...). Rename them; to predict from RNA alone, leave proteins out."
+            )
         y, has_row = _by_name(proteins, names, cells)
         panel, table = _panel_of_cells(data, setup, cells, proteins)
     else:
+        _no_proteins_elsewhere(data, setup)
         logger.info("no protein counts: all cells are taken as RNA-only")
     measured = ~np.isnan(y) & table & has_row[:, None]
     packed = np.ascontiguousarray(np.packbits(measured, axis=1))  # one short byte string per cell sorts fast
@@ -218,6 +224,22 @@ def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tenso
         "mask_row": torch.from_numpy(row.reshape(-1).astype(np.int64)),
         "panel": torch.from_numpy(panel),
     }
+
+
+def _no_proteins_elsewhere(data: Data, setup: Setup) -> None:
+    """Raise if the object holds the model's proteins where the model does not look for them."""
+    if isinstance(data, AnnData):
+        tables = {key: table for key, table in data.obsm.items() if isinstance(table, pd.DataFrame)}
+        places = {f"obsm['{key}']": table.columns for key, table in tables.items()}
+        argument, expected = "prot_obsm", setup.prot_obsm
+    else:
+        places = {f"mdata['{name}']": mod.var_names for name, mod in data.mod.items() if name != setup.rna_mod}
+        argument, expected = "prot_mod", setup.prot_mod
+    for place, names in places.items():
+        if pd.Index(setup.proteins).isin(names.astype(str)).mean() > 0.5:
+            raise ValueError(
+                f"The model looks for proteins in '{expected}', but they seem to be in {place}: pass {argument}=..."
+            )
 
 
 def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
@@ -250,4 +272,8 @@ def _panel_of_cells(data: Data, setup: Setup, cells: pd.Index, proteins: Protein
         new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)
         code = pd.Index(strangers).get_indexer(column.reindex(cells))
         measured[code >= 0] = new.to_numpy()[code[code >= 0]]
+    if isinstance(proteins.declared, pd.DataFrame):  # what the user says of this object's panels holds here
+        declared = proteins.declared.astype(bool).reindex(index=list(setup.proteins), fill_value=False)
+        code = declared.columns.get_indexer(column.reindex(cells))
+        measured[code >= 0] &= declared.to_numpy().T[code[code >= 0]]
     return np.where(codes < 0, 0, codes), measured

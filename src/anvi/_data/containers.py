@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
 from scipy import sparse
 
@@ -44,14 +45,16 @@ def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
 
 
 def matrix(adata: AnnData, layer: str | None, where: str):
-    """Counts of a modality as they are stored: dense, csr, csc."""
+    """Counts of a modality as they are stored: dense, csr, csc; those of a backed object are read."""
     if layer is None:
         if adata.X is None:
             raise ValueError(f"{where}.X is empty; pass layer=... ({_list(adata.layers)} are there).")
-        return adata.X
-    if layer not in adata.layers:
+        counts = adata.X
+    elif layer in adata.layers:
+        counts = adata.layers[layer]
+    else:
         raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {_list(adata.layers)}.")
-    return adata.layers[layer]
+    return counts.to_memory() if isinstance(counts, CSRDataset | CSCDataset) else counts
 
 
 def to_csr(counts) -> sparse.csr_matrix:
@@ -116,8 +119,7 @@ def obs_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> pd
     (first_place, merged), *others = copies.items()
     for place, column in others:
         shared = merged.index.intersection(column.index)
-        ours, theirs = _as_text(merged.loc[shared]), _as_text(column.loc[shared])
-        differ = ours.notna().to_numpy() & theirs.notna().to_numpy() & (ours.to_numpy() != theirs.to_numpy())
+        differ = _differ(merged.loc[shared], column.loc[shared])
         if differ.any():
             cell = shared[differ][0]
             raise ValueError(
@@ -127,6 +129,15 @@ def obs_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> pd
             )
         merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
     return merged.reindex(data.obs_names)
+
+
+def _differ(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
+    """Where both copies say something and not the same; numbers may have been stored in another precision."""
+    both = ours.notna().to_numpy() & theirs.notna().to_numpy()
+    if all(pd.api.types.is_numeric_dtype(column.dtype) for column in (ours, theirs)):
+        numbers = [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in (ours, theirs)]
+        return both & ~np.isclose(*numbers, rtol=1e-5, atol=0)
+    return both & (_as_text(ours).to_numpy() != _as_text(theirs).to_numpy())
 
 
 def categorical_columns(data: Data, mods: tuple[str, ...]) -> list[str]:

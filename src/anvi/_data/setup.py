@@ -1,7 +1,7 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,11 @@ class Setup:
     def mods(self) -> tuple[str, ...]:
         """Modalities whose obs may hold a key, after the global one."""
         return self.rna_mod, self.prot_mod
+
+    def elsewhere(self, *, rna_mod: str | None, prot_mod: str | None, prot_obsm: str | None) -> "Setup":
+        """The same setup for an object that keeps RNA or proteins in another place; None leaves a place as it is."""
+        places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
+        return replace(self, **{name: place for name, place in places.items() if place is not None})
 
     def to_dict(self) -> dict:
         """As a dict that JSON can hold (tuples become lists there)."""
@@ -200,7 +205,7 @@ def _classes(data: Data, key: str | None, unlabeled: str, mods, cells: pd.Index)
 def label_column(data: Data, key: str, unlabeled: str, mods) -> pd.Series:
     """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
     column = containers.text_column(data, key, "labels_key", mods)
-    return column.where(column != unlabeled, np.nan)
+    return column.where(column != str(unlabeled), np.nan)
 
 
 def _no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:

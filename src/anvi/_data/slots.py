@@ -83,6 +83,17 @@ class Writer:
         self.row = self.cells.get_indexer(home.obs_names)  # (cells of home,) -1: not in the model
         self.written: list[str] = []
 
+    def clear(self, key: str) -> None:
+        """Remove what an earlier fit wrote under the same key, so that nothing stale stands beside the new."""
+        for slot in (prediction(key), confidence(key), split(key)):
+            for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
+                if name in table.obs:
+                    del table.obs[name]
+        for slot in (latent(key), proba(key)):
+            if slot in self.home.obsm:
+                del self.home.obsm[slot]
+        self.home.uns.pop(f"{prediction(key)}_colors", None)
+
     def obsm(self, slot: str, values: np.ndarray, columns: list[str] | None = None) -> None:
         """Float32 array or DataFrame, NaN for cells outside the model."""
         out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
@@ -140,6 +151,8 @@ def write_predictions(
                 f"hold '/' there; obs['{prediction(key)}'] and get.proba() have the exact names."
             )
         out.obsm(proba(key), probabilities, [column_name(name) for name in classes])
+    elif proba(key) in out.home.obsm:
+        del out.home.obsm[proba(key)]  # of another prediction
 
 
 def copy_colors(out: Writer, labels_key: str, classes: tuple[str, ...], key: str) -> None:

@@ -156,17 +156,21 @@ def _labelled_size(network: VAE, plan: Plan) -> int:
 
 
 def panels_differ(cells: Cells) -> bool:
-    """Whether some cells had proteins measured that others had not."""
-    return cells.mask_table is not None and len(cells.mask_table) > 1
+    """Whether some group of cells had a protein measured that another had in no cell."""
+    if cells.mask_table is None:
+        return False
+    group = _adversary_groups(cells)
+    some = torch.zeros(int(group.max()) + 1, cells.mask_table.shape[1], device=group.device)
+    some = some.index_add_(0, group, cells.measured.float()) > 0  # (groups, proteins)
+    return bool((some != some[0]).any())
 
 
 def _adversary_groups(cells: Cells) -> Tensor:
     """What the adversary tells apart: batches, or else panels, or else cells with and without proteins."""
-    if cells.batch.max() > 0 or cells.mask_table is None:
-        return cells.batch
-    if cells.panel.max() > 0:
-        return cells.panel
-    return cells.measured.any(1).long()
+    group = cells.batch
+    if group.max() == 0 and cells.mask_table is not None:
+        group = cells.panel if cells.panel.max() > 0 else cells.measured.any(1).long()
+    return group.unique(return_inverse=True)[1]  # only groups that occur
 
 
 def _epoch(state, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
@@ -289,6 +293,7 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
             sums[name] = sums.get(name, 0) + value
     row = _averages(sums, "validation")
     weighed = -row["validation_elbo"] + plan.classification_ratio * row.get("validation_classification_loss", 0.0)
+    weighed += (plan.protein_weight - 1) * row.get("validation_reconstruction_protein", 0.0)
     return {"validation_loss": weighed} | row
 
 

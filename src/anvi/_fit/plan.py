@@ -61,6 +61,8 @@ class Plan:
         for name in (*not_negative, *(["labelled_batch_size"] if self.labelled_batch_size is not None else [])):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.warmup > 1:
+            raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
         if not 0 < self.train_size <= 1:
             raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
         if self.early_stopping and self.train_size == 1:

@@ -37,6 +37,8 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
         if options.get("library") == "latent":
             raise ValueError("library='latent' and size_factor_key exclude each other; give one of them.")
         options = options | {"library": "size_factor"}
+    elif options.get("library") == "size_factor":
+        raise ValueError("library='size_factor' needs size_factor_key=, the column with the size factor of each cell.")
     if options.get("objective") == "scvi-tools" and setup.joint:
         options = {"efficiency": True} | options  # part of the incumbent's model
     elif options.get("efficiency"):
@@ -82,7 +84,8 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
                 values = cells.log_library[cells.batch == code].double()
                 if len(values) > 1:
                     network.library_mean[code] = values.mean()
-                    network.library_var[code] = values.var(correction=0)
+                    # cells of equal depth have no variance, and a prior without any is no prior
+                    network.library_var[code] = values.var(correction=0).clamp(min=1e-4)
         if network.labels is not None and config.label_prior != "uniform":
             counts = torch.bincount(cells.label[cells.label >= 0], minlength=config.n_labels) + 1.0
             network.labels.log_prior.copy_(counts.log() - counts.sum().log())
@@ -101,6 +104,8 @@ def start_from(
     ValueError
         If the two fits do not see the same genes, proteins, batches and covariates.
     """
+    if source.labels is not None:
+        raise ValueError("init= needs a model without labels (scvi, totalvi); the one given has classes of its own.")
     for part in ("genes", "proteins", "batches", "panels", "categorical", "continuous", "size_factor_key"):
         ours, theirs = getattr(setup, part), getattr(source_setup, part)
         if ours != theirs:

@@ -237,7 +237,11 @@ class _Interpreter:
 
 
 def _pairs(items: list) -> zip:
-    return zip(items[::2], items[1::2], strict=True)
+    keys = items[::2]
+    for key in keys:  # hashing a deeply nested tuple would overflow the interpreter's stack
+        if not isinstance(key, str | bytes | int | float | bool | None):
+            raise ValueError(f"a dictionary key of type {type(key).__name__}")
+    return zip(keys, items[1::2], strict=True)
 
 
 _LITERALS = {

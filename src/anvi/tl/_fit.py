@@ -21,12 +21,12 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data
 from anvi._data.setup import Setup, find_setup
-from anvi._find import resolve
+from anvi._find import check_free, resolve
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
-from anvi.nn import Config
+from anvi.nn import VAE, Config
 from anvi.settings import choose_device
 
 logger = logging.getLogger("anvi")
@@ -114,7 +114,8 @@ def run_fit(
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options({key: value for key, value in options.items() if value is not None})
     key = slots.clean_key(key_added or name)
-    seed = _seed(random_state)
+    check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=where["rna_mod"])
+    seed = seed_of(random_state)
     proteins = name in ("totalvi", "totalanvi")
     setup = find_setup(data, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
     source = None if init is None else resolve(data, init, "init")[0]
@@ -143,9 +144,9 @@ def run_fit(
         plan,
         random_state=fit_seed,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        fingerprint="" if checkpoint is None else _fingerprint(cells, setup, config, plan, [seed, init is None, train]),
+        fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
     )
-    info = _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
+    info = {"key": key} | _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
     model = Model(name, setup, network, history, info)
     embedding = _posterior.embed(model, on_device)
     model.on(torch.device("cpu"))
@@ -158,6 +159,7 @@ def write_fit(data: Data, key: str, model: Model, cells: Cells, embedding, valid
     """Write latent space, predictions, split, history and the model itself."""
     setup = model.setup
     out = slots.writer(data, setup, cells.names)
+    out.clear(key)
     out.obsm(slots.latent(key), embedding.mean)
     if embedding.proba is not None:
         slots.write_predictions(out, key, model.classes, embedding.proba, soft=True)
@@ -199,7 +201,8 @@ def _sort_options(options: dict) -> tuple[dict, dict]:
     return network, {key: value for key, value in options.items() if key in plan_names}
 
 
-def _seed(random_state: RandomState) -> int:
+def seed_of(random_state: RandomState) -> int:
+    """A seed from what the user gave."""
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31))
     if random_state is None:
@@ -225,14 +228,16 @@ def _log_data(cells: Cells, setup: Setup) -> None:
     logger.info(", ".join(parts))
 
 
-def _fingerprint(cells: Cells, setup: Setup, config: Config, plan: Plan, others: list) -> str:
-    """What a checkpoint must belong to: cells, counts, labels, network and training options, seed, version."""
+def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: list) -> str:
+    """What a checkpoint must belong to: cells, counts, covariates, first weights, options, seed, version."""
     digest = hashlib.sha256("\n".join(map(str, cells.names)).encode())
     per_gene = torch.bincount(cells.x.indices, cells.x.values.double(), minlength=len(setup.genes))
     proteins = () if cells.y is None else (cells.y, cells.mask_row)
-    for tensor in (per_gene, cells.log_library, cells.label, cells.batch, *proteins):
+    covariates = [part for part in (cells.codes, cells.continuous, cells.panel) if part is not None]
+    first_weights = [weights.cpu().contiguous() for weights in network.state_dict().values()]
+    for tensor in (per_gene, cells.log_library, cells.label, cells.batch, *proteins, *covariates, *first_weights):
         digest.update(tensor.numpy())
-    facts = [setup.to_dict(), config.to_dict(), plan.to_dict(), *others, version("anvi")]
+    facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 

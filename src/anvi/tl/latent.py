@@ -6,9 +6,11 @@ from anvi import _posterior
 from anvi._data import slots
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data
-from anvi._find import resolve
+from anvi._find import key_to_write, resolve
 from anvi._model import Model
 from anvi.settings import choose_device
+
+from ._fit import RandomState, seed_of
 
 
 def latent(
@@ -16,8 +18,11 @@ def latent(
     *,
     model: str | Model | None = None,
     n_samples: int | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     device: str = "auto",
-    random_state: int = 0,
+    random_state: RandomState = 0,
     key_added: str | None = None,
     inplace: bool = True,
 ):
@@ -31,6 +36,8 @@ def latent(
         Key or :class:`~anvi.Model`; None: the only fitted model in `data`.
     n_samples
         None: the posterior mean. A number: so many samples of the posterior, returned and not stored.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
         "auto" or a torch device.
     random_state
@@ -61,20 +68,21 @@ def latent(
     ('sample', 'obs', 'latent')
     """
     fitted, key = resolve(data, model)
+    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     where = choose_device(device)
-    cells = read_cells(data, fitted.setup).to(where)
+    cells = read_cells(data, setup).to(where)
     if n_samples is not None:
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
-        samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, random_state)
+        samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, seed_of(random_state))
         coords = {"obs": cells.names.astype(str)}
         samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
-        return samples.reindex(obs=slots.home(data, fitted.setup).obs_names.astype(str).to_numpy())
+        return samples.reindex(obs=slots.home(data, setup).obs_names.astype(str).to_numpy())
     mean = _posterior.embed(fitted.on(where), cells).mean
     if not inplace:
-        return slots.in_order_of(data, fitted.setup, cells.names, mean)
+        return slots.in_order_of(data, setup, cells.names, mean)
     data = slots.own(data, False)
-    out = slots.writer(data, fitted.setup, cells.names)
-    out.obsm(slots.latent(slots.clean_key(key_added or key)), mean)
+    out = slots.writer(data, setup, cells.names)
+    out.obsm(slots.latent(key_to_write(data, fitted, key, key_added)), mean)
     out.log()
     return None

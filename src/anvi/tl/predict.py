@@ -6,9 +6,11 @@ from anvi import _posterior
 from anvi._data import slots
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data
-from anvi._find import resolve
+from anvi._find import key_to_write, resolve
 from anvi._model import Model
 from anvi.settings import choose_device
+
+from ._fit import RandomState, seed_of
 
 
 def predict(
@@ -17,8 +19,11 @@ def predict(
     model: str | Model | None = None,
     soft: bool = True,
     use_posterior_mean: bool = True,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     device: str = "auto",
-    random_state: int = 0,
+    random_state: RandomState = 0,
     key_added: str | None = None,
     inplace: bool = True,
 ) -> pd.Series | pd.DataFrame | None:
@@ -35,6 +40,8 @@ def predict(
         Also write (or return) the probabilities of all classes.
     use_posterior_mean
         Classify the mean of the latent posterior; False: one sample of it.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
         "auto" or a torch device.
     random_state
@@ -69,22 +76,23 @@ def predict(
     (300, 6)
     """
     fitted, key = resolve(data, model)
+    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     if not fitted.config.has_labels:
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
         )
     where = choose_device(device)
-    cells = read_cells(data, fitted.setup).to(where)
-    seed = None if use_posterior_mean else random_state
+    cells = read_cells(data, setup).to(where)
+    seed = None if use_posterior_mean else seed_of(random_state)
     proba = _posterior.embed(fitted.on(where), cells, sample_seed=seed).proba
     if not inplace:
         table = pd.DataFrame(proba, index=cells.names, columns=list(fitted.classes))
-        table = table.reindex(slots.home(data, fitted.setup).obs_names)
+        table = table.reindex(slots.home(data, setup).obs_names)
         return (
             table if soft else pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
         )
     data = slots.own(data, False)
-    out = slots.writer(data, fitted.setup, cells.names)
-    slots.write_predictions(out, slots.clean_key(key_added or key), fitted.classes, proba, soft=soft)
+    out = slots.writer(data, setup, cells.names)
+    slots.write_predictions(out, key_to_write(data, fitted, key, key_added), fitted.classes, proba, soft=soft)
     out.log()
     return None

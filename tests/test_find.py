@@ -1,0 +1,79 @@
+"""Which model an argument means, and that no verb buries another's results."""
+
+import mudata
+import numpy as np
+import pytest
+from helpers import cite, mudata_of
+
+import anvi as av
+
+
+def test_a_model_taken_out_writes_under_its_own_key(fitted):
+    av.tl.totalvi(fitted, max_epochs=1, key_added="mine")
+    before = fitted.obsm["X_totalvi"].copy()
+    av.tl.latent(fitted, model=av.get.model(fitted, "mine"))
+    np.testing.assert_array_equal(fitted.obsm["X_totalvi"], before)
+
+
+def test_a_foreign_model_does_not_write_over_the_objects_own_fit(fitted):
+    other = cite(random_state=1)
+    av.tl.totalanvi(other, batch_key="batch", max_epochs=1)
+    model = av.get.model(other)
+    with pytest.raises(ValueError, match="a fit of its own under 'totalanvi'; pass key_added="):
+        av.tl.predict(fitted, model=model)
+    av.tl.predict(fitted, model=model, key_added="other")
+    assert "other_prediction" in fitted.obs
+
+
+def test_a_key_that_holds_something_else_is_refused(no_training):
+    mdata = cite()
+    mdata.uns["pca"] = {"params": 1}
+    with pytest.raises(ValueError, match=r"uns\['pca'\] holds something that is no model"):
+        av.tl.totalvi(mdata, key_added="pca")
+
+
+def test_a_key_of_a_model_elsewhere_in_the_object_is_refused(fitted, no_training):
+    with pytest.raises(ValueError, match="another model under the key 'scvi'"):
+        av.tl.totalvi(fitted, key_added="scvi")
+
+
+def test_a_refit_leaves_nothing_stale():
+    mdata = cite()
+    mdata.uns["cell_type_colors"] = ["#000000"] * len(mdata.obs["cell_type"].cat.categories)
+    av.tl.scanvi(mdata, max_epochs=1, key_added="m")
+    assert "m_prediction" in mdata["rna"].obs and "rna:m_prediction" in mdata.obs
+    av.tl.scvi(mdata, max_epochs=1, key_added="m")
+    left = [name for name in (*mdata["rna"].obs, *mdata.obs, *mdata["rna"].obsm, *mdata["rna"].uns) if "m_p" in name]
+    assert left == []
+
+
+def test_hard_predictions_take_old_probabilities_away(fitted):
+    av.tl.predict(fitted, model="totalanvi", soft=False)
+    assert "totalanvi_proba" not in fitted.obsm
+    with pytest.raises(KeyError, match="run av.tl.predict"):
+        av.get.proba(fitted, model="totalanvi")
+
+
+def test_proteins_under_another_name_are_not_ignored(fitted):
+    model = av.get.model(fitted, "totalanvi")
+    query = mudata_of({"rna": fitted["rna"].copy(), "adt": fitted["prot"].copy()}, like=fitted)
+    with pytest.raises(ValueError, match=r"seem to be in mdata\['adt'\]: pass prot_mod="):
+        av.tl.predict(query, model=model)
+    ours = av.tl.predict(fitted, model=model, inplace=False)
+    np.testing.assert_array_equal(av.tl.predict(query, model=model, prot_mod="adt", inplace=False), ours)
+    renamed = mudata_of({"rna": fitted["rna"].copy(), "prot": fitted["prot"].copy()}, like=fitted)
+    renamed["prot"].var_names = [f"{name}_TotalSeqB" for name in renamed["prot"].var_names]
+    with pytest.raises(ValueError, match="None of the model's 20 proteins"):
+        av.tl.predict(renamed, model=model)
+    rna_only = mudata_of({"rna": fitted["rna"].copy()}, like=fitted)
+    assert isinstance(rna_only, mudata.MuData)
+    av.tl.predict(rna_only, model=model)
+
+
+def test_random_state_of_a_sample(fitted):
+    rng = np.random.default_rng(0)
+    mean = av.tl.predict(fitted, model="totalanvi", inplace=False)
+    for state in (rng, None, 3):
+        one = av.tl.predict(fitted, model="totalanvi", use_posterior_mean=False, random_state=state, inplace=False)
+        assert not np.allclose(one, mean)
+    assert av.tl.latent(fitted, model="totalanvi", n_samples=2, random_state=None).shape == (2, 300, 20)
