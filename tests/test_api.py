@@ -401,3 +401,9 @@ def test_config_is_json_able():
     config = Config(n_genes=3, n_categories=(2, 3))
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert np.isscalar(config.prior_floor)
+
+
+def test_the_readme_names_every_file():
+    tree = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8").split("## The files")[1]
+    files = {file.name for file in SOURCE.rglob("*.py")} - {"__init__.py"}
+    assert sorted(name for name in files if name not in tree) == []
