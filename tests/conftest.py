@@ -11,7 +11,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """No progress lines and no device but the CPU, whatever the machine."""
+    """No progress lines and no device but the CPU, whatever the machine; and one thread, which scanpy undoes."""
+    torch.set_num_threads(1)
     with av.settings.override(progress=False, device="cpu"):
         yield
 

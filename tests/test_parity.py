@@ -51,6 +51,9 @@ def test_gradients_of_all_parameters(name):
         if not (ours - theirs).abs().max() <= allowed(theirs)
     }
     assert off == {}
+    # and all of them to 1e-5 of the largest gradient entry of the model
+    largest = max(float(theirs.abs().max()) for _, theirs in found.values())
+    assert max(float((ours - theirs).abs().max()) for ours, theirs in found.values()) < 1e-5 * largest
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_train")])

@@ -1,7 +1,5 @@
 """tl.latent."""
 
-import xarray as xr
-
 from anvi import _posterior
 from anvi._data import slots
 from anvi._data.cells import read_cells
@@ -74,6 +72,8 @@ def latent(
     if n_samples is not None:
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
+        import xarray as xr
+
         samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, seed_of(random_state))
         coords = {"obs": cells.names.astype(str)}
         samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
