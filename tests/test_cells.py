@@ -312,14 +312,13 @@ def test_proteins_that_a_query_lacks_are_not_measured(mdata, caplog):
     assert torch.equal(cells.measured[:, 5:], full.measured[:, 5:]) and torch.equal(cells.y[:, 5:], full.y[:, 5:])
 
 
-@pytest.mark.parametrize("how", ["no modality", "no cells", "no shared proteins", "AnnData"])
+@pytest.mark.parametrize("how", ["no modality", "no cells", "AnnData"])
 def test_a_query_without_proteins(mdata, how):
-    """No protein modality, one without cells, one without our proteins, or RNA alone: all the same."""
+    """No protein modality, one without cells, or RNA alone: all the same."""
     setup = find_setup(mdata, proteins=True, panel_key="panel")
     query = {
         "no modality": lambda: mudata_of({"rna": mdata["rna"]}),
         "no cells": lambda: mudata_of({"rna": mdata["rna"], "prot": mdata["prot"][:0].copy()}, mdata),
-        "no shared proteins": lambda: mudata_of({"rna": mdata["rna"], "prot": mdata["prot"][:, :0].copy()}, mdata),
         "AnnData": lambda: mdata["rna"],
     }[how]()
     cells = read_cells(query, setup)

@@ -19,7 +19,7 @@ from anvi import _posterior
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data
+from anvi._data.containers import Data, check_type
 from anvi._data.setup import Setup, find_setup
 from anvi._find import check_free, resolve
 from anvi._fit.loop import fit, generator, seeds
@@ -113,6 +113,7 @@ def run_fit(
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options({key: value for key, value in options.items() if value is not None})
+    check_type(data)
     key = slots.clean_key(key_added or name)
     check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=where["rna_mod"])
     seed = seed_of(random_state)
