@@ -239,7 +239,8 @@ class _Interpreter:
 def _pairs(items: list) -> zip:
     keys = items[::2]
     for key in keys:  # hashing a deeply nested tuple would overflow the interpreter's stack
-        if not isinstance(key, str | bytes | int | float | bool | None):
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, str | bytes | int | float | None) for part in parts):
             raise ValueError(f"a dictionary key of type {type(key).__name__}")
     return zip(keys, items[1::2], strict=True)
 
