@@ -11,7 +11,7 @@ from anvi.__main__ import main
 
 @pytest.mark.slow
 def test_demo_recovers_the_truth_and_writes_its_files(tmp_path, capsys):
-    # thresholds: far above the shuffled control (0.2, 0.5, 0) and below what the default demo reaches (.998, .997, .96, .50)
+    # far above the shuffled control (0.2, 0.5, 0) and below what the default demo reaches (.998, .997, .96, .50)
     assert main(["demo", "--out", str(tmp_path), "--cells", "1500", "--epochs", "60"]) == 0
     text = capsys.readouterr().out
     scores = [float(score) for score in re.findall(r": (-?\d\.\d+) \(", text)]
