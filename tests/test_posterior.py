@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 import anvi as av
-from anvi import _posterior
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
+from anvi._posterior import decode, encode
 from anvi.nn import Draws
 
 
@@ -19,9 +19,9 @@ def fitted():
 
 def test_answers_do_not_depend_on_the_chunk_and_equal_one_cell_at_a_time(monkeypatch):
     _, model, cells = fitted()
-    whole, proteins = _posterior.embed(model, cells), _posterior.read_proteins(model, cells)
-    monkeypatch.setattr(_posterior, "CHUNK", 7)
-    parts, protein_parts = _posterior.embed(model, cells), _posterior.read_proteins(model, cells)
+    whole, proteins = encode.embed(model, cells), decode.read_proteins(model, cells)
+    monkeypatch.setattr(encode, "CHUNK", 7)
+    parts, protein_parts = encode.embed(model, cells), decode.read_proteins(model, cells)
     # float32 products of another size may round otherwise in the last digits
     np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(parts.proba, whole.proba, rtol=1e-4, atol=1e-6)
@@ -42,19 +42,19 @@ def test_answers_do_not_depend_on_the_chunk_and_equal_one_cell_at_a_time(monkeyp
 
 def test_samples_have_the_posterior_mean_and_variance():
     _, model, cells = fitted()
-    embedding = _posterior.embed(model, cells)
-    samples = _posterior.latent_samples(model, cells, 400, seed=0)
+    embedding = encode.embed(model, cells)
+    samples = encode.latent_samples(model, cells, 400, seed=0)
     assert samples.shape == (400, 300, 20)
     # the mean of 400 draws has a standard error of sd / 20; 6,000 numbers stay within 5 of them
     assert (np.abs(samples.mean(0) - embedding.mean) < 5 * np.sqrt(embedding.var / 400)).all()
     np.testing.assert_allclose(samples.var(0).mean() / embedding.var.mean(), 1, atol=0.02)
-    np.testing.assert_array_equal(samples, _posterior.latent_samples(model, cells, 400, seed=0))
+    np.testing.assert_array_equal(samples, encode.latent_samples(model, cells, 400, seed=0))
 
 
 def test_probabilities_sum_to_one_and_a_sample_differs_from_the_mean():
     _, model, cells = fitted()
-    embedding = _posterior.embed(model, cells)
-    sampled = _posterior.embed(model, cells, sample_seed=3)
+    embedding = encode.embed(model, cells)
+    sampled = encode.embed(model, cells, sample_seed=3)
     np.testing.assert_allclose(embedding.proba.sum(1), 1, rtol=1e-5)
     assert not np.array_equal(embedding.proba, sampled.proba)
     np.testing.assert_array_equal(embedding.mean, sampled.mean)

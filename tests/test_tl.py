@@ -8,8 +8,8 @@ import xarray as xr
 from helpers import cite, mudata_of, permuted
 
 import anvi as av
-from anvi import _posterior
 from anvi._data.cells import read_cells
+from anvi._posterior import encode
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 
@@ -346,7 +346,7 @@ def test_latent_samples(fitted):
     assert samples.shape == (200, 300, 20) and list(shuffled.obsm) == before
     assert samples.coords["obs"].values.tolist() == shuffled.obs_names.tolist()
     model = av.get.model(shuffled, "totalvi")
-    embedding = _posterior.embed(model, read_cells(shuffled, model.setup))
+    embedding = encode.embed(model, read_cells(shuffled, model.setup))
     scale = pd.DataFrame(np.sqrt(embedding.var), sorted(shuffled.obs_names)).loc[shuffled.obs_names]
     error = np.abs(samples.mean("sample") - shuffled.obsm["X_totalvi"]) / scale
     assert float(error.max()) < 5.5 / np.sqrt(200)  # of 6,000 standard normal means
@@ -363,7 +363,7 @@ def test_number_of_samples(fitted):
 
 def test_answers_do_not_depend_on_the_chunk(fitted, monkeypatch):
     expected = av.tl.latent(fitted, model="totalanvi", inplace=False)
-    monkeypatch.setattr(_posterior, "CHUNK", 37)
+    monkeypatch.setattr(encode, "CHUNK", 37)
     np.testing.assert_allclose(av.tl.latent(fitted, model="totalanvi", inplace=False), expected, atol=1e-5)
 
 

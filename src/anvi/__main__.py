@@ -99,7 +99,7 @@ def _scores(mdata) -> list[str]:
 
     import anvi as av
     from anvi._data.cells import read_cells
-    from anvi._posterior import read_proteins
+    from anvi._posterior.decode import read_proteins
 
     rng = np.random.default_rng(0)
     model = av.get.model(mdata)

@@ -58,6 +58,8 @@ class Cells:
     continuous: Tensor | None  # (cells, continuous covariates)
     log_library: Tensor  # (cells, 1)
     label: Tensor  # (cells,) class codes, -1 for unlabelled
+    q_mean: Tensor | None = None  # (cells, latent) stored posterior mean, where the counts are gone (minified data)
+    q_var: Tensor | None = None  # (cells, latent) stored posterior variance
 
     def __len__(self) -> int:
         return len(self.names)

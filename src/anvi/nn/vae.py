@@ -40,6 +40,11 @@ class _Labelled(NamedTuple):
     weight: Tensor  # (labelled cells,)
 
 
+def _with_continuous(z: Tensor, batch: Batch) -> Tensor:
+    """What the decoder sees: the latent vectors and the continuous covariates."""
+    return z if batch.continuous is None else torch.cat([z, batch.continuous], dim=-1)
+
+
 class VAE(nn.Module):
     """Variational model of RNA counts, and where there are any, of protein counts and labels.
 
@@ -121,12 +126,24 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor, batch: Batch, draws: Draws) -> tuple[RNARates, ProteinRates | None]:
         """Rates of genes and proteins for latent vectors `(cells, latent)`."""
-        latent = z if batch.continuous is None else torch.cat([z, batch.continuous], dim=-1)
         if self.protein is None:
-            return self.rna(latent, batch.codes, batch.batch, batch.label, draws), None
-        mixing = self.protein.mixing_features(latent, batch.codes, draws)
-        rna = self.rna(latent, batch.codes, batch.batch, batch.label, draws, mixing)
-        return rna, self.protein(latent, batch.codes, batch.batch, draws, mixing)
+            return self.decode_rna(z, batch, draws), None
+        mixing = self.protein.mixing_features(_with_continuous(z, batch), batch.codes, draws)
+        return self.decode_rna(z, batch, draws, mixing), self.decode_protein(z, batch, draws, mixing)
+
+    def decode_rna(self, z: Tensor, batch: Batch, draws: Draws, mixing: Tensor | None = None) -> RNARates:
+        """Rates of genes alone; the features of the protein mixture are computed only where extra zeros need them."""
+        latent = _with_continuous(z, batch)
+        if mixing is None and self.protein is not None and self.rna.zero is not None:
+            mixing = self.protein.mixing_features(latent, batch.codes, draws)
+        return self.rna(latent, batch.codes, batch.batch, batch.label, draws, mixing)
+
+    def decode_protein(self, z: Tensor, batch: Batch, draws: Draws, mixing: Tensor | None = None) -> ProteinRates:
+        """Rates of proteins alone."""
+        latent = _with_continuous(z, batch)
+        if mixing is None:
+            mixing = self.protein.mixing_features(latent, batch.codes, draws)
+        return self.protein(latent, batch.codes, batch.batch, draws, mixing)
 
     def logits(self, batch: Batch, draws: Draws) -> Tensor:
         """Class logits at the posterior mean `(cells, classes)`."""

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from anvi import _posterior
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
@@ -26,6 +25,7 @@ from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
+from anvi._posterior import encode
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device
 
@@ -149,7 +149,7 @@ def run_fit(
     )
     info = {"key": key} | _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
     model = Model(name, setup, network, history, info)
-    embedding = _posterior.embed(model, on_device)
+    embedding = encode.embed(model, on_device)
     model.on(torch.device("cpu"))
     data = slots.own(data, copy)
     write_fit(data, key, model, cells, embedding, validation_cells.numpy())

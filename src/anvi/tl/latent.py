@@ -1,13 +1,12 @@
 """tl.latent."""
 
-from anvi import _posterior
 from anvi._data import slots
-from anvi._data.cells import read_cells
 from anvi._data.containers import Data
-from anvi._find import key_to_write, resolve
+from anvi._find import key_to_write
 from anvi._model import Model
-from anvi.settings import choose_device
+from anvi._posterior import encode
 
+from ._ask import ask
 from ._fit import RandomState, seed_of
 
 
@@ -65,20 +64,17 @@ def latent(
     >>> av.tl.latent(mdata, n_samples=3).dims
     ('sample', 'obs', 'latent')
     """
-    fitted, key = resolve(data, model)
-    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
-    where = choose_device(device)
-    cells = read_cells(data, setup).to(where)
+    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
     if n_samples is not None:
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
         import xarray as xr
 
-        samples = _posterior.latent_samples(fitted.on(where), cells, n_samples, seed_of(random_state))
+        samples = encode.latent_samples(fitted, cells, n_samples, seed_of(random_state))
         coords = {"obs": cells.names.astype(str)}
         samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
         return samples.reindex(obs=slots.home(data, setup).obs_names.astype(str).to_numpy())
-    mean = _posterior.embed(fitted.on(where), cells).mean
+    mean = encode.embed(fitted, cells).mean
     if not inplace:
         return slots.in_order_of(data, setup, cells.names, mean)
     data = slots.own(data, False)

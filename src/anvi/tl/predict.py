@@ -2,14 +2,13 @@
 
 import pandas as pd
 
-from anvi import _posterior
 from anvi._data import slots
-from anvi._data.cells import read_cells
 from anvi._data.containers import Data
-from anvi._find import key_to_write, resolve
+from anvi._find import key_to_write
 from anvi._model import Model
-from anvi.settings import choose_device
+from anvi._posterior import encode
 
+from ._ask import ask
 from ._fit import RandomState, seed_of
 
 
@@ -75,16 +74,13 @@ def predict(
     >>> av.tl.predict(mdata, inplace=False).shape
     (300, 6)
     """
-    fitted, key = resolve(data, model)
-    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
     if not fitted.config.has_labels:
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
         )
-    where = choose_device(device)
-    cells = read_cells(data, setup).to(where)
     seed = None if use_posterior_mean else seed_of(random_state)
-    proba = _posterior.embed(fitted.on(where), cells, sample_seed=seed).proba
+    proba = encode.embed(fitted, cells, sample_seed=seed).proba
     if not inplace:
         table = pd.DataFrame(proba, index=cells.names, columns=list(fitted.classes))
         table = table.reindex(slots.home(data, setup).obs_names)

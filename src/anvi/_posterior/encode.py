@@ -1,0 +1,131 @@
+"""Where cells lie: the posterior of the latent vector, its samples, and the class probabilities."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anvi._data.batches import take
+from anvi._data.cells import Cells
+from anvi._model import Model
+from anvi.nn import Batch, Draws, Gaussian
+
+CHUNK = 2_048
+"""Cells per pass; bounds the memory of a query, changes nothing in its result."""
+
+NOISE_BLOCK = 256
+"""Cells that share a generator: noise belongs to the place of a cell in the data, not to the chunk it comes in."""
+
+
+class Block(NamedTuple):
+    """Some consecutive cells and the posterior of their latent vectors."""
+
+    start: int  # place of the first cell among all that were asked for
+    index: Tensor  # (cells,) positions in Cells
+    batch: Batch
+    q_z: Gaussian  # before the softmax of a logistic-normal latent (cells, latent)
+
+    @property
+    def rows(self) -> slice:
+        """The block's place in an array over all cells that were asked for."""
+        return slice(self.start, self.start + len(self.index))
+
+
+@torch.no_grad()
+def blocks(model: Model, cells: Cells, index: Tensor | None = None) -> Iterator[Block]:
+    """Encode cells chunk by chunk, in eval mode and without noise.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        Read with the model's setup. Where they carry a stored posterior (minified data), that is taken instead of
+        encoding counts.
+    index
+        Positions in `cells`, in the order in which answers are wanted; None: all.
+    """
+    network = model.network.eval()
+    if index is None:
+        index = torch.arange(len(cells), device=cells.label.device)
+    start = 0
+    for part in index.split(CHUNK):
+        batch = take(cells, part)
+        stored = cells.q_mean is not None
+        q_z = Gaussian(cells.q_mean[part], cells.q_var[part]) if stored else network.encode(batch, Draws())
+        yield Block(start, part, batch, q_z)
+        start += len(part)
+
+
+def noise(seed: int, sample: int, rows: slice, width: int, device: torch.device) -> Tensor:
+    """Standard normal noise `(rows, width)` that depends on seed, sample number and row alone, not on the chunk."""
+    first = rows.start // NOISE_BLOCK
+    parts = []
+    for number in range(first, -(-rows.stop // NOISE_BLOCK)):
+        generator = torch.Generator(device).manual_seed(block_seed(seed, sample, number))
+        parts.append(torch.randn(NOISE_BLOCK, width, generator=generator, device=device))
+    offset = first * NOISE_BLOCK
+    return torch.cat(parts)[rows.start - offset : rows.stop - offset]
+
+
+def block_seed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def sample_z(model: Model, block: Block, seed: int, sample: int) -> Tensor:
+    """One posterior sample of the latent vectors of a block `(cells, latent)`."""
+    mean, var = block.q_z
+    draw = noise(seed, sample, block.rows, mean.shape[1], mean.device)
+    return model.network.to_latent(mean + var.sqrt() * draw)
+
+
+class Embedding(NamedTuple):
+    """What the encoder says of each cell."""
+
+    mean: np.ndarray  # (cells, latent) posterior mean
+    var: np.ndarray  # (cells, latent) posterior variance
+    proba: np.ndarray | None  # (cells, classes)
+
+
+@torch.no_grad()
+def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embedding:
+    """Encode and classify all cells in one pass.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        Read with the model's setup.
+    sample_seed
+        None classifies the posterior mean; a seed classifies one posterior sample.
+
+    Returns
+    -------
+    Arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
+    """
+    network = model.network
+    means, variances, probabilities = [], [], []
+    for block in blocks(model, cells):
+        means.append(network.to_latent(block.q_z.mean).cpu())
+        variances.append(block.q_z.var.cpu())
+        if network.labels is not None:
+            z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
+            probabilities.append(network.labels.classify(z, Draws()).softmax(-1).cpu())
+    return Embedding(
+        mean=torch.cat(means).numpy(),
+        var=torch.cat(variances).numpy(),
+        proba=torch.cat(probabilities).numpy() if probabilities else None,
+    )
+
+
+@torch.no_grad()
+def latent_samples(model: Model, cells: Cells, n_samples: int, seed: int) -> np.ndarray:
+    """Samples of the latent posterior `(samples, cells, latent)`."""
+    parts = [
+        torch.stack([sample_z(model, block, seed, i) for i in range(n_samples)]).cpu() for block in blocks(model, cells)
+    ]
+    return torch.cat(parts, dim=1).numpy()
