@@ -47,12 +47,12 @@ def test_every_training_cell_counts_once_per_epoch(cells, labels, size):
     of = minibatches(with_labels(cells, labels), size=size)
     for _ in range(2):
         steps = of.plan()
-        index = torch.cat([index for index, _, _ in steps])
-        weight = torch.cat([weight for _, weight, _ in steps])
+        index = torch.cat([index for index, *_ in steps])
+        weight = torch.cat([weight for _, weight, *_ in steps])
         assert set(weight.tolist()) <= {0.0, 1.0}
         counted = index[weight == 1]
         assert sorted(counted.tolist()) == list(range(300))
-        assert all(weight.any() for _, weight, _ in steps)  # no step is all padding
+        assert all(weight.any() for _, weight, *_ in steps)  # no step is all padding
 
 
 @EVERY_LABELLING
@@ -60,7 +60,10 @@ def test_every_training_cell_counts_once_per_epoch(cells, labels, size):
 def test_shapes_are_the_same_in_every_step(cells, labels, n):
     """n % size == 1 too: a last minibatch of a single cell never comes up."""
     of = minibatches(with_labels(cells, labels), torch.arange(n))
-    shapes = {(len(index), len(weight), None if extra is None else len(extra)) for index, weight, extra in of.plan()}
+    shapes = {
+        (len(choice.index), len(choice.weight), len(choice.balanced) if choice.balanced is not None else None)
+        for choice in of.plan()
+    }
     assert len(shapes) == 1
     n_cells, n_weights, _ = shapes.pop()
     assert n_cells == n_weights and 1 < n_cells <= 64 + 1  # two streams are rounded up one by one
@@ -79,17 +82,17 @@ def test_labelled_cells_lead(cells, labels):
 
 
 def test_without_labels_there_is_no_extra_batch(cells):
-    assert all(extra is None for _, _, extra in minibatches(with_labels(cells, LABELS["none"])).plan())
-    assert all(extra is None for _, _, extra in minibatches(cells, labelled_size=0).plan())
+    assert all(extra is None for _, _, extra, *_ in minibatches(with_labels(cells, LABELS["none"])).plan())
+    assert all(extra is None for _, _, extra, *_ in minibatches(cells, labelled_size=0).plan())
 
 
 def test_cells_are_shuffled_anew_each_epoch_and_by_the_generator_alone(cells):
     of = minibatches(cells)
-    first, second = (torch.cat([index for index, _, _ in of.plan()]) for _ in range(2))
+    first, second = (torch.cat([index for index, *_ in of.plan()]) for _ in range(2))
     assert not torch.equal(first, second)
-    again = torch.cat([index for index, _, _ in minibatches(cells).plan()])
+    again = torch.cat([index for index, *_ in minibatches(cells).plan()])
     assert torch.equal(first, again)
-    other = torch.cat([index for index, _, _ in minibatches(cells, seed=1).plan()])
+    other = torch.cat([index for index, *_ in minibatches(cells, seed=1).plan()])
     assert not torch.equal(first, other)
 
 
@@ -98,7 +101,7 @@ class TestBalanced:
 
     def epochs(self, cells, n, **options):
         of = minibatches(with_labels(cells, self.LABELS), **options)
-        return [torch.cat([extra for _, _, extra in of.plan()]) for _ in range(n)]
+        return [torch.cat([extra for _, _, extra, *_ in of.plan()]) for _ in range(n)]
 
     @pytest.mark.parametrize("labelled_size", [32, 33, 3, 1])
     def test_every_class_comes_equally_often(self, cells, labelled_size):
@@ -123,13 +126,13 @@ class TestBalanced:
 
     def test_a_minibatch_is_balanced_too(self, cells):
         of = minibatches(with_labels(cells, self.LABELS), labelled_size=40)
-        for _, _, extra in of.plan():
+        for _, _, extra, *_ in of.plan():
             counts = np.bincount(np.array(self.LABELS)[extra], minlength=4)
             assert counts.min() >= 10 - 1 and counts.max() <= 10 + 1
 
     def test_classes_without_a_training_cell_are_left_out(self, cells):
         of = minibatches(with_labels(cells, self.LABELS), torch.arange(140))
-        extra = torch.cat([extra for _, _, extra in of.plan()])
+        extra = torch.cat([extra for _, _, extra, *_ in of.plan()])
         assert set(np.array(self.LABELS)[extra]) == {0, 1} and extra.max() < 140
 
 

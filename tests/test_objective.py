@@ -93,7 +93,9 @@ def test_a_cell_of_weight_zero_counts_in_nothing(model, objective):
     }
     one, two = run(batch), run(batch._replace(**changed))
     assert len(one) == len(two)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    # vectorised and left-over entries of a tensor may round otherwise, and padding moves the border between them
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
 @torch.no_grad()

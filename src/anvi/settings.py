@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -21,6 +22,9 @@ class Settings:
     """Progress of a fit: a bar in notebooks and terminals, one line per tenth elsewhere; False is silent."""
     verbosity: int = 1
     """0: warnings only, 1: what was found in the data and which slots were written."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Arithmetic of the matrix products of a fit: "tf32" (GPU) and "bf16" (GPU, and CPUs that have it) trade digits for
+    speed; likelihoods, norms and sums stay in float32."""
     data_dir: str | None = os.environ.get("ANVI_DATA_DIR")
     """Folder with the real data sets of :mod:`anvi.datasets`."""
 
@@ -53,11 +57,13 @@ _NAMES = tuple(field.name for field in fields(Settings))
 settings = Settings()
 
 
-def choose_device(device: str = "auto") -> torch.device:
+def choose_device(device: str = "auto") -> "torch.device":
     """Turn "auto" into a device: the argument, then `settings.device`, then CUDA where there is one, else the CPU.
 
     Apple's MPS is never chosen by itself: it has been seen to give NaN where the CPU does not. Ask for it by name.
     """
+    import torch
+
     name = settings.device if device == "auto" else device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

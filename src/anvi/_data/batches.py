@@ -1,6 +1,7 @@
 """Minibatches of fixed shape from device-resident cells, and the split into training and validation cells."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,15 @@ from anvi.nn import Batch
 from .cells import Cells
 
 
-def take(cells: Cells, index: Tensor, weight: Tensor | None = None, n_labelled: int = 0) -> Batch:
+def take(
+    cells: Cells,
+    index: Tensor,
+    weight: Tensor | None = None,
+    n_labelled: int = 0,
+    *,
+    dense: bool = True,
+    room: int | None = None,
+) -> Batch:
     """The minibatch of the given cells.
 
     Parameters
@@ -23,9 +32,14 @@ def take(cells: Cells, index: Tensor, weight: Tensor | None = None, n_labelled: 
         Weight of each cell; None counts every cell.
     n_labelled
         How many leading cells are labelled.
+    dense
+        Whether the counts are wanted as a dense matrix, too.
+    room
+        Number of entries, some of them zeros, of a minibatch without dense counts; None: as many as there are.
     """
     mask = None if cells.mask_table is None else cells.mask_table.index_select(0, cells.mask_row[index])
-    x, entries = cells.x.dense(cells.x_row[index])
+    rows = cells.x_row[index]
+    x, entries = cells.x.dense(rows) if dense else (None, cells.x.entries(rows, room))
     return Batch(
         x=x,
         y=None if cells.y is None else cells.y[index],
@@ -55,6 +69,17 @@ def labelled_first(cells: Cells, index: Tensor) -> Tensor:
     return index[torch.argsort((cells.label[index] < 0).long(), stable=True)]
 
 
+class Choice(NamedTuple):
+    """The cells of one step."""
+
+    index: Tensor  # (cells,) positions, labelled cells first
+    weight: Tensor  # (cells,) 1, or 0 for padding
+    balanced: Tensor | None  # (further labelled cells,) positions
+    n_labelled: int  # so many of the first cells are labelled
+    n_entries: int  # non-zero counts of the cells
+    n_balanced_entries: int
+
+
 class Minibatches:
     """An epoch of minibatches, every one with the same number of labelled and of unlabelled cells.
 
@@ -78,6 +103,7 @@ class Minibatches:
     def __init__(self, cells: Cells, index: Tensor, size: int, labelled_size: int, generator: torch.Generator):
         self.cells = cells
         self.generator = generator
+        self.n_stored = cells.x.indptr.diff().cpu()[cells.x_row.cpu()]  # (all cells,)
         index = index.cpu()
         label = cells.label.cpu()[index]
         self.streams = [stream for stream in (index[label >= 0], index[label < 0]) if len(stream)]
@@ -89,20 +115,24 @@ class Minibatches:
 
     def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
         """Yield `n_steps` pairs of a minibatch and a class-balanced labelled minibatch."""
-        for index, weight, balanced in self.plan():
-            batch = take(self.cells, index, weight, self.n_labelled)
+        for choice in self.plan():
+            batch, balanced = take(self.cells, choice.index, choice.weight, self.n_labelled), choice.balanced
             yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
 
-    def plan(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Cells and weights of each step of an epoch, drawn on the CPU and moved to the device at once."""
+    def plan(self) -> list[Choice]:
+        """The cells of each step of an epoch, drawn on the CPU and moved to the device at once."""
         parts = [self._spread(stream, size) for stream, size in zip(self.streams, self.sizes, strict=True)]
         device = self.cells.label.device
-        index = torch.cat([cells for cells, _ in parts], dim=1).to(device)  # (steps, cells)
+        index = torch.cat([cells for cells, _ in parts], dim=1)  # (steps, cells)
         weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
-        balanced = [None] * self.n_steps
+        balanced, n_balanced_entries = [None] * self.n_steps, [0] * self.n_steps
         if self.labelled_size:
-            balanced = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1).to(device)
-        return list(zip(index, weight, balanced, strict=True))
+            balanced = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1)
+            n_balanced_entries = self.n_stored[balanced].sum(1).tolist()
+            balanced = balanced.to(device)
+        n_labelled, n_entries = [self.n_labelled] * self.n_steps, self.n_stored[index].sum(1).tolist()
+        columns = (index.to(device), weight, balanced, n_labelled, n_entries, n_balanced_entries)
+        return [Choice(*row) for row in zip(*columns, strict=True)]
 
     def _spread(self, stream: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""

@@ -15,6 +15,7 @@ from anvi.nn import Entries
 from . import containers
 from .containers import Data
 from .counts import check_counts, check_no_empty_cells
+from .minified import Stored, check_counts_are_there
 from .panels import find_panels
 from .proteins import Proteins, find_proteins
 from .setup import Setup, label_column
@@ -31,15 +32,29 @@ class CSR(NamedTuple):
     n_columns: int
 
     def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
-        """Rows as a dense matrix `(len(rows), n_columns)` and their entries, without a Python loop."""
+        """Rows as a dense matrix `(len(rows), n_columns)` and their entries."""
+        entries = self.entries(rows)
+        out = torch.zeros(len(rows) * self.n_columns, device=rows.device)
+        out[entries.row * self.n_columns + entries.column] = entries.count
+        return out.view(len(rows), self.n_columns), entries
+
+    def entries(self, rows: Tensor, room: int | None = None) -> Entries:
+        """What is stored of some rows, without a Python loop.
+
+        With `room`, exactly so many entries, the last ones zeros at (0, 0): then nothing waits for the device.
+        """
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        if room is not None:
+            place, end = torch.arange(room, device=rows.device), length.cumsum(0)
+            inside = place < end[-1]
+            row = torch.searchsorted(end, place, right=True).clamp_(max=len(rows) - 1)
+            entry = ((start - end + length)[row] + place).where(inside, 0)
+            count, column = self.values[entry].where(inside, 0.0), self.indices[entry].long().where(inside, 0)
+            return Entries(row.where(inside, 0), column, count)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         first = length.cumsum(0) - length
         entry = torch.arange(len(row), device=rows.device) + (start - first)[row]
-        entries = Entries(row, self.indices[entry].long(), self.values[entry])
-        out = torch.zeros(len(rows) * self.n_columns, device=rows.device)
-        out[row * self.n_columns + entries.column] = entries.count
-        return out.view(len(rows), self.n_columns), entries
+        return Entries(row, self.indices[entry].long(), self.values[entry])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +91,7 @@ class Cells:
         return replace(self, x=CSR(*(part.to(device) for part in self.x[:3]), self.x.n_columns), **moved)
 
 
-def read_cells(data: Data, setup: Setup, *, labels: bool = False) -> Cells:
+def read_cells(data: Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None) -> Cells:
     """Read a data set as a setup says; used for the fitted object and for any new one.
 
     Parameters
@@ -87,6 +102,8 @@ def read_cells(data: Data, setup: Setup, *, labels: bool = False) -> Cells:
         How to read it: features by name, categories, panels.
     labels
         Whether to read labels; they are not needed to ask a fitted model.
+    stored
+        What is known of the cells of minified data; counts are then not looked for.
 
     Raises
     ------
@@ -97,13 +114,18 @@ def read_cells(data: Data, setup: Setup, *, labels: bool = False) -> Cells:
     where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     names = np.sort(np.asarray(rna.obs_names, dtype=object))
-    x, library = _read_rna(rna, setup, where)
-    x_row = rna.obs_names.get_indexer(names)
     cells = pd.Index(names)
+    if stored is None:
+        x, library = _read_rna(data, rna, setup, where)
+        x_row = rna.obs_names.get_indexer(names)
+        library = library[x_row]
+    else:  # a single row without an entry, which is everybody's
+        x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
+        x_row, library = np.zeros(len(cells), dtype=np.int64), stored.library
     batch = _codes(data, setup.batch_key, setup.batches, "batch_key", setup, cells)
     parts = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
     if setup.joint:
-        parts = _read_proteins(data, setup, cells)
+        parts = _read_proteins(data, setup, cells) if stored is None else _stored_proteins(data, setup, cells, stored)
     return Cells(
         names=names,
         x=x,
@@ -111,15 +133,18 @@ def read_cells(data: Data, setup: Setup, *, labels: bool = False) -> Cells:
         batch=batch,
         codes=_covariate_codes(data, setup, cells, batch),
         continuous=_continuous(data, setup, cells),
-        log_library=_log_library(data, setup, cells, library[x_row]),
+        log_library=_log_library(data, setup, cells, library),
         label=_labels(data, setup, cells) if labels else torch.full((len(cells),), -1),
+        q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
+        q_var=None if stored is None else torch.from_numpy(stored.q_var),
         **parts,
     )
 
 
-def _read_rna(rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
+def _read_rna(data: Data, rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
     counts = containers.to_csr(containers.matrix(rna, setup.rna_layer, where))
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
+    check_counts_are_there(counts, data, slot)
     if setup.counts:
         check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if where == "data" else setup.rna_mod)
     genes = pd.Index(setup.genes)
@@ -130,7 +155,8 @@ def _read_rna(rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
         if len(absent):
             raise ValueError(
                 f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). "
-                "Genes are matched by var_names; their order is free, but all must be there."
+                "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
+                "is mapped with av.tl.map_query(query, reference)."
             )
         counts = containers.to_csr(counts[:, column])
     library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
@@ -149,8 +175,9 @@ def _codes(data: Data, key: str | None, categories: tuple[str, ...], argument: s
     if (codes < 0).any():
         strangers = sorted(set(column[codes < 0].astype(object).fillna("missing")))
         raise ValueError(
-            f"{argument}: '{key}' holds {', '.join(map(repr, strangers[:5]))}, which the model has not seen; it knows "
-            f"{', '.join(map(repr, categories[:10]))}. Fit again with these cells, or give them a known value."
+            f"{argument}: '{key}' holds {', '.join(map(repr, strangers[:5]))}, which the model has not seen; it "
+            f"knows {', '.join(map(repr, categories[:10]))}. Map these cells onto the model with "
+            "av.tl.map_query(query, reference), fit again with them, or give them a known value."
         )
     return torch.from_numpy(codes.astype(np.int64))
 
@@ -224,6 +251,21 @@ def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tenso
         "y": torch.from_numpy(np.where(measured, y, 0).astype(np.float32)),
         "mask_table": torch.from_numpy(measured[first]),
         "mask_row": torch.from_numpy(row.reshape(-1).astype(np.int64)),
+        "panel": torch.from_numpy(panel),
+    }
+
+
+def _stored_proteins(data: Data, setup: Setup, cells: pd.Index, stored: Stored) -> dict[str, Tensor]:
+    """What minified data know of proteins: which were measured, and the panel whose prior holds."""
+    key = setup.panel_key or setup.batch_key
+    panel = np.zeros(len(cells), dtype=np.int64)
+    if key is not None:
+        column = containers.text_column(data, key, "panel_key", setup.mods).reindex(cells)
+        panel = np.maximum(pd.Index(setup.panels).get_indexer(column), 0).astype(np.int64)
+    return {
+        "y": torch.zeros(len(cells), len(setup.proteins)),
+        "mask_table": torch.from_numpy(stored.mask_table),
+        "mask_row": torch.from_numpy(stored.mask_row),
         "panel": torch.from_numpy(panel),
     }
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from . import containers
 from .counts import check_counts
+from .minified import check_counts_are_there
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def find_proteins(data: containers.Data, setup, *, declared: bool = True) -> Pro
     containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
     slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
-    counts = _dense(containers.matrix(prot, setup.prot_layer, where))
+    stored = containers.matrix(prot, setup.prot_layer, where)
+    check_counts_are_there(stored, data, slot)
+    counts = _dense(stored)
     check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
     table = prot.varm.get("measured") if declared else None
     return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, table, slot)
@@ -61,6 +64,7 @@ def _from_obsm(adata: AnnData, setup) -> Proteins:
         names = tuple(map(str, adata.uns.get(f"{key}_names", [f"protein_{i}" for i in range(table.shape[1])])))
     where = f"adata.obsm['{key}']"
     containers.unique_names(pd.Index(names), where, "protein")
+    check_counts_are_there(table, adata, where)
     counts = _dense(table)
     if len(names) != counts.shape[1]:
         raise ValueError(f"adata.uns['{key}_names'] has {len(names)} names for {counts.shape[1]} proteins in {where}.")

@@ -135,7 +135,7 @@ def find_setup(
     if not proteins:
         return setup
     found = find_proteins(data, setup)
-    _no_protein_only_cells(found, rna)
+    no_protein_only_cells(found, rna)
     return _with_panels(data, setup, found, panel_key)
 
 
@@ -208,7 +208,8 @@ def label_column(data: Data, key: str, unlabeled: str, mods) -> pd.Series:
     return column.where(column != str(unlabeled), np.nan)
 
 
-def _no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:
+def no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:
+    """Raise a ValueError if a cell has proteins and no RNA."""
     alone = proteins.cells.difference(rna.obs_names)
     if len(alone):
         raise ValueError(

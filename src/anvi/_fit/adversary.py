@@ -38,8 +38,8 @@ class Adversary(nn.Module):
     def fooling_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:
         """Cross-entropy to a uniform guess among the other groups: small when the group does not show."""
         log_p = self(z, draws)
-        others = 1 - functional.one_hot(group, log_p.shape[1]).to(log_p.dtype)
-        per_cell = -(others * log_p).sum(1) / others.sum(1)
+        of_others = log_p.sum(1) - log_p.gather(1, group[:, None]).squeeze(1)
+        per_cell = -of_others / (log_p.shape[1] - 1)
         return (weight * per_cell).sum() / weight.sum()
 
     def own_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:

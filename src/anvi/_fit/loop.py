@@ -1,7 +1,6 @@
 """The one training loop: warm-up, validation, early stop with the best weights, history, recovery, resume."""
 
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,48 +8,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from anvi._data.batches import Minibatches, chunks, labelled_first, take
+from anvi._data.batches import Minibatches, chunks, labelled_first
 from anvi._data.cells import Cells
-from anvi.nn import VAE, Batch, Draws, Terms, Weights, loss, negative_elbo
-from anvi.nn.objective import classification_loss
+from anvi.nn import VAE, Draws, Weights
 
 from .adversary import Adversary
 from .checkpoint import load_checkpoint, save_checkpoint
+from .graph import CapturedStep
 from .plan import Plan
 from .progress import Progress
+from .step import State, run_step, summarise
 
 logger = logging.getLogger("anvi")
-
-TERMS = (
-    "reconstruction_rna",
-    "reconstruction_protein",
-    "kl_z",
-    "kl_u",
-    "kl_label",
-    "kl_library",
-    "kl_background",
-    "penalty",
-)
-
-
-@dataclass
-class State:
-    """All that changes in a fit, and all that a checkpoint keeps."""
-
-    network: VAE
-    optimizer: torch.optim.Optimizer
-    adversary: Adversary | None
-    adversary_optimizer: torch.optim.Optimizer | None
-    shuffle: torch.Generator  # CPU
-    noise: torch.Generator  # on the device
-    epoch: int = 0
-    lr_scale: float = 1.0
-    retries: int = 0
-    best_loss: float = float("inf")
-    best_epoch: int = -1
-    best_weights: dict[str, Tensor] | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-    finished: bool = False
 
 
 def seeds(random_state: int, n: int) -> list[int]:
@@ -111,10 +80,12 @@ def fit(
     minibatches = Minibatches(cells, train, plan.batch_size, _labelled_size(network, plan), state.shuffle)
     group = _adversary_groups(cells)
     validation = labelled_first(cells, validation.to(device))
+    run = _runner(network, device)
     with Progress(plan.max_epochs, done=state.epoch) as progress:
         while not state.finished:
-            row = _epoch(state, cells, minibatches, group, validation, plan, random_state)
+            row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state)
             if row is None:
+                run = _runner(network, device)  # rolling back has replaced tensors that a graph points at
                 continue
             progress.advance(row)
             if checkpoint is not None:
@@ -148,7 +119,16 @@ def _start(network: VAE, cells: Cells, plan: Plan, random_state: int, device: to
 
 
 def _adam(parameters: list[Tensor], lr: float, plan: Plan) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=lr, eps=plan.adam_eps, weight_decay=plan.weight_decay, fused=True)
+    on_gpu = parameters[0].is_cuda
+    lr = torch.tensor(lr, device=parameters[0].device) if on_gpu else lr
+    return torch.optim.Adam(
+        parameters, lr=lr, eps=plan.adam_eps, weight_decay=plan.weight_decay, fused=True, capturable=on_gpu
+    )
+
+
+def _runner(network: VAE, device: torch.device):
+    """How a step is run: as a graph where there is a GPU and the shapes can be fixed, eagerly else."""
+    return CapturedStep() if device.type == "cuda" and not network.needs_dense_counts else run_step
 
 
 def _labelled_size(network: VAE, plan: Plan) -> int:
@@ -173,16 +153,19 @@ def _adversary_groups(cells: Cells) -> Tensor:
     return group.unique(return_inverse=True)[1]  # only groups that occur
 
 
-def _epoch(state, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
+def _epoch(state, run, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
     """One epoch and its bookkeeping; None if it was rolled back."""
     weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio)
     lr = plan.learning_rate(state.epoch) * state.lr_scale
     for part in state.optimizer.param_groups:
-        part["lr"] = lr
+        if isinstance(part["lr"], Tensor):  # a graph reads it from this place
+            part["lr"].fill_(lr)
+        else:
+            part["lr"] = lr
     last_good = _snapshot(state)
     steps = minibatches.plan()
-    row, bad_step = _train_epoch(state, minibatches, steps, group, weights, plan)
-    suspects = None if bad_step is None else steps[bad_step][0]
+    row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan)
+    suspects = None if bad_step is None else steps[bad_step].index
     if bad_step is None and len(validation):
         row |= _validate(state.network, cells, validation, plan, random_state)
         suspects = None if np.isfinite(row["validation_loss"]) else validation
@@ -210,66 +193,26 @@ def _judge(state: State, row: dict[str, float], plan: Plan) -> None:
         state.finished = True
 
 
-def _train_epoch(state: State, minibatches, steps, group, weights: Weights, plan: Plan):
+def _train_epoch(state: State, run, minibatches, steps, group, weights: Weights, plan: Plan):
     """All steps of an epoch; the host waits for the device once, at the end."""
     network = state.network
     for part in network.children():  # explicitly: no fit runs in eval mode, but for parts that are wholly frozen
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
-    device = group.device
-    losses = torch.zeros(len(steps), device=device)
+    cells, fooling = minibatches.cells, state.adversary is not None and weights.kl < 1
+    losses = torch.zeros(len(steps), device=group.device)
     sums = None
-    for i, (index, weight, balanced) in enumerate(steps):
-        batch = take(minibatches.cells, index, weight, minibatches.n_labelled)
-        labelled = None if balanced is None else take(minibatches.cells, balanced, n_labelled=len(balanced))
-        terms, losses[i] = step(state, batch, labelled, group[index], weights, plan)
-        part = summarise(terms, batch)
-        sums = part if sums is None else {name: sums[name] + value for name, value in part.items()}
+    for i, choice in enumerate(steps):
+        losses[i], part = run(state, cells, choice, group, weights, plan, fooling=fooling)
+        sums = (
+            {name: value.clone() for name, value in part.items()}
+            if sums is None
+            else {name: sums[name] + value for name, value in part.items()}
+        )
     host_losses = losses.cpu()
     bad = (~torch.isfinite(host_losses)).nonzero()
     if len(bad):
         return {}, int(bad[0])
     return {"train_loss": float(host_losses.mean())} | _averages(sums, "train"), None
-
-
-def step(state: State, batch: Batch, labelled: Batch | None, group: Tensor, weights: Weights, plan: Plan):
-    """One update of the network, and of the adversary if there is one.
-
-    Returns
-    -------
-    The terms of the minibatch and the detached loss.
-    """
-    network, draws = state.network, Draws(state.noise)
-    terms = network.terms(batch, labelled, draws)
-    total = objective = loss(terms, batch.weight, weights, network.config)
-    if state.adversary is not None and weights.kl < 1:  # fades out with the warm-up, as published
-        state.adversary.train()
-        total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
-    state.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), plan.max_grad_norm, foreach=True)
-    state.optimizer.step()
-    if state.adversary is not None and weights.kl < 1:
-        state.adversary_optimizer.zero_grad(set_to_none=True)
-        state.adversary.own_loss(terms.z, group, batch.weight, draws).backward()
-        state.adversary_optimizer.step()
-    # a gradient that is not finite has spoilt the weights as much as a loss would have
-    return terms, torch.where(norm.isfinite(), objective.detach(), norm)
-
-
-def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
-    """Weighted sums over the cells of a minibatch, on the device."""
-    weight = batch.weight
-    sums = {"cells": weight.sum(), "elbo": -(weight * negative_elbo(terms)).sum().detach()}
-    for name in TERMS:
-        value = getattr(terms, name)
-        if value is not None:
-            sums[name] = (weight * value).sum().detach()
-    if terms.logits is not None:
-        n = len(terms.target)
-        sums["labelled"] = weight.new_full((), n)
-        sums["classification_loss"] = classification_loss(terms).detach() * n
-        sums["accuracy"] = (terms.logits.argmax(1) == terms.target).sum()
-    return sums
 
 
 def _averages(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:

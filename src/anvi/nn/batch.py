@@ -22,7 +22,7 @@ class Entries(NamedTuple):
 class Batch(NamedTuple):
     """A minibatch. Cells of weight 0 are padding: they count in nothing but the batch-norm statistics."""
 
-    x: Tensor  # (cells, genes) raw RNA counts
+    x: Tensor | None  # (cells, genes) raw RNA counts; None where `entries` say it all
     y: Tensor | None  # (cells, proteins) raw protein counts, 0 where not measured
     measured: Tensor | None  # (cells, proteins) bool
     batch: Tensor  # (cells,) batch codes

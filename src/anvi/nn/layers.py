@@ -4,6 +4,7 @@ Categorical covariates reach a layer as integer codes, one column per covariate,
 one-hot column times a weight is a row of that table, so nothing is ever concatenated. Source: spec section 0.1, 0.2.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class Draws:
         bits = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device)
         bits.random_(-(2**63), None, generator=self.generator)
         kept = bits.view(torch.int16)[:n].view(like.shape) >= round(rate * 65_536) - 32_768
-        return kept * (1 / (1 - rate))
+        return kept.to(like.dtype).mul_(1 / (1 - rate))
 
 
 class Gaussian(NamedTuple):
@@ -78,12 +79,20 @@ class Linear(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def forward(self, h: Tensor, codes: Tensor | None) -> Tensor:
-        """Map `(..., n_in)` to `(..., n_out)`; `codes` `(..., covariates)` are rows of the covariate table."""
-        out = functional.linear(h, self.weight, self.bias)
-        if self.covariates is None:
-            return out
-        return out + functional.embedding(codes, self.covariates).sum(-2)
+    def forward(self, h: Tensor, codes: Tensor | None, columns: Tensor | None = None) -> Tensor:
+        """Map `(..., n_in)` to `(..., n_out)`, or to those `columns` of it that are wanted.
+
+        `codes` `(..., covariates)` are rows of the covariate table.
+        """
+        weight, bias, covariates = self.weight, self.bias, self.covariates
+        if columns is not None:
+            weight, bias = weight[columns], bias[columns]
+            covariates = None if covariates is None else covariates[:, columns]
+        out = functional.linear(h, weight, bias).to(weight.dtype)  # under autocast the product is in bfloat16
+        if covariates is not None:
+            for column in codes.unbind(-1):  # in place: nothing looks at what the product alone was
+                out += functional.embedding(column, covariates)
+        return out
 
 
 class BatchNorm(nn.Module):
@@ -96,8 +105,13 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Normalise `(..., width)`: by these rows in training, by the running statistics else."""
+    def forward(self, h: Tensor, parts: Sequence[int] | None = None) -> Tensor:
+        """Normalise `(..., width)`: by these rows in training, by the running statistics else.
+
+        With `parts`, so many rows each are normalised by themselves.
+        """
+        if parts is not None and self.training:
+            return torch.cat([self(part) for part in h.split(list(parts))])
         rows = h.reshape(-1, h.shape[-1])
         # a single row has no variance to be normalised by: use what is known so far
         from_batch = self.training and len(rows) > 1
@@ -145,12 +159,16 @@ class Stack(nn.Module):
         )
         self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers)) if batch_norm else None
 
-    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws) -> Tensor:
-        """Map `(..., n_in)` to `(..., n_hidden)`."""
+    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws, parts: Sequence[int] | None = None) -> Tensor:
+        """Map `(..., n_in)` to `(..., n_hidden)`; `parts` of the rows keep their batch norms apart."""
+        return self.onward(self.linear[0](h, codes), codes, draws, parts)
+
+    def onward(self, h: Tensor, codes: Tensor | None, draws: Draws, parts: Sequence[int] | None = None) -> Tensor:
+        """The rest of the way, from what the first linear layer gives `(..., n_hidden)`."""
         for i, linear in enumerate(self.linear):
-            h = linear(h, codes)
+            h = h if i == 0 else linear(h, codes)
             if self.norm is not None:
-                h = self.norm[i](h)
+                h = self.norm[i](h, parts)
             if self.layer_norm:
                 h = functional.layer_norm(h, h.shape[-1:])
             h = functional.relu(h)
@@ -169,7 +187,7 @@ class GaussianEncoder(nn.Module):
         self.log_var = Linear(n_hidden, n_out)
         self.floor = floor
 
-    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws) -> Gaussian:
-        """Distribution over `(..., n_out)`."""
-        h = self.stack(h, codes, draws)
+    def forward(self, h: Tensor, codes: Tensor | None, draws: Draws, parts: Sequence[int] | None = None) -> Gaussian:
+        """Distribution over `(..., n_out)`; `parts` of the rows keep their batch norms apart."""
+        h = self.stack(h, codes, draws, parts)
         return Gaussian(self.mean(h, None), self.log_var(h, None).exp() + self.floor)

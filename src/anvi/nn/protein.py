@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import likelihoods
+from . import likelihoods, sparse
 from .layers import Draws, Linear, Stack
 
 
@@ -98,7 +98,7 @@ class ProteinDecoder(nn.Module):
         if eps:
             floor = torch.full_like(log_back, eps).log()
             log_back, log_fore = torch.logaddexp(log_back, floor), torch.logaddexp(log_fore, floor)
-        return likelihoods.nb_mixture(y, log_back, log_fore, rates.log_phi, rates.mixing)
+        return sparse.nb_mixture(y, log_back, log_fore, rates.log_phi, rates.mixing)
 
     def kl_background(self, rates: ProteinRates, panel: Tensor) -> Tensor:
         """KL of each protein's log background from its panel's prior `(cells, proteins)`."""

@@ -14,9 +14,15 @@ from .layers import Draws, Linear, Stack
 class RNARates(NamedTuple):
     """What the decoder says of the genes of each cell."""
 
-    log_scale: Tensor  # (cells, genes) log of the share of each gene; exp sums to 1 unless a size factor is used
+    logits: Tensor  # (cells, genes) the share of each gene is their softmax; or, where not normalised, their exp
     log_theta: Tensor  # (genes,) or (cells, genes) log inverse dispersion; log standard deviation for "normal"
     zero_logits: Tensor | None  # (cells, genes) logits of an extra zero, ZINB only
+    normalised: bool = False
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Log of the share of each gene `(cells, genes)`; exp sums to 1 unless a size factor is used."""
+        return self.logits.log_softmax(-1) if self.normalised else self.logits
 
 
 class RNADecoder(nn.Module):
@@ -74,31 +80,53 @@ class RNADecoder(nn.Module):
         label: Tensor,
         draws: Draws,
         mixing_features: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> RNARates:
         """Rates for latent vectors with their continuous covariates `(cells, n_latent + n_continuous)`.
 
-        In the protein models, the extra zeros are read off the features of the protein mixture.
+        In the protein models, the extra zeros are read off the features of the protein mixture. With `columns`, the
+        rates of these genes alone.
         """
-        h = self.trunk(latent, codes, draws)
-        if self.heads_see_latent:
-            h = torch.cat([h, latent], dim=-1)
-        logits = self.scale(h, codes)
-        log_scale = functional.log_softmax(logits, -1) if self.normalised else functional.softplus(logits).log()
+        h = self._hidden(latent, codes, draws)
         zero_features = h if mixing_features is None else mixing_features
+        whole = self.normalised and columns is None  # then the likelihood takes the softmax in the same pass
         return RNARates(
-            log_scale=log_scale,
-            log_theta=self._log_theta(h, codes, batch, label),
-            zero_logits=None if self.zero is None else self.zero(zero_features, codes),
+            logits=self.scale(h, codes) if whole else self._log_scale(h, codes, columns),
+            log_theta=self._log_theta(h, codes, batch, label, columns),
+            zero_logits=None if self.zero is None else self.zero(zero_features, codes, columns),
+            normalised=whole,
         )
 
-    def _log_theta(self, h: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor) -> Tensor:
+    def share(self, latent: Tensor, codes: Tensor | None, draws: Draws, columns: Tensor | None = None) -> Tensor:
+        """Share of each gene `(cells, genes or columns)`, and nothing else of what the decoder could say."""
+        h = self._hidden(latent, codes, draws)
+        if self.normalised and columns is None:
+            return self.scale(h, codes).softmax(-1)  # one pass less than by the logarithm
+        return self._log_scale(h, codes, columns).exp()
+
+    def _hidden(self, latent: Tensor, codes: Tensor | None, draws: Draws) -> Tensor:
+        h = self.trunk(latent, codes, draws)
+        return torch.cat([h, latent], dim=-1) if self.heads_see_latent else h
+
+    def _log_scale(self, h: Tensor, codes: Tensor | None, columns: Tensor | None) -> Tensor:
+        if not self.normalised:
+            return functional.softplus(self.scale(h, codes, columns)).log()
+        logits = self.scale(h, codes)  # of every gene: shares have all of them in the denominator
+        if columns is None:
+            return functional.log_softmax(logits, -1)
+        return logits[:, columns] - logits.logsumexp(-1, keepdim=True)
+
+    def _log_theta(
+        self, h: Tensor, codes: Tensor | None, batch: Tensor, label: Tensor, columns: Tensor | None
+    ) -> Tensor:
         if self.dispersion == "gene-cell":
-            return self.log_theta_head(h, codes)
+            return self.log_theta_head(h, codes, columns)
+        table = self.log_theta if columns is None else self.log_theta[:, columns]
         if self.dispersion == "gene-batch":
-            return self.log_theta[batch]
+            return table[batch]
         if self.dispersion == "gene-label":
-            return self.log_theta[label]  # code -1 (unlabelled) takes the last row
-        return self.log_theta[0]
+            return table[label]  # code -1 (unlabelled) takes the last row
+        return table[0]
 
     def log_prob(self, batch: Batch, rates: RNARates, log_library: Tensor, eps: float = 0.0) -> Tensor:
         """Log-probability of the counts of each cell, summed over genes.
@@ -118,14 +146,18 @@ class RNADecoder(nn.Module):
         -------
         Log-probabilities `(cells,)` in nats.
         """
-        log_mean = log_library + rates.log_scale  # (cells, genes)
-        if eps:
-            log_mean = torch.logaddexp(log_mean, torch.full_like(log_mean, eps).log())
         if self.likelihood == "normal":
-            return likelihoods.normal(batch.x, log_mean.exp(), rates.log_theta).sum(-1)
+            mean = (log_library + rates.log_scale).exp() + eps
+            return likelihoods.normal(batch.x, mean, rates.log_theta).sum(-1)
         entries = Entries.of(batch.x) if batch.entries is None else batch.entries
         if self.likelihood == "poisson":
+            log_mean = log_library + rates.log_scale  # (cells, genes)
+            if eps:
+                log_mean = torch.logaddexp(log_mean, torch.full_like(log_mean, eps).log())
             return sparse.poisson(entries, log_mean)
+        log_mean, library = rates.logits, log_library
+        if not rates.normalised:
+            log_mean, library = log_library + rates.logits, None
         if self.likelihood == "zinb":
-            return sparse.zinb(entries, log_mean, rates.log_theta, rates.zero_logits)
-        return sparse.nb(entries, log_mean, rates.log_theta)
+            return sparse.zinb(entries, log_mean, rates.log_theta, rates.zero_logits, log_library=library, eps=eps)
+        return sparse.nb(entries, log_mean, rates.log_theta, log_library=library, eps=eps)

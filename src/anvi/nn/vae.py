@@ -59,6 +59,7 @@ class VAE(nn.Module):
     def __init__(self, config: Config, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config = config.checked()
+        self.n_features = config.n_genes + config.n_proteins + config.n_continuous * config.encode_covariates
         self.encoder = self._make_encoder(config.n_layers_encoder, config.n_latent)
         self.library_encoder = None
         if config.library == "latent":
@@ -75,9 +76,8 @@ class VAE(nn.Module):
 
     def _make_encoder(self, n_layers: int, n_out: int) -> GaussianEncoder:
         config = self.config
-        n_in = config.n_genes + config.n_proteins + (config.n_continuous if config.encode_covariates else 0)
         stack = Stack(
-            n_in,
+            self.n_features,
             config.n_hidden,
             n_layers,
             config.n_covariate_rows if config.encode_covariates else 0,
@@ -88,19 +88,55 @@ class VAE(nn.Module):
         )
         return GaussianEncoder(stack, config.n_hidden, n_out)
 
-    def features(self, batch: Batch) -> Tensor:
-        """What the encoder sees: log counts, relative to the cell's mean count in the protein models."""
+    @property
+    def needs_dense_counts(self) -> bool:
+        """Whether the non-zero counts alone are not enough to train on."""
+        return not self.config.log_variational or self.config.gene_likelihood == "normal"
+
+    def features(self, *batches: Batch) -> Tensor:
+        """What the encoder sees of all cells of the minibatches, one minibatch after the other.
+
+        Log counts, relative to the cell's mean count in the protein models. A minibatch that brings no dense counts is
+        filled in from its non-zero ones, straight into the one matrix that the first layer wants.
+        """
+        if any(batch.x is not None for batch in batches):
+            parts = [self._features(batch) for batch in batches]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+        label, count = batches[0].label, batches[0].entries.count
+        sizes = [len(batch.label) for batch in batches]
+        out = torch.zeros(sum(sizes), self.n_features, dtype=count.dtype, device=label.device)
+        for batch, rows in zip(batches, out.split(sizes), strict=True):
+            self._fill_features(batch, rows)
+        return out
+
+    def _fill_features(self, batch: Batch, out: Tensor) -> None:
+        """The same as `_features`, from the non-zero counts, into zeros `(cells, features)`."""
+        config, (row, column, count) = self.config, batch.entries
+        if config.has_protein:
+            total = count.new_zeros(len(out)).index_add_(0, row, count)
+            count = count / (1 + total / config.n_genes)[row]
+            y, mean = self._protein_features(batch)
+            torch.log1p(y / (1 + mean), out=out[:, config.n_genes : config.n_genes + config.n_proteins])
+        out.view(-1).index_add_(0, row * out.shape[1] + column, count.log1p())
+        if config.encode_covariates and batch.continuous is not None:
+            out[:, -config.n_continuous :] = batch.continuous
+
+    def _protein_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Protein counts, 0 where not measured, and their mean in each cell `(cells, 1)`."""
+        y = torch.where(batch.measured, batch.y, batch.y.new_zeros(()))
+        # the incumbent counts unmeasured proteins as zeros in the mean; ours looks only at what was measured
+        literal = self.config.objective == "scvi-tools"
+        n_counted = y.shape[1] if literal else batch.measured.sum(1, keepdim=True).clamp(1)
+        return y, y.sum(1, keepdim=True) / n_counted
+
+    def _features(self, batch: Batch) -> Tensor:
+        """What the encoder sees of the cells of one minibatch, by the definition."""
         config = self.config
         if not config.has_protein:
             parts = [torch.log1p(batch.x) if config.log_variational else batch.x]
         else:
-            y = torch.where(batch.measured, batch.y, batch.y.new_zeros(()))
-            # the incumbent counts unmeasured proteins as zeros in the mean; ours looks only at what was measured
-            n_counted = y.shape[1] if config.objective == "scvi-tools" else batch.measured.sum(1, keepdim=True).clamp(1)
-            parts = [
-                torch.log1p(batch.x / (1 + batch.x.mean(1, keepdim=True))),
-                torch.log1p(y / (1 + y.sum(1, keepdim=True) / n_counted)),
-            ]
+            y, mean = self._protein_features(batch)
+            parts = [torch.log1p(batch.x / (1 + batch.x.mean(1, keepdim=True))), torch.log1p(y / (1 + mean))]
         if config.encode_covariates and batch.continuous is not None:
             parts.append(batch.continuous)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -131,12 +167,21 @@ class VAE(nn.Module):
         mixing = self.protein.mixing_features(_with_continuous(z, batch), batch.codes, draws)
         return self.decode_rna(z, batch, draws, mixing), self.decode_protein(z, batch, draws, mixing)
 
-    def decode_rna(self, z: Tensor, batch: Batch, draws: Draws, mixing: Tensor | None = None) -> RNARates:
-        """Rates of genes alone; the features of the protein mixture are computed only where extra zeros need them."""
+    def decode_rna(
+        self, z: Tensor, batch: Batch, draws: Draws, mixing: Tensor | None = None, columns: Tensor | None = None
+    ) -> RNARates:
+        """Rates of genes alone, all or those of `columns`.
+
+        The features of the protein mixture are computed only where extra zeros need them.
+        """
         latent = _with_continuous(z, batch)
         if mixing is None and self.protein is not None and self.rna.zero is not None:
             mixing = self.protein.mixing_features(latent, batch.codes, draws)
-        return self.rna(latent, batch.codes, batch.batch, batch.label, draws, mixing)
+        return self.rna(latent, batch.codes, batch.batch, batch.label, draws, mixing, columns)
+
+    def decode_share(self, z: Tensor, batch: Batch, draws: Draws, columns: Tensor | None = None) -> Tensor:
+        """Shares of genes alone `(cells, genes or columns)`: `exp(log_scale)` of the rates, at less expense."""
+        return self.rna.share(_with_continuous(z, batch), batch.codes, draws, columns)
 
     def decode_protein(self, z: Tensor, batch: Batch, draws: Draws, mixing: Tensor | None = None) -> ProteinRates:
         """Rates of proteins alone."""
@@ -144,6 +189,17 @@ class VAE(nn.Module):
         if mixing is None:
             mixing = self.protein.mixing_features(latent, batch.codes, draws)
         return self.protein(latent, batch.codes, batch.batch, draws, mixing)
+
+    def decode_mixing(self, z: Tensor, batch: Batch, draws: Draws) -> Tensor:
+        """Logits of background alone `(cells, proteins)`."""
+        features = self.protein.mixing_features(_with_continuous(z, batch), batch.codes, draws)
+        return self.protein.mixing(features, batch.codes)
+
+    def q_library(self, batch: Batch) -> Gaussian | None:
+        """q(log library size|x) `(cells, 1)`; None where the library size is observed."""
+        if self.library_encoder is None:
+            return None
+        return self.library_encoder(self.features(batch), batch.codes, Draws())
 
     def logits(self, batch: Batch, draws: Draws) -> Tensor:
         """Class logits at the posterior mean `(cells, classes)`."""
@@ -193,14 +249,13 @@ class VAE(nn.Module):
         if labelled is None:
             q_z, n = self.encode(batch, draws), batch.n_labelled
             return q_z, _Labelled(q_z.mean[:n], batch.label[:n], batch.weight[:n]) if n else None
-        if self.config.objective == "scvi-tools":  # a pass of its own, with its own batch-norm statistics
-            q_z, mean = self.encode(batch, draws), self.encode(labelled, draws).mean
-        else:
-            n = len(batch.x)
-            codes = None if batch.codes is None else torch.cat([batch.codes, labelled.codes])
-            both = self.encoder(torch.cat([self.features(batch), self.features(labelled)]), codes, draws)
-            q_z, mean = Gaussian(both.mean[:n], both.var[:n]), both.mean[n:]
-        return q_z, _Labelled(mean, labelled.label, labelled.weight)
+        sizes = len(batch.label), len(labelled.label)
+        codes = None if batch.codes is None else torch.cat([batch.codes, labelled.codes])
+        # in the incumbent a pass of its own, with its own batch-norm statistics
+        parts = sizes if self.config.objective == "scvi-tools" else None
+        mean, var = self.encoder(self.features(batch, labelled), codes, draws, parts)
+        known = _Labelled(mean[sizes[0] :], labelled.label, labelled.weight)
+        return Gaussian(mean[: sizes[0]], var[: sizes[0]]), known
 
     def _training_logits(self, mean: Tensor, draws: Draws) -> Tensor:
         logits = self.labels.classify(mean, draws)

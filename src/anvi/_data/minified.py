@@ -1,0 +1,185 @@
+"""Data without counts: what `tl.minify` leaves in their place, how it is read, and what to say where counts are needed.
+
+In place of the counts lie the posterior of each cell's latent vector, its library size, and which proteins were
+measured in it: a code per cell in obs, and in `uns[key]["posterior"]` what each code means. Source: spec section 5.3.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+from . import containers, slots
+from .containers import Data
+from .counts import looks_like_counts
+
+MINIFIED = "minified"
+"""Entry of `uns[key]`: whether the counts that the model was asked about are gone."""
+POSTERIOR = "posterior"
+"""Entry of `uns[key]`: whose posterior the slots hold, and which proteins the codes in obs mean."""
+
+
+class Stored(NamedTuple):
+    """What stands in for the counts of some cells."""
+
+    names: np.ndarray  # (cells,) sorted
+    q_mean: np.ndarray  # (cells, latent) float32
+    q_var: np.ndarray  # (cells, latent) float32, a variance
+    library: np.ndarray  # (cells,) summed RNA counts of the model's genes, or the size factor
+    mask_table: np.ndarray | None  # (patterns, proteins) bool: True where measured
+    mask_row: np.ndarray | None  # (cells,) pattern of each cell
+
+
+def is_minified(data: Data, setup, key: str) -> bool:
+    """Whether a model's counts are gone from an object and its posterior is there instead."""
+    containers.modality(data, setup.rna_mod, "rna_mod")
+    return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
+
+
+def _entry(part: Data, key: str) -> dict:
+    entry = part.uns.get(key, {})
+    return entry if isinstance(entry, dict) else {}
+
+
+def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
+    """What a minified object knows of each cell.
+
+    Parameters
+    ----------
+    data
+        MuData or AnnData, minified for the model.
+    setup
+        How the model reads data.
+    key
+        Prefix of the model's slots.
+    model_id
+        What the model's weights are told by.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a slot is missing, cells have no posterior, or it is that of another model.
+    """
+    rna = containers.modality(data, setup.rna_mod, "rna_mod")
+    where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
+    containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
+    part = slots.home(data, setup)
+    record = _entry(part, key).get(POSTERIOR, {})
+    if str(record.get("model", "")) != model_id:
+        raise ValueError(
+            f"This object was minified for another model under the key '{key}': obsm['{slots.qz_mean(key)}'] is not "
+            "the posterior of the one that is asked. Ask the model that minified it, or the object from before."
+        )
+    wanted = [("obsm", slots.qz_mean(key)), ("obsm", slots.qz_var(key)), ("obs", slots.library(key))]
+    wanted += [("obs", slots.mask_code(key))] if setup.joint else []
+    for kind, name in wanted:
+        if name not in getattr(part, kind):
+            raise KeyError(f"The object is minified for '{key}', but {kind}['{name}'] is gone; minify it again.")
+    names = pd.Index(np.sort(np.asarray(rna.obs_names, dtype=object)))
+    row = part.obs_names.get_indexer(names)
+    q_mean, q_var = (np.asarray(part.obsm[slot(key)], np.float32)[row] for slot in (slots.qz_mean, slots.qz_var))
+    library = part.obs[slots.library(key)].to_numpy(dtype=np.float64, na_value=np.nan)[row]
+    unknown = ~(np.isfinite(q_mean).all(1) & np.isfinite(q_var).all(1) & np.isfinite(library))
+    table = code = None
+    if setup.joint:
+        table = np.asarray(record["measured"], dtype=bool)
+        code = pd.to_numeric(part.obs[slots.mask_code(key)].astype(str), errors="coerce").to_numpy()[row]
+        unknown |= np.isnan(code)
+        code = np.nan_to_num(code).astype(np.int64)
+    if unknown.any():
+        raise ValueError(
+            f"{unknown.sum()} cells (first: '{names[unknown][0]}') have nothing in obsm['{slots.qz_mean(key)}']: they "
+            f"came after av.tl.minify. Ask about them apart, with their counts and model=av.get.model(data, '{key}')."
+        )
+    return Stored(names.to_numpy(), q_mean, q_var, library, table, code)
+
+
+def check_counts_are_there(counts, data: Data, where: str) -> None:
+    """Raise a ValueError if a matrix of counts is empty because they were dropped by `tl.minify`."""
+    if not sparse.issparse(counts) or counts.nnz:
+        return
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    keys = [key for part in parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
+    if keys:
+        raise ValueError(
+            f"{where} is empty: av.tl.minify dropped the counts of this object for the model '{keys[0]}'. That model "
+            f"still answers what needs the latent space alone (model='{keys[0]}'). For a fit, for another model and "
+            "for what looks at counts, take the object from before, or minify with keep_counts=True."
+        )
+
+
+def check_in_memory(data: Data) -> None:
+    """Raise a ValueError for a backed object: emptying it would empty the file."""
+    if data.isbacked:
+        raise ValueError("The object is backed by a file, whose counts would be lost; read it into memory first.")
+
+
+def write_posterior(data: Data, setup, key: str, model_id: str, stored: Stored) -> slots.Writer:
+    """Write what stands in for counts into its slots; the counts stay."""
+    out = slots.writer(data, setup, stored.names)
+    out.obsm(slots.qz_mean(key), stored.q_mean)
+    out.obsm(slots.qz_var(key), stored.q_var)
+    out.obs(slots.library(key), stored.library.astype(np.float32))
+    record: dict = {"model": model_id, "mods": [setup.rna_mod, *([setup.prot_mod] if setup.joint else [])]}
+    if setup.joint:
+        patterns = [str(i) for i in range(len(stored.mask_table))]
+        out.obs(slots.mask_code(key), pd.Categorical.from_codes(stored.mask_row, categories=patterns))
+        record["measured"] = stored.mask_table
+    out.params(key, POSTERIOR, record)
+    out.params(key, MINIFIED, False)
+    return out
+
+
+def drop_counts(data: Data, setup) -> list[str]:
+    """Empty the modalities that a model reads, and mark the models that have a posterior there; returns what is empty.
+
+    In each modality these are X, the model's layer, every other layer of counts, and raw. Of an AnnData with proteins
+    it is also their table in obsm, whose column names move to `uns["{prot_obsm}_names"]`, where they are looked for.
+    """
+    if isinstance(data, AnnData):
+        emptied = _empty(data, setup.rna_layer, "data")
+        if setup.joint and setup.prot_obsm in data.obsm:
+            emptied += _empty_obsm(data, setup.prot_obsm)
+        _mark(data, None)
+        return emptied
+    layers = {setup.rna_mod: setup.rna_layer} | ({setup.prot_mod: setup.prot_layer} if setup.joint else {})
+    there = {mod: layer for mod, layer in layers.items() if mod in data.mod}
+    emptied = [slot for mod, layer in there.items() for slot in _empty(data.mod[mod], layer, f"mdata['{mod}']")]
+    for part in (data, *data.mod.values()):
+        _mark(part, set(there))
+    return emptied
+
+
+def _mark(part: Data, mods: set[str] | None) -> None:
+    """Mark every model whose posterior is stored and whose counts were in one of the modalities; None: in any."""
+    for key in list(part.uns):
+        record = _entry(part, key).get(POSTERIOR)
+        if record is not None and (mods is None or mods & set(map(str, record["mods"]))):
+            part.uns[key] = {**_entry(part, key), MINIFIED: True}
+
+
+def _empty(adata: AnnData, layer: str | None, where: str) -> list[str]:
+    """Empty X, a layer, and all layers of counts of a modality; drop raw."""
+    emptied = []
+    if adata.X is not None:
+        adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+        emptied.append(f"{where}.X")
+    for name, values in list(adata.layers.items()):
+        if name is not None and (name == layer or looks_like_counts(values, missing_allowed=True)):
+            adata.layers[name] = sparse.csr_matrix(adata.shape, dtype=np.float32)
+            emptied.append(f"{where}.layers['{name}']")
+    if adata.raw is not None:
+        del adata.raw
+        emptied.append(f"{where}.raw")
+    return emptied
+
+
+def _empty_obsm(adata: AnnData, key: str) -> list[str]:
+    table = adata.obsm[key]
+    if isinstance(table, pd.DataFrame):
+        adata.uns[f"{key}_names"] = [str(name) for name in table.columns]
+    adata.obsm[key] = sparse.csr_matrix(table.shape, dtype=np.float32)
+    return [f"data.obsm['{key}']"]

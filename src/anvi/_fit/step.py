@@ -1,0 +1,174 @@
+"""One step of a fit: the same function runs eagerly and inside a CUDA graph."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anvi._data.batches import Choice, take
+from anvi._data.cells import Cells
+from anvi.nn import VAE, Batch, Draws, Terms, Weights, loss, negative_elbo
+from anvi.nn.objective import classification_loss
+from anvi.settings import settings
+
+from .adversary import Adversary
+from .plan import Plan
+
+TERMS = (
+    "reconstruction_rna",
+    "reconstruction_protein",
+    "kl_z",
+    "kl_u",
+    "kl_label",
+    "kl_library",
+    "kl_background",
+    "penalty",
+)
+
+
+@dataclass
+class State:
+    """All that changes in a fit, and all that a checkpoint keeps."""
+
+    network: VAE
+    optimizer: torch.optim.Optimizer
+    adversary: Adversary | None
+    adversary_optimizer: torch.optim.Optimizer | None
+    shuffle: torch.Generator  # CPU
+    noise: torch.Generator  # on the device
+    epoch: int = 0
+    lr_scale: float = 1.0
+    retries: int = 0
+    best_loss: float = float("inf")
+    best_epoch: int = -1
+    best_weights: dict[str, Tensor] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    finished: bool = False
+
+
+class Room(NamedTuple):
+    """Places for non-zero counts, the same in every step that a graph replays."""
+
+    entries: int
+    balanced_entries: int
+
+
+class Done(NamedTuple):
+    """What is known after a step, on the device."""
+
+    loss: Tensor  # ()
+    sums: dict[str, Tensor]  # of every term, over the cells
+
+
+@contextmanager
+def arithmetic() -> Iterator[None]:
+    """Matrix products as `settings.precision` says; all else stays in float32."""
+    if settings.precision not in ("float32", "tf32", "bf16"):
+        raise ValueError(f"settings.precision='{settings.precision}' is not one of 'float32', 'tf32', 'bf16'.")
+    before = torch.get_float32_matmul_precision()
+    if settings.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """For the forward pass alone: the backward pass takes each product in the precision of its forward one."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def run_step(
+    state: State,
+    cells: Cells,
+    choice: Choice,
+    group: Tensor,
+    weights: Weights,
+    plan: Plan,
+    *,
+    fooling: bool,
+    room: Room | None = None,
+) -> Done:
+    """Take the minibatches of one step from the cells, and update the network and the adversary with them.
+
+    With `room`, every shape is known before and nothing waits for the device: this is what a CUDA graph captures.
+
+    Parameters
+    ----------
+    state
+        What changes.
+    cells
+        All cells, on the device.
+    choice
+        Which of them.
+    group
+        `(all cells,)`, what the adversary tells apart.
+    weights
+        How the terms are weighed; the divergences by a number or a tensor on the device.
+    plan
+        Options of the fit.
+    fooling
+        Whether the adversary takes part.
+    room
+        How many non-zero counts to make room for; None: as many as there are.
+    """
+    dense, (entries, balanced_entries) = state.network.needs_dense_counts, room or (None, None)
+    batch = take(cells, choice.index, choice.weight, choice.n_labelled, dense=dense, room=entries)
+    labelled = None
+    if choice.balanced is not None:
+        labelled = take(cells, choice.balanced, None, len(choice.balanced), dense=dense, room=balanced_entries)
+    with arithmetic():
+        terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
+    return Done(value, summarise(terms, batch))
+
+
+def step(
+    state: State, batch: Batch, labelled: Batch | None, group: Tensor, weights: Weights, plan: Plan, *, fooling: bool
+) -> tuple[Terms, Tensor]:
+    """One update of the network, and of the adversary if there is one.
+
+    Returns
+    -------
+    The terms of the minibatch and the detached loss.
+    """
+    network, draws = state.network, Draws(state.noise)
+    with _autocast(batch.label.device):
+        terms = network.terms(batch, labelled, draws)
+        total = objective = loss(terms, batch.weight, weights, network.config)
+        if fooling:  # fades out with the warm-up, as published
+            state.adversary.train()
+            total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
+    state.optimizer.zero_grad(set_to_none=True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    total.backward(inputs=trained)  # no gradient of the adversary: it has a loss of its own
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    # the fused optimiser divides the gradients by this on its way: clipping without a pass of its own
+    state.optimizer.grad_scale = (norm / plan.max_grad_norm).clamp(min=1)
+    state.optimizer.step()
+    if fooling:
+        state.adversary_optimizer.zero_grad(set_to_none=True)
+        state.adversary.own_loss(terms.z, group, batch.weight, draws).backward()
+        state.adversary_optimizer.step()
+    # a gradient that is not finite has spoilt the weights as much as a loss would have
+    return terms, torch.where(norm.isfinite(), objective.detach(), norm)
+
+
+def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
+    """Weighted sums over the cells of a minibatch, on the device."""
+    weight = batch.weight
+    sums = {"cells": weight.sum(), "elbo": -(weight * negative_elbo(terms)).sum().detach()}
+    for name in TERMS:
+        value = getattr(terms, name)
+        if value is not None:
+            sums[name] = (weight * value).sum().detach()
+    if terms.logits is not None:
+        n = len(terms.target)
+        sums["labelled"] = weight.new_full((), n)
+        sums["classification_loss"] = classification_loss(terms).detach() * n
+        sums["accuracy"] = (terms.logits.argmax(1) == terms.target).sum()
+    return sums
