@@ -83,42 +83,60 @@ class Coefficient(NamedTuple):
 def coefficient(count: Tensor, theta: Tensor) -> Coefficient:
     """The binomial coefficient of a negative binomial, in logarithms; about 0 for a count of 0.
 
-    Written with log-gammas it loses its digits where a count or theta is large. Here each argument is moved eight steps
-    up, where Stirling's series is exact to 1e-13, and what is large in the series cancels on paper. It is plain
+    Written with log-gammas it loses its digits where a count or theta is large. Here each argument is moved a few steps
+    up, where Stirling's series is exact to the last digit, and what is large in the series cancels on paper. It is plain
     arithmetic, which is also several times faster than the special functions.
     """
-    # the eight steps: Gamma(z) = Gamma(z + 8) / (z (z + 1) ... (z + 7)) for z = x + theta, theta and x + 1
-    steps, slope = torch.zeros_like(theta), torch.zeros_like(theta)
-    for group in (range(4), range(4, 8)):  # a product of all eight could overflow
-        factor = torch.ones_like(theta)
-        for j in group:
+    n_steps = _STEPS[count.dtype]
+    # Gamma(z) = Gamma(z + 4) / (z (z + 1) (z + 2) (z + 3)) for z = x + theta, theta and x + 1
+    steps, slope = None, None
+    for first in range(0, n_steps, 4):  # a product of all eight could overflow
+        factor = None
+        for j in range(first, first + 4):
             low = theta + j
             share = low / (low + count)
-            factor.mul_(share * (count + (1 + j)))
-            slope.add_((1 - share) / low)
-        steps.add_(factor.log_())
-    low, one = theta + 8, count + 9
+            missing = (1 - share).div_(low)
+            slope = missing if slope is None else slope.add_(missing)
+            share = share.mul_(count + (1 + j))
+            factor = share if factor is None else factor.mul_(share)
+        steps = factor.log_() if steps is None else steps.add_(factor.log_())
+    low, one = theta + n_steps, count + (n_steps + 1)
     smaller, larger = torch.minimum(low, one), torch.maximum(low, one)
-    high = low + count  # larger + smaller - 9
+    high = low + count  # larger + smaller - n_steps - 1
     low_gamma, low_digamma = _stirling_tails(low)
     high_gamma, high_digamma = _stirling_tails(high)
     log_high = high.log()
-    value = (larger - 0.5) * torch.log1p((smaller - 9) / larger) + (smaller - 0.5) * (log_high - smaller.log())
-    value = (
-        value - 8.5 * log_high + (9 - 0.918938533204672742) + high_gamma - low_gamma - _stirling_tails(one)[0] + steps
-    )
-    return Coefficient(value, theta * (torch.log1p(count / low) + high_digamma - low_digamma + slope))
+    value = torch.log1p((smaller - (n_steps + 1)).div_(larger)).mul_(larger - 0.5)
+    value.add_((log_high - smaller.log()).mul_(smaller - 0.5)).sub_(log_high, alpha=n_steps + 0.5)
+    value.add_(high_gamma).sub_(low_gamma).sub_(_stirling_tails(one)[0]).add_(steps)
+    value.add_(n_steps + 1 - 0.918938533204672742)
+    return Coefficient(value, torch.log1p(count / low).add_(high_digamma).sub_(low_digamma).add_(slope).mul_(theta))
+
+
+_STEPS = {torch.float32: 4, torch.float64: 8}
+_GAMMA = {torch.float32: (1 / 12, -1 / 360, 1 / 1260), torch.float64: (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)}
+_DIGAMMA = {
+    torch.float32: (-1 / 12, 1 / 120, -1 / 252),
+    torch.float64: (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132),
+}
 
 
 def _stirling_tails(z: Tensor) -> tuple[Tensor, Tensor]:
-    """What log-gamma and digamma have beyond their leading logarithms, to 1e-13 for z >= 8."""
+    """What log-gamma and digamma have beyond their leading logarithms: to 1e-8 for z >= 4, to 1e-13 for z >= 8."""
     inverse = z.reciprocal()
     square = inverse.square()
-    gamma = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
-    digamma = -inverse / 2 - square * (
-        1 / 12 - square * (1 / 120 - square * (1 / 252 - square * (1 / 240 - square / 132)))
-    )
+    gamma = _polynomial(square, _GAMMA[z.dtype]).mul_(inverse)
+    digamma = _polynomial(square, _DIGAMMA[z.dtype]).mul_(square).sub_(inverse, alpha=0.5)
     return gamma, digamma
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """The sum of c_k x^k."""
+    *rest, last = coefficients
+    total = x * last
+    for coefficient in rest[:0:-1]:
+        total.add_(coefficient).mul_(x)
+    return total.add_(rest[0])
 
 
 def _per_cell(values: Tensor, row: Tensor, cells: int) -> Tensor:
