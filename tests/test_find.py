@@ -43,8 +43,36 @@ def test_a_refit_leaves_nothing_stale():
     av.tl.scanvi(mdata, max_epochs=1, key_added="m")
     assert "m_prediction" in mdata["rna"].obs and "rna:m_prediction" in mdata.obs
     av.tl.scvi(mdata, max_epochs=1, key_added="m")
-    left = [name for name in (*mdata["rna"].obs, *mdata.obs, *mdata["rna"].obsm, *mdata["rna"].uns) if "m_p" in name]
+    left = [
+        name
+        for name in (*mdata["rna"].obs, *mdata.obs, *mdata["rna"].obsm, *mdata["rna"].uns)
+        if "m_p" in name or "m_label" in name
+    ]
     assert left == []
+
+
+@pytest.mark.parametrize("name", ["scanvi", "totalanvi"])
+def test_a_column_of_the_users_own_is_no_slot_for_labels(fitted, no_training, name):
+    """Its name may well be that of the labels themselves."""
+    model, mdata = av.get.model(fitted, name), cite()
+    part = mdata["rna"] if name == "scanvi" else mdata
+    part.obs[f"{name}_label"] = given = mdata.obs["cell_type"].astype(str)
+    for labels_key in ("cell_type", f"{name}_label"):
+        with pytest.raises(ValueError, match=rf"obs\['{name}_label'\] would be overwritten.*pass another key_added="):
+            getattr(av.tl, name)(mdata, labels_key, batch_key="batch")
+    with pytest.raises(ValueError, match="pass another key_added="):
+        av.tl.predict(mdata, model=model)
+    with pytest.raises(ValueError, match="pass another key_added="):
+        av.tl.map_query(mdata, model)
+    av.tl.predict(mdata, model=model, key_added="mine")
+    assert part.obs[f"{name}_label"].equals(given) and "mine_label" in part.obs
+
+
+def test_a_fit_without_labels_leaves_such_a_column():
+    mdata = cite()
+    mdata["rna"].obs["scvi_label"] = given = mdata.obs["cell_type"].astype(str)
+    av.tl.scvi(mdata, max_epochs=1)
+    assert mdata["rna"].obs["scvi_label"].equals(given)
 
 
 def test_hard_predictions_take_old_probabilities_away(fitted):

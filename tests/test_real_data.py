@@ -73,3 +73,25 @@ def test_the_query_without_proteins_is_labelled_plausibly(fitted):
         inside = (query & mdata.obs["totalanvi_prediction"].isin(group)).to_numpy()
         outside = (query & ~mdata.obs["totalanvi_prediction"].isin(group)).to_numpy()
         assert counts[inside].mean() > 3 * counts[outside].mean(), gene
+
+
+def test_calls_rest_on_the_known_markers(fitted):
+    mdata, _ = fitted
+    found = av.tl.attributions(mdata, n_cells=40, inplace=False)
+    assert float((found["complete"] * found["n_cells"]).sum() / found["n_cells"].sum()) >= 0.99
+    known = {
+        "CD14 Mono": ({"S100A8", "S100A9", "LYZ", "CD14", "VCAN"}, "CD14"),
+        "CD16 Mono": ({"FCGR3A", "CDKN1C", "MS4A7", "LST1"}, "CD16"),
+        "B Naive": ({"TCL1A", "IGHM", "IGHD", "CD79A", "MS4A1"}, None),  # CD45RA says more than CD19
+        "CD8 Naive": ({"CD8A", "CD8B"}, "CD8a"),
+        "CD8 Memory": ({"CD8A", "CD8B", "CCL5", "GZMK"}, "CD8a"),
+        "NK": ({"NKG7", "GNLY", "KLRD1", "KLRF1"}, "CD56"),
+        "CD4 Naive": ({"CCR7", "TCF7", "FHIT"}, "CD4"),
+    }
+    for name, (genes, protein) in known.items():
+        first = {
+            mod: found[f"{mod}_presence"].sel({"class": name}).to_pandas().nlargest(n).index
+            for mod, n in (("rna", 20), ("prot", 3))
+        }
+        assert len(genes & set(first["rna"])) >= 2 or name == "CD4 Naive" and genes & set(first["rna"]), name
+        assert protein is None or protein in first["prot"], name

@@ -84,6 +84,20 @@ class TestContract:
         assert (proba.idxmax(axis=1) == prediction.astype(str)).all()
         np.testing.assert_array_equal(proba.max(axis=1), confidence)
 
+    def test_label(self, data, name, kind):
+        """The user's where there is one, cell by cell, else the prediction."""
+        part = home(data, name)
+        if not name.endswith("anvi"):
+            assert f"{name}_label" not in part.obs
+            return
+        label, prediction = part.obs[f"{name}_label"], part.obs[f"{name}_prediction"]
+        assert list(label.cat.categories) == CLASSES and label.notna().all()
+        given = data.obs["cell_type"].astype(str)
+        assert (given == "Unknown").sum() == 200
+        for cell in data.obs_names:
+            assert label[cell] == (prediction[cell] if given[cell] == "Unknown" else given[cell])
+        assert (prediction.astype(str) != label.astype(str)).any()  # else this test would say nothing
+
     def test_uns(self, data, name, kind):
         stored = home(data, name).uns[name]
         assert sorted(stored) == ["batches", "classes", "features", "history", "model", "panels", "params"]
@@ -121,7 +135,10 @@ def test_mirror(name):
     """Columns of an RNA model are repeated in mdata.obs; not in a copy, where mudata 0.3 would pull them up itself."""
     data = cite()
     run(name, data)
-    columns = [f"{name}_{what}" for what in ("split", *(("prediction", "confidence") if name == "scanvi" else ()))]
+    columns = [
+        f"{name}_{what}"
+        for what in ("split", *(("prediction", "confidence", "margin", "entropy", "label") if name == "scanvi" else ()))
+    ]
     mirrored = [column for column in data.obs if column.startswith("rna:")]
     if "total" in name:
         assert not mirrored
@@ -267,6 +284,18 @@ def test_what_was_written_is_said(caplog):
         assert slot in lines[1]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_modality_that_is_a_view(name):
+    """As in MuData({"rna": rna[:, variable_genes]}), also when the view already holds results."""
+    whole = cite()
+    run(name, whole)
+    mdata = mudata_of({"rna": whole["rna"][:, 10:], "prot": whole["prot"][:, 2:]}, whole)
+    assert mdata["rna"].is_view
+    run(name, mdata)
+    assert not mdata["rna"].is_view and len(home(mdata, name).uns[name]["features"]["rna"]) == 50
+    assert len(home(whole, name).uns[name]["features"]["rna"]) == 60
+
+
 # colours ----------------------------------------------------------------------------------------------------------
 
 PALETTE = [f"#{i}{i}{i}{i}{i}{i}" for i in range(7)]
@@ -282,6 +311,7 @@ def test_a_class_keeps_its_colour(place):
     run("totalanvi", mdata, labels_key="rna:ct" if place == "rna: explicit" else "ct")
     colour_of = dict(zip(labels.cat.categories, PALETTE, strict=True))
     assert mdata.uns["totalanvi_prediction_colors"] == [colour_of[name] for name in CLASSES]
+    assert mdata.uns["totalanvi_label_colors"] == [colour_of[name] for name in CLASSES]
 
 
 def test_colours_of_an_rna_model():

@@ -11,7 +11,7 @@ from anvi._data.setup import find_setup
 from anvi._fit import loop, step
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
-from anvi.nn import Weights
+from anvi.nn import Draws, Weights
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 WAITS = (  # for the device, to know a value or a shape
@@ -181,3 +181,27 @@ def test_the_graph_gives_the_eager_numbers(prepared, name):
     # atomics add in any order: the same to rounding at first, then as two runs of the eager path differ
     assert results[1][:8] == pytest.approx(results[0][:8], rel=1e-3)
     assert results[1] == pytest.approx(results[0], rel=2e-2)
+
+
+def test_hidden_proteins_are_not_seen_but_explained(prepared):
+    state, cells, minibatches, _, _ = prepared("totalanvi")
+    network, choice = state.network.eval(), minibatches.plan()[0]
+    batch = take(cells, choice.index, None, choice.n_labelled)
+    hidden = step._hide(batch, 0.5, torch.Generator().manual_seed(0))
+    seen = hidden.shown.any(1)[batch.measured.any(1)].float().mean()
+    assert abs(float(seen) - 0.5) < 4 * 0.5 / len(batch.label) ** 0.5  # four standard errors of a share
+    blind = batch._replace(y=torch.where(hidden.shown, batch.y, 0.0), measured=hidden.shown)
+    ours, theirs = network.encode(hidden, Draws()), network.encode(blind, Draws())
+    assert torch.equal(ours.mean, theirs.mean) and not torch.equal(ours.mean, network.encode(batch, Draws()).mean)
+    terms, blind_terms = (network.terms(part, None, Draws()) for part in (hidden, blind))
+    unseen = batch.measured.any(1) & ~hidden.shown.any(1)
+    assert (terms.reconstruction_protein[unseen] > 0).all() and not blind_terms.reconstruction_protein[unseen].any()
+
+
+def test_no_proteins_are_hidden_unless_asked(prepared):
+    one, two = [], []
+    for results, share in ((one, 0.0), (two, 0.5)):
+        state, cells, minibatches, group, plan = prepared("totalanvi", adversary=False, hide_proteins=share)
+        for choice in minibatches.plan()[:2]:
+            results.append(float(step.run_step(state, cells, choice, group, Weights(1.0), plan, fooling=False).loss))
+    assert one != two and all(value > 0 for value in two)

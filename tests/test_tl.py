@@ -264,6 +264,33 @@ def test_predict_repeats_the_fit(fitted, name):
     pd.testing.assert_series_equal(part.obs[f"{name}_confidence"], before[2], check_exact=True)
 
 
+@pytest.mark.parametrize("name", ["scanvi", "totalanvi"])
+def test_predict_leaves_what_the_user_gave(fitted, name):
+    """A label that the model has never heard of is one, too; a missing one is where the prediction goes."""
+    given = fitted.obs["cell_type"].astype(str)
+    given[:3], given[3:6], given[6:9] = "odd", "", None
+    fitted.obs["cell_type"] = given
+    before = fitted.obs["cell_type"].copy()
+    del home(fitted, name).obs[f"{name}_label"]
+    av.tl.predict(fitted, model=name)
+    pd.testing.assert_series_equal(fitted.obs["cell_type"], before)
+    label, prediction = (home(fitted, name).obs[f"{name}_{what}"] for what in ("label", "prediction"))
+    assert list(label.cat.categories) == [*prediction.cat.categories, "odd"]
+    for cell, said in before.items():
+        assert label[cell] == (prediction[cell] if said in (None, "", "Unknown") else said)
+
+
+def test_labels_of_an_object_without_labels_are_the_predictions(fitted, caplog):
+    model = av.get.model(fitted, "totalanvi")
+    bare, torn = cite(), cite()
+    del bare.obs["cell_type"]
+    torn["rna"].obs["cell_type"] = "B"  # and something else in mdata.obs
+    for data in (bare, torn):
+        av.tl.predict(data, model=model)
+        assert (data.obs["totalanvi_label"] == data.obs["totalanvi_prediction"]).all()
+    assert "labels are left out: labels_key='cell_type' has two copies that disagree" in caplog.text
+
+
 def test_predict_returns(fitted):
     soft = av.tl.predict(fitted, model="totalanvi", inplace=False)
     hard = av.tl.predict(fitted, model="totalanvi", inplace=False, soft=False)

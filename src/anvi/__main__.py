@@ -1,6 +1,7 @@
-"""python -m anvi: `demo` shows the main job on made-up data with known truth, `check` looks at a file before a fit."""
+"""python -m anvi: `fit`, `predict`, `map` from file to file, `check` a file, write a `card`, or see the `demo`."""
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -8,42 +9,139 @@ from pathlib import Path
 
 import numpy as np
 
+from . import _cli
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m anvi", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo_parser = commands.add_parser(
-        "demo", help="simulate CITE-seq with two panels, fit TotalANVI, score it, draw it"
-    )
-    demo_parser.add_argument(
-        "--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures"
-    )
-    demo_parser.add_argument("--cells", type=int, default=2_000, help="cells to simulate")
-    demo_parser.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
-    check_parser = commands.add_parser("check", help="say what a fit would make of a .h5mu file")
-    check_parser.add_argument("file", type=Path)
-    check_parser.add_argument("--labels-key", default="cell_type")
-    check_parser.add_argument("--batch-key", default=None)
-    check_parser.add_argument("--panel-key", default=None)
-    options = parser.parse_args(arguments)
+    """Run a subcommand; returns the exit code: 0, 1 if the data or the model are the matter, 2 if the command is."""
+    options = _parser().parse_args(arguments)
     if options.command == "demo":
         return demo(options.out, options.cells, options.epochs)
-    return check(options.file, options.labels_key, options.batch_key, options.panel_key)
+    from .settings import settings
+
+    quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
+    with warnings.catch_warnings(), settings.override(**quiet):
+        warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+        warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
+        warnings.showwarning = lambda message, *_: print(f"anvi: {message}", file=sys.stderr)
+        return _run(options)
 
 
-def check(file: Path, labels_key: str, batch_key: str | None, panel_key: str | None) -> int:
-    """Print what :func:`anvi.pp.check` finds; 0 if a fit would start, 1 if not, 2 if there is no such file."""
-    import mudata
+def _run(options: argparse.Namespace) -> int:
+    """Print the answer of a subcommand, or what is wrong."""
+    try:
+        answer = _cli.run(options)
+    except _cli.UsageError as error:
+        return _refuse(options, error, 2)
+    except _USER_ERRORS as error:
+        if options.debug:
+            raise
+        return _refuse(options, error, 1)
+    except KeyboardInterrupt:
+        return _refuse(options, RuntimeError("interrupted"), 130)
+    print(json.dumps(_cli.plain(answer.facts), indent=1) if options.json else answer.text)
+    return answer.code
 
-    import anvi as av
 
-    if not file.exists():
-        print(f"anvi: there is no file {file}", file=sys.stderr)
-        return 2
-    report = av.pp.check(mudata.read(file), labels_key=labels_key, batch_key=batch_key, panel_key=panel_key)
-    print(report)
-    return 0 if report.ok else 1
+_USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
+
+
+def _refuse(options: argparse.Namespace, error: BaseException, code: int) -> int:
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    print(f"anvi: {message}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"error": message}))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m anvi", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_fit, _add_predict, _add_map, _add_check, _add_card, _add_demo):
+        add(commands)
+    return parser
+
+
+def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
+    """A subcommand; options that are not given are absent, so that defaults are said in one place."""
+    one = commands.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
+    one.add_argument("--json", action="store_true", default=False, help="answer in JSON on stdout")
+    one.add_argument("--quiet", action="store_true", default=False, help="no progress on stderr")
+    one.add_argument("--debug", action="store_true", default=False, help="show where an error came from")
+    return one
+
+
+def _add_out(one: argparse.ArgumentParser) -> None:
+    one.add_argument("out", type=Path, help="file to write, of the same kind")
+    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
+
+
+def _add_texts(one: argparse.ArgumentParser, *names: str) -> None:
+    """Options that are passed to the verb as they are; its help says what they mean."""
+    for name in names:
+        one.add_argument(f"--{name.replace('_', '-')}")
+
+
+def _add_fit(commands) -> None:
+    one = _add(commands, "fit", "fit a model; options are the arguments of av.tl.totalanvi and the others")
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
+    _add_out(one)
+    one.add_argument("--method", choices=("scvi", "scanvi", "totalvi", "totalanvi"), default="totalanvi")
+    _add_texts(one, *_PLACES, "labels_key", "unlabeled_category", "batch_key", "panel_key", "layer", "missing")
+    _add_texts(one, "size_factor_key", "init", "checkpoint", "key_added", "device", "gene_likelihood")
+    for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        one.add_argument(f"--{name.replace('_', '-')}", nargs="+")
+    for name in ("n_latent", "max_epochs", "batch_size", "random_state"):
+        one.add_argument(f"--{name.replace('_', '-')}", type=int)
+    one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of the fit")
+
+
+def _add_predict(commands) -> None:
+    one = _add(commands, "predict", "predict the cell types of a file with a fitted model")
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
+    _add_out(one)
+    one.add_argument("--model", default=None, help="folder, fitted file, or key in the file; default: the one in it")
+    _add_texts(one, *_PLACES, "key_added", "device")
+
+
+def _add_map(commands) -> None:
+    one = _add(commands, "map", "map the cells of a file onto a fitted model, new batches included")
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
+    one.add_argument("reference", type=Path, help="fitted file, or folder with a model")
+    _add_out(one)
+    one.add_argument("--model", default=None, help="key of the model in the reference")
+    _add_texts(
+        one, *_PLACES, "batch_key", "panel_key", "labels_key", "gene_key", "layer", "freeze", "key_added", "device"
+    )
+    one.add_argument("--max-epochs", type=int)
+    one.add_argument("--min-genes", type=float)
+    one.add_argument("--random-state", type=int)
+
+
+def _add_check(commands) -> None:
+    one = _add(commands, "check", "say what a fit would make of a file; 1 if it would not start")
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file")
+    _add_texts(one, *_PLACES, "labels_key", "unlabeled_category", "batch_key", "panel_key", "layer", "missing")
+
+
+def _add_card(commands) -> None:
+    one = _add(commands, "card", "write the model card of a fit")
+    one.add_argument("source", type=Path, help="fitted file, or folder with a model")
+    one.add_argument("--out", type=Path, default=None, help="file to write; default: stdout")
+    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
+    one.add_argument("--criticism", action="store_true", default=False, help="check the model first (fitted files)")
+    _add_texts(one, "key", "license", "description", "references", "training_data_url", "training_code_url")
+    one.add_argument("--tissues", nargs="+")
+
+
+def _add_demo(commands) -> None:
+    one = commands.add_parser("demo", help="simulate CITE-seq with two panels, fit TotalANVI, score it, draw it")
+    one.add_argument("--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures")
+    one.add_argument("--cells", type=int, default=2_000, help="cells to simulate")
+    one.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
+
+
+_PLACES = ("rna_mod", "prot_mod", "prot_obsm")
 
 
 def demo(out: Path, n_cells: int, max_epochs: int) -> int:

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import anndata
+import mudata
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
 from ._data import slots
 from ._data.containers import Data
+from ._data.setup import Setup
 from ._folder import read_model
 from ._model import Model
 
@@ -66,14 +69,66 @@ def resolve(data: Data, model: str | Path | Model | None, argument: str = "model
     return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)
 
 
+def find_reference(reference: Data | str | Path | Model, model: str | None) -> tuple[Model, Data | None]:
+    """The model that others are mapped onto, and the object that it lies in, if there is one.
+
+    Parameters
+    ----------
+    reference
+        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made, or a model.
+    model
+        Key of the model in the object; None: the only one there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or folder.
+    KeyError, ValueError
+        If there is no such model, or several and none is named.
+    """
+    if isinstance(reference, Model):
+        return reference, None
+    if isinstance(reference, str | Path):
+        path = Path(reference)
+        if path.is_dir() and path.suffix != ".zarr":
+            return read_model(path, device="cpu"), None
+        reference = _read(path)
+    return resolve(reference, model)[0], reference
+
+
+def _read(path: Path) -> Data:
+    """A MuData or an AnnData from a file."""
+    if not path.exists() or path.suffix not in (".h5mu", ".h5ad", ".zarr"):
+        raise FileNotFoundError(
+            f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file."
+        )
+    if path.suffix == ".zarr":
+        return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)
+    return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+
+
 def check_free(data: Data, key: str, *, joint: bool, rna_mod: str) -> None:
     """Raise a ValueError if a fit under `key` would bury something that is not an earlier fit in the same place."""
     home = data if joint or isinstance(data, AnnData) else data.mod.get(rna_mod, data)
     there = fitted(data)
     if key in there and there[key] is not home:
         raise ValueError(f"There is another model under the key '{key}' in this object; pass key_added= for this one.")
-    if key in home.uns and key not in there:
+    if key in home.uns and key not in there and not slots.only_queries(home.uns[key]):
         raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
+
+
+def check_no_own_label(data: Data, setup: Setup, key: str) -> None:
+    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
+
+    It is a result if predictions stand beside it, or a labelled fit.
+    """
+    obs, there = slots.home(data, setup).obs, fitted(data)
+    if slots.label(key) not in obs or slots.prediction(key) in obs:
+        return
+    if key not in there or not len(there[key].uns[key].get("classes", ())):
+        raise ValueError(
+            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
+        )
 
 
 def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> str:

@@ -15,8 +15,8 @@ from .settings import choose_device
 WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.csv", "README.md"
 
 
-def write_folder(fitted: Model, path: str | Path, *, overwrite: bool) -> None:
-    """Write a model into a folder; see :func:`anvi.io.write_model`."""
+def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool) -> None:
+    """Write a model into a folder, with `card` as its README; see :func:`anvi.io.write_model`."""
     path = Path(path)
     if path.exists():
         if not overwrite:
@@ -33,7 +33,7 @@ def write_folder(fitted: Model, path: str | Path, *, overwrite: bool) -> None:
         (part / WEIGHTS).write_bytes(weights)
         (part / HISTORY).write_bytes(table)
         (part / CONFIG).write_text(json.dumps(facts | {"sha256": checksums}, indent=1), encoding="utf-8")
-        (part / README).write_text(_readme(fitted), encoding="utf-8")
+        (part / README).write_text(card, encoding="utf-8")
         if path.exists():
             path.rename(Path(staging) / "before")
         part.rename(path)
@@ -111,11 +111,3 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
             raise ValueError(f"{path / name} is truncated or was edited: its checksum is not the one in {CONFIG}.")
     history = pd.read_csv(io.BytesIO(table))
     return Model.from_parts(facts, load(weights), history).on(choose_device(device))
-
-
-def _readme(model: Model) -> str:
-    lines = [f"# {model.name}", "", f"{model!r}.", "", "```python", "import anvi as av", ""]
-    verb = "predict" if model.config.has_labels else "latent"
-    lines += [f'av.tl.{verb}(mdata, model=av.read_model("path/to/this/folder"))', "```", ""]
-    lines += [f"- {name}: {value}" for name, value in sorted(model.info.items()) if value is not None]
-    return "\n".join(lines) + "\n"

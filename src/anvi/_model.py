@@ -1,19 +1,31 @@
 """A fitted model: how data are read, the network and how it came to be. Holds no data; knows how to be written."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from ._data.setup import Setup
 from .nn import VAE, Config
 
 SCHEMA = 1
 """Version of the stored form; raised when an older anvi could not read it."""
+LANDMARKS = "landmarks"
+"""Prefix of the landmarks among the stored tensors."""
+
+
+class Landmarks(NamedTuple):
+    """Some labelled training cells of every class, and how far from them held-out labelled cells lie."""
+
+    latent: Tensor  # (kinds, landmarks, latent) with proteins and without; without alone where the model has none
+    quantiles: Tensor  # (kinds, 101) of the distance of held-out labelled cells, from 0 to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +51,7 @@ class Model:
     network: VAE
     history: pd.DataFrame
     info: dict
+    landmarks: Landmarks | None = None
 
     @property
     def config(self) -> Config:
@@ -75,12 +88,23 @@ class Model:
             "info": self.info,
         }
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers of the network, on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network, and the landmarks, on the CPU."""
+        tensors = self.network.state_dict()
+        if self.landmarks is not None:
+            tensors |= {f"{LANDMARKS}.{name}": value for name, value in self.landmarks._asdict().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def fingerprint(self) -> str:
+        """What its weights are told by, wherever the model is stored."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.weights().items()):
+            digest.update(name.encode())
+            digest.update(value.numpy())
+        return digest.hexdigest()
 
     @classmethod
-    def from_parts(cls, facts: dict, weights: dict[str, torch.Tensor], history: pd.DataFrame) -> "Model":
+    def from_parts(cls, facts: dict, weights: dict[str, Tensor], history: pd.DataFrame) -> "Model":
         """Back from :meth:`facts` and :meth:`weights`.
 
         Raises
@@ -96,8 +120,10 @@ class Model:
             config, setup = Config.from_dict(facts["config"]), Setup.from_dict(facts["setup"])
             _check_sizes(config, setup)
             network = VAE(config)
-            network.load_state_dict(weights)
-            return cls(facts["name"], setup, network.eval(), history, facts["info"])
+            marks = {name: value for name, value in weights.items() if name.startswith(f"{LANDMARKS}.")}
+            network.load_state_dict({name: value for name, value in weights.items() if name not in marks})
+            landmarks = Landmarks(*(marks[f"{LANDMARKS}.{name}"] for name in Landmarks._fields)) if marks else None
+            return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
         except (KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:

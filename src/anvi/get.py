@@ -1,15 +1,24 @@
 """Tidy answers from what lies in the slots, class names exact."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ._data import slots
+from ._data import containers, explained, ranked, slots
 from ._data.containers import Data
+from ._data.features import find_features
 from ._find import resolve
 from ._model import Model
+from .tl._parameters import library_size, likelihood_parameters
 
-__all__ = ["history", "model", "proba"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["attributions", "de", "denoised", "history", "library_size", "likelihood_parameters", "model", "proba"]
 
 
 def model(data: Data, key: str | None = None) -> Model:
@@ -80,6 +89,66 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
     return table
 
 
+def de(
+    data: Data,
+    group: str | Sequence[str] | None = None,
+    modality: str | None = None,
+    *,
+    key: str = "rank_genes_groups",
+) -> pd.DataFrame:
+    """Differential expression as one tidy table over groups and modalities.
+
+    Parameters
+    ----------
+    data
+        An object to which :func:`anvi.tl.differential_expression` has written, or `sc.tl.rank_genes_groups`.
+    group
+        One or several groups; None: all.
+    modality
+        Name of the only modality that is wanted; None: all that have a result. An AnnData has "rna", and "prot" for
+        the proteins beside it.
+    key
+        Slot in `uns`.
+
+    Returns
+    -------
+    DataFrame with a row per modality, group and feature, in rank order: `modality`, `group`, `names`, `scores`,
+    `logfoldchanges` (log2), `pvals`, `pvals_adj`, and of anvi's results `proba_de`, `bayes_factor`, `lfc_std` and
+    `is_de`: whether the feature may be called at the false discovery rate that was asked for.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result or group.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> av.tl.differential_expression(mdata, "true_cell_type", n_samples=200)
+    >>> len(av.get.de(mdata, "NK", "prot"))
+    20
+    """
+    there = ranked.find(data, key)
+    if modality is not None:
+        there = {mod: stored for mod, stored in there.items() if mod == modality}
+    if not there:
+        of = "" if modality is None else f" of the modality '{modality}'"
+        raise KeyError(f"There is no uns['{key}']{of}; run av.tl.differential_expression(data, groupby) first.")
+    wanted = None if group is None else [group] if isinstance(group, str) else list(group)
+    tables = []
+    for mod, stored in there.items():
+        known = ranked.group_names(stored)
+        unknown = [name for name in wanted or [] if name not in known]
+        if unknown:
+            raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
+        table = ranked.table(stored, wanted)
+        table.insert(0, "modality", mod)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
 def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
     """The course of a fit: one row per epoch, every term in nats per cell, training and validation.
 
@@ -103,3 +172,130 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     2
     """
     return resolve(data, model)[0].history.copy()
+
+
+def denoised(
+    data: Data,
+    features: Sequence[str] | None = None,
+    *,
+    model: str | Path | Model | None = None,
+    key_added: str | None = None,
+) -> pd.DataFrame:
+    """Denoised genes and proteins as :func:`anvi.tl.denoise` wrote them, side by side and with their exact names.
+
+    Parameters
+    ----------
+    data
+        An object with `mdata['rna'].layers['{key}_denoised']` or `mdata.obsm['{key}_prot_denoised']`.
+    features
+        Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: all that were written; a name
+        that a gene and a protein share then comes with its modality.
+    model
+        Key or :class:`~anvi.Model`; None: the only fitted model there.
+    key_added
+        Prefix of the slots, where it is not the model's key.
+
+    Returns
+    -------
+    DataFrame (cells, features): genes in units of the `library_size` that was asked for, proteins in counts. NaN for
+    cells outside the model.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If nothing was denoised yet, there is no such model or feature, or a name means two.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> av.tl.denoise(mdata)
+    >>> av.get.denoised(mdata, ["P01", "G007"]).shape
+    (300, 2)
+    """
+    fitted, key = resolve(data, model)
+    setup, key = fitted.setup, key if key_added is None else key_added
+    wanted = find_features(setup, features)
+    home, tables = slots.home(data, setup), []
+    command = f"run av.tl.denoise(data, model='{key}') first"
+    rna = containers.modality(data, setup.rna_mod, "rna_mod")
+    if slots.denoised(key) in rna.layers:
+        column = rna.var_names.astype(str).get_indexer(wanted.gene_names)
+        values = rna.layers[slots.denoised(key)][:, column]
+        tables.append(pd.DataFrame(values, rna.obs_names, wanted.gene_names).reindex(home.obs_names))
+    elif wanted.has_genes and features is not None:
+        raise KeyError(f"There is no layers['{slots.denoised(key)}'] with genes; {command}.")
+    if slots.prot_denoised(key) in home.obsm:
+        table = home.obsm[slots.prot_denoised(key)][[slots.column_name(name) for name in wanted.protein_names]]
+        tables.append(table.set_axis(list(wanted.protein_names), axis=1))
+    elif wanted.has_proteins and features is not None:
+        raise KeyError(f"There is no obsm['{slots.prot_denoised(key)}']; {command}.")
+    if not tables:
+        raise KeyError(f"There is no layers['{slots.denoised(key)}']; {command}.")
+    out = pd.concat(tables, axis=1)
+    if features is not None:
+        return out.iloc[:, wanted.order].set_axis(list(wanted.asked), axis=1)
+    return _told_apart(out, setup)
+
+
+def _told_apart(table: pd.DataFrame, setup) -> pd.DataFrame:
+    """Columns of genes and proteins, with their modality where they share a name."""
+    if table.columns.is_unique:
+        return table
+    shared = set(setup.genes) & set(setup.proteins)
+    mods = [setup.rna_mod] * len(setup.genes) + [setup.prot_mod] * len(setup.proteins)
+    names = [f"{mod}:{name}" if name in shared else name for mod, name in zip(mods, table.columns, strict=True)]
+    return table.set_axis(names, axis=1)
+
+
+def attributions(data: Data, *, model: str | None = None, per_cell: bool = False) -> xr.Dataset:
+    """Why a class: what genes and proteins contribute to its logit, as :func:`anvi.tl.attributions` wrote it.
+
+    Parameters
+    ----------
+    data
+        An object with attributions.
+    model
+        Prefix of their slots: the model's key, or the `key_added` that was given; None: the only ones there.
+    per_cell
+        Also those of single cells, if they were kept.
+
+    Returns
+    -------
+    Dataset with the dimensions `class` (exact names of the groups) and, for each modality, `{mod}_var`:
+
+    `{mod}`
+        Mean attribution in logits.
+    `{mod}_presence`
+        The part of it that is due to presence: what counts above the baseline bring, less what it costs cells to be
+        below it; at the most the mean.
+    `{mod}_error`, `{mod}_cells`
+        Standard error of the mean, and the number of cells that were measured.
+    `{mod}_per_cell`
+        With `per_cell`: attributions of single cells (obs, {mod}_var), NaN where not measured.
+    `n_cells`, `difference`, `delta`, `complete`
+        Per class: cells, mean of what attributions should sum to, mean absolute error of their sum, and the share of
+        cells where it is below 1 %.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there are none, or several and none is named.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> av.tl.attributions(mdata, n_cells=10)
+    >>> av.get.attributions(mdata)["prot"].dims
+    ('class', 'prot_var')
+    """
+    key, parts = explained.resolve(data, model)
+    single = [part.cells(key) for part in parts] if per_cell else []
+    if any(table is None for table in single):
+        raise KeyError(
+            f"Attributions of single cells were not kept under '{key}'; run av.tl.attributions(data, per_cell=True)."
+        )
+    return explained.dataset(parts, single)

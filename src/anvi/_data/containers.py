@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -193,3 +195,11 @@ def text_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> p
 def _list(names) -> str:
     names = [f"'{name}'" for name in names]
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
+
+
+def warn(message: str) -> None:
+    """Warn, pointing at the first line outside this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("anvi."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

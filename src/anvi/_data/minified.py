@@ -158,7 +158,12 @@ def _mark(part: Data, mods: set[str] | None) -> None:
     for key in list(part.uns):
         record = _entry(part, key).get(POSTERIOR)
         if record is not None and (mods is None or mods & set(map(str, record["mods"]))):
-            part.uns[key] = {**_entry(part, key), MINIFIED: True}
+            _into(part).params(key, MINIFIED, True)
+
+
+def _into(part: Data) -> slots.Writer:
+    """The writer for a part and all of its cells."""
+    return slots.Writer(part, part, None, part.obs_names.to_numpy())
 
 
 def _empty(adata: AnnData, layer: str | None, where: str) -> list[str]:
@@ -180,6 +185,6 @@ def _empty(adata: AnnData, layer: str | None, where: str) -> list[str]:
 def _empty_obsm(adata: AnnData, key: str) -> list[str]:
     table = adata.obsm[key]
     if isinstance(table, pd.DataFrame):
-        adata.uns[f"{key}_names"] = [str(name) for name in table.columns]
+        _into(adata).uns(f"{key}_names", [str(name) for name in table.columns])
     adata.obsm[key] = sparse.csr_matrix(table.shape, dtype=np.float32)
     return [f"data.obsm['{key}']"]

@@ -1,5 +1,6 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -12,6 +13,8 @@ from . import containers, slots
 from .containers import Data
 from .panels import find_panels
 from .proteins import Proteins, find_proteins
+
+logger = logging.getLogger("anvi")
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,20 @@ def label_column(data: Data, key: str, unlabeled: str, mods) -> pd.Series:
     """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
     column = containers.text_column(data, key, "labels_key", mods)
     return column.where(column != str(unlabeled), np.nan)
+
+
+def known_labels(data: Data, setup: Setup, cells: pd.Index) -> pd.Series | None:
+    """What the user says of the cells, as text, NaN where nothing; None without a usable column: labels are no need."""
+    if setup.labels_key is None:
+        return None
+    try:
+        column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods)
+    except KeyError:
+        return None
+    except ValueError as error:  # two copies that disagree
+        logger.warning(f"labels are left out: {error}")
+        return None
+    return column.reindex(cells)
 
 
 def no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:

@@ -6,14 +6,15 @@ mirrored as `rna:...`. An AnnData gets the same names in itself.
 
 import itertools
 import logging
-import sys
-import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from . import containers, place
 from .containers import Data
 
 logger = logging.getLogger("anvi")
@@ -34,6 +35,26 @@ def confidence(key: str) -> str:
     return f"{key}_confidence"
 
 
+def margin(key: str) -> str:
+    """`obs` slot of the difference between the two highest probabilities."""
+    return f"{key}_margin"
+
+
+def entropy(key: str) -> str:
+    """`obs` slot of the entropy of the probabilities, from 0 (sure) to 1 (all alike)."""
+    return f"{key}_entropy"
+
+
+def novelty(key: str) -> str:
+    """`obs` slot of the distance to what the model knows, 1 being far."""
+    return f"{key}_novelty"
+
+
+def label(key: str) -> str:
+    """`obs` slot of the user's label where there is one, else of the predicted class or `UNASSIGNED`."""
+    return f"{key}_label"
+
+
 def split(key: str) -> str:
     """`obs` slot of training and validation cells."""
     return f"{key}_split"
@@ -49,6 +70,87 @@ def measured() -> str:
     return "measured"
 
 
+def batch(key: str) -> str:
+    """`obs` slot of the batch that a mapped cell was taken for, where the query has no column that says it in full."""
+    return f"{key}_batch"
+
+
+def panel(key: str) -> str:
+    """`obs` slot of the panel of a mapped cell, where the query has no column that says it in full."""
+    return f"{key}_panel"
+
+
+def covariate(key: str, name: str) -> str:
+    """`obs` slot of a covariate of a mapped cell, where the query has no column that says it in full."""
+    return f"{key}_covariate_{name.replace(':', '_')}"
+
+
+def denoised(key: str) -> str:
+    """`layers` slot of denoised expression, in each modality."""
+    return f"{key}_denoised"
+
+
+def prot_denoised(key: str) -> str:
+    """`obsm` slot of denoised proteins of every cell, stained or not."""
+    return f"{key}_prot_denoised"
+
+
+def foreground(key: str) -> str:
+    """`layers` slot of foreground probabilities, in the protein modality."""
+    return f"{key}_foreground"
+
+
+def prot_foreground(key: str) -> str:
+    """`obsm` slot of the foreground probabilities of every cell, stained or not."""
+    return f"{key}_prot_foreground"
+
+
+def correlation(key: str) -> str:
+    """`varp` slot of the correlation of features."""
+    return f"{key}_correlation"
+
+
+def attributions(key: str) -> str:
+    """`varm`, `uns` and `layers` slot of attributions, in each modality."""
+    return f"{key}_attributions"
+
+
+def explained(key: str) -> str:
+    """`obs` slot, in each modality, of what was explained of a cell whose own attributions were kept."""
+    return f"{key}_explained"
+
+
+def qz_mean(key: str) -> str:
+    """`obsm` slot of the posterior mean of the latent vector, before the softmax of a logistic-normal one."""
+    return f"{key}_qz_mean"
+
+
+def qz_var(key: str) -> str:
+    """`obsm` slot of its variance."""
+    return f"{key}_qz_var"
+
+
+def library(key: str) -> str:
+    """`obs` slot of the summed RNA counts."""
+    return f"{key}_library"
+
+
+def mask_code(key: str) -> str:
+    """`obs` slot of the code that tells which proteins were measured in a cell whose counts are gone."""
+    return f"{key}_measured"
+
+
+_RESULTS = ("denoised", "prot_denoised", "foreground", "prot_foreground", "correlation", "qz_mean", "qz_var")
+_RESULTS += ("attributions", "attributions_prot", "explained")
+"""What queries write as `{key}_{result}` into obsm, layers, varm or varp; a new fit under the key removes them."""
+QUERIES = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
+"""Entries that queries add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
+
+
+UNASSIGNED = "Unassigned"
+"""Label of a cell that lies too far from every class that the model knows."""
+
+
 def clean_key(key: str) -> str:
     """A prefix for slots: a leading `X_` is dropped, "/" and ":" are refused."""
     key = key.removeprefix("X_")
@@ -60,6 +162,20 @@ def clean_key(key: str) -> str:
 def column_name(name: str) -> str:
     """A class name as a DataFrame column: files cannot hold "/" there."""
     return name.replace("/", "|")
+
+
+def only_queries(entry) -> bool:
+    """Whether an entry of `uns` holds nothing but what queries note: a fit may take its place."""
+    return isinstance(entry, Mapping) and set(entry) <= set(QUERIES)
+
+
+def remove(part: Data, *names: str) -> None:
+    """Delete what lies under these names in a part, in whatever kind of slot."""
+    tables = [part.obs, part.obsm, part.varm, part.varp, part.uns]
+    tables += [part.layers] if isinstance(part, AnnData) else []
+    for table, name in itertools.product(tables, names):
+        if name in table:
+            del table[name]
 
 
 class Writer:
@@ -85,14 +201,16 @@ class Writer:
 
     def clear(self, key: str) -> None:
         """Remove what an earlier fit wrote under the same key, so that nothing stale stands beside the new."""
-        for slot in (prediction(key), confidence(key), split(key)):
+        ours = (label(key),) if prediction(key) in self.home.obs else ()  # without predictions it is the user's own
+        scores = (confidence(key), margin(key), entropy(key), novelty(key))
+        for slot in (*ours, prediction(key), *scores, split(key), library(key), mask_code(key)):
             for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
                 if name in table.obs:
                     del table.obs[name]
-        for slot in (latent(key), proba(key)):
-            if slot in self.home.obsm:
-                del self.home.obsm[slot]
-        self.home.uns.pop(f"{prediction(key)}_colors", None)
+        remove(self.home, latent(key), proba(key), *(f"{slot}_colors" for slot in (*ours, prediction(key))))
+        for part in (self.data, *(self.data.mod.values() if isinstance(self.data, MuData) else ())):
+            pushed = [prediction(key)] if self.home is self.data is not part else []
+            remove(part, *(f"{key}_{result}" for result in _RESULTS), *pushed)
 
     def obsm(self, slot: str, values: np.ndarray, columns: list[str] | None = None) -> None:
         """Float32 array or DataFrame, NaN for cells outside the model."""
@@ -110,10 +228,74 @@ class Writer:
             self.data.obs[f"{self.mirror}:{slot}"] = series.reindex(self.data.obs_names)
         self.written.append(f"obs['{slot}']")
 
+    @contextmanager
+    def columns(self, columns: Mapping[str, pd.Series]) -> Iterator[None]:
+        """Categorical columns that are there inside the block, and stay unless it fails."""
+        before = [(part, part.obs.copy()) for part in (self.home, *([] if self.mirror is None else [self.data]))]
+        for slot, column in columns.items():
+            self.obs(slot, pd.Categorical(column.reindex(self.cells)))
+        try:
+            yield
+        except BaseException:
+            for part, obs in before:
+                part.obs = obs
+            raise
+
+    def layer(self, mod: str, slot: str, values: np.ndarray, features: Sequence[str]) -> None:
+        """Float32 array of a modality's shape, NaN for its cells and features that are not among the values.
+
+        Parameters
+        ----------
+        mod
+            The modality; an AnnData is its own only one.
+        slot
+            Name of the layer.
+        values
+            `(cells, features)`, cells in the order of the writer.
+        features
+            Names of the features, in the order of the values.
+        """
+        part = self._modality(mod)
+        part.layers[slot] = place.in_modality(values, self.cells, features, part)
+        self.written.append(self._named(mod, f"layers['{slot}']"))
+
+    def varm(self, mod: str, slot: str, table: pd.DataFrame) -> None:
+        """A DataFrame of a modality's features, missing for those that are not in its index."""
+        part = self._modality(mod)
+        part.varm[slot] = table.reindex(part.var_names)
+        self.written.append(self._named(mod, f"varm['{slot}']"))
+
+    def varp(self, slot: str, values: np.ndarray, features: Mapping[str, Sequence[str]]) -> None:
+        """Float32 array (features, features), all modalities together, NaN for features that are not among the values.
+
+        Parameters
+        ----------
+        slot
+            Name in varp.
+        values
+            Square, features in the order of `features`, one modality after the other.
+        features
+            Names by modality. An AnnData has room for the first modality's only.
+        """
+        self.home.varp[slot] = place.in_varp(values, features, self.home)
+        self.written.append(f"varp['{slot}']")
+
     def uns(self, slot: str, value) -> None:
         """Anything that a file can hold."""
         self.home.uns[slot] = value
         self.written.append(f"uns['{slot}']")
+
+    def params(self, key: str, query: str, values: dict) -> None:
+        """How a query was asked, beside the fit in `uns[key]`; values are flat, or flat per modality."""
+        self.home.uns[key] = dict(self.home.uns.get(key, {})) | {query: values}
+        self.written.append(f"uns['{key}']['{query}']")
+
+    def _modality(self, mod: str) -> AnnData:
+        return self.data if isinstance(self.data, AnnData) else self.data.mod[mod]
+
+    def _named(self, mod: str, slot: str) -> str:
+        """A slot as a user would write it; those in home are named without their modality."""
+        return slot if self._modality(mod) is self.home else f"mdata['{mod}'].{slot}"
 
     def log(self) -> None:
         """One line that lists what was written."""
@@ -137,54 +319,17 @@ def in_order_of(data: Data, setup, cells: np.ndarray, values: np.ndarray) -> np.
     return pd.DataFrame(values, index=cells).reindex(home(data, setup).obs_names).to_numpy()
 
 
-def write_predictions(
-    out: Writer, key: str, classes: tuple[str, ...], probabilities: np.ndarray, *, soft: bool
-) -> None:
-    """Predicted class, its probability and all probabilities."""
-    best = probabilities.argmax(1)
-    out.obs(prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
-    out.obs(confidence(key), probabilities.max(1).astype(np.float32))
-    if soft:
-        if any("/" in name for name in classes):
-            _warn(
-                f"Class names with '/' are written with '|' in the columns of obsm['{proba(key)}'], since files cannot "
-                f"hold '/' there; obs['{prediction(key)}'] and get.proba() have the exact names."
-            )
-        out.obsm(proba(key), probabilities, [column_name(name) for name in classes])
-    elif proba(key) in out.home.obsm:
-        del out.home.obsm[proba(key)]  # of another prediction
-
-
-def copy_colors(out: Writer, labels_key: str, classes: tuple[str, ...], key: str) -> None:
-    """Give a class the same colour in the predictions as in the labels, where the labels have colours."""
-    parts = [out.data, *(out.data.mod.values() if isinstance(out.data, MuData) else ())]
-    names = dict.fromkeys((labels_key, labels_key.partition(":")[2]))  # "rna:cell_type" may be coloured as "cell_type"
-    for part, name in itertools.product(parts, names):
-        colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)
-        if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
-            continue
-        color_of = dict(zip(map(str, column.cat.categories), map(str, colors), strict=False))
-        if all(name in color_of for name in classes):
-            out.uns(f"{prediction(key)}_colors", [color_of[name] for name in classes])
-            return
-
-
-def _warn(message: str) -> None:
-    """Warn, pointing at the first line outside this package."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("anvi."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
-
-
 def own(data: Data, copy: bool) -> Data:
     """The object to write to: the user's, or its copy; a view becomes an object of its own, with a warning."""
     if copy:
         return data.copy()
     if data.is_view:
-        _warn(
+        containers.warn(
             "The object is a view: the results are in the subset, not in the object that it was cut from. "
             "Use .copy() on the subset to be explicit."
         )
         data.obs = data.obs.copy()  # assigning to a view makes it an object of its own
+    for part in data.mod.values() if isinstance(data, MuData) else ():
+        if part.is_view:  # MuData({"rna": rna[:, genes]}) holds one
+            part.obs = part.obs.copy()
     return data

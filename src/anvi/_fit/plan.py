@@ -25,6 +25,7 @@ class Plan:
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
     protein_weight: float = 1.0
+    hide_proteins: float = 0.0  # share of cells whose proteins the encoder does not see in a step; still explained
     adversary: bool | None = None  # None: where panels differ
     max_grad_norm: float = 50.0
     max_retries: int = 3
@@ -63,6 +64,8 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.warmup > 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
+        if not 0 <= self.hide_proteins < 1:
+            raise ValueError(f"hide_proteins={self.hide_proteins} is a share of cells: at least 0 and below 1.")
         if not 0 < self.train_size <= 1:
             raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
         if self.early_stopping and self.train_size == 1:

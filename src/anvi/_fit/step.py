@@ -121,9 +121,19 @@ def run_step(
     labelled = None
     if choice.balanced is not None:
         labelled = take(cells, choice.balanced, None, len(choice.balanced), dense=dense, room=balanced_entries)
+    if plan.hide_proteins > 0 and batch.y is not None:
+        batch, labelled = (_hide(part, plan.hide_proteins, state.noise) for part in (batch, labelled))
     with arithmetic():
         terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
     return Done(value, summarise(terms, batch))
+
+
+def _hide(batch: Batch | None, share: float, noise: torch.Generator) -> Batch | None:
+    """Let the encoder see some cells without their proteins, so that it knows what to make of such cells."""
+    if batch is None:
+        return None
+    seen = torch.empty_like(batch.weight).uniform_(generator=noise) >= share  # (cells,)
+    return batch._replace(shown=batch.measured & seen[:, None])
 
 
 def step(

@@ -18,6 +18,9 @@ CHUNK = 2_048
 NOISE_BLOCK = 256
 """Cells that share a generator: noise belongs to the place of a cell in the data, not to the chunk it comes in."""
 
+GROUPS = {True: "with_proteins", False: "without_proteins"}
+"""What cells are called by whether any protein was measured in them; each has a temperature of its own."""
+
 
 class Block(NamedTuple):
     """Some consecutive cells and the posterior of their latent vectors."""
@@ -34,7 +37,7 @@ class Block(NamedTuple):
 
 
 @torch.no_grad()
-def blocks(model: Model, cells: Cells, index: Tensor | None = None) -> Iterator[Block]:
+def blocks(model: Model, cells: Cells, index: Tensor | None = None, size: int | None = None) -> Iterator[Block]:
     """Encode cells chunk by chunk, in eval mode and without noise.
 
     Parameters
@@ -46,13 +49,15 @@ def blocks(model: Model, cells: Cells, index: Tensor | None = None) -> Iterator[
         encoding counts.
     index
         Positions in `cells`, in the order in which answers are wanted; None: all.
+    size
+        Cells per block; None: `CHUNK`. Whoever draws by blocks needs blocks that nobody else resizes.
     """
     network = model.network.eval()
     if index is None:
         index = torch.arange(len(cells), device=cells.label.device)
     start = 0
-    for part in index.split(CHUNK):
-        batch = take(cells, part)
+    for part in index.split(CHUNK if size is None else size):
+        batch = take(cells, part, dense=network.needs_dense_counts)
         stored = cells.q_mean is not None
         q_z = Gaussian(cells.q_mean[part], cells.q_var[part]) if stored else network.encode(batch, Draws())
         yield Block(start, part, batch, q_z)
@@ -107,19 +112,40 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
     -------
     Arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
     """
-    network = model.network
+    network, temperature = model.network, temperatures(model, cells)
     means, variances, probabilities = [], [], []
     for block in blocks(model, cells):
         means.append(network.to_latent(block.q_z.mean).cpu())
         variances.append(block.q_z.var.cpu())
         if network.labels is not None:
             z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
-            probabilities.append(network.labels.classify(z, Draws()).softmax(-1).cpu())
+            logits = network.labels.classify(z, Draws())
+            logits = logits if temperature is None else logits / temperature[block.index]
+            probabilities.append(logits.softmax(-1).cpu())
     return Embedding(
         mean=torch.cat(means).numpy(),
         var=torch.cat(variances).numpy(),
         proba=torch.cat(probabilities).numpy() if probabilities else None,
     )
+
+
+def temperatures(model: Model, cells: Cells) -> Tensor | None:
+    """What the logits of each cell are divided by `(cells, 1)`; None where no temperature was fitted."""
+    fitted = model.info.get("temperature")
+    if not fitted:
+        return None
+    without = fitted[GROUPS[False]]
+    measured = torch.zeros(len(cells), dtype=torch.bool, device=cells.label.device)
+    if cells.mask_table is not None:
+        measured = cells.mask_table.any(1)[cells.mask_row]
+    return torch.where(measured, fitted.get(GROUPS[True], without), without)[:, None].float()
+
+
+@torch.no_grad()
+def posterior(model: Model, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the latent posterior, before the softmax of a logistic-normal one `(cells, latent)`."""
+    found = [block.q_z for block in blocks(model, cells)]
+    return torch.cat([q.mean for q in found]).cpu().numpy(), torch.cat([q.var for q in found]).cpu().numpy()
 
 
 @torch.no_grad()

@@ -34,3 +34,4 @@ class Batch(NamedTuple):
     weight: Tensor  # (cells,) 1, or 0 for padding
     n_labelled: int = 0  # the first so many cells are labelled; the same in every minibatch of a fit
     entries: Entries | None = None  # the non-zero counts of x; None: to be looked for
+    shown: Tensor | None = None  # (cells, proteins) bool, of the measured ones those that the encoder sees; None: all

@@ -84,8 +84,8 @@ def coefficient(count: Tensor, theta: Tensor) -> Coefficient:
     """The binomial coefficient of a negative binomial, in logarithms; about 0 for a count of 0.
 
     Written with log-gammas it loses its digits where a count or theta is large. Here each argument is moved a few steps
-    up, where Stirling's series is exact to the last digit, and what is large in the series cancels on paper. It is plain
-    arithmetic, which is also several times faster than the special functions.
+    up, where Stirling's series is exact to the last digit, and what is large in the series cancels on paper. It is
+    plain arithmetic, which is also several times faster than the special functions.
     """
     n_steps = _STEPS[count.dtype]
     # Gamma(z) = Gamma(z + 4) / (z (z + 1) (z + 2) (z + 3)) for z = x + theta, theta and x + 1

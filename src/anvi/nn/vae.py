@@ -122,11 +122,12 @@ class VAE(nn.Module):
             out[:, -config.n_continuous :] = batch.continuous
 
     def _protein_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Protein counts, 0 where not measured, and their mean in each cell `(cells, 1)`."""
-        y = torch.where(batch.measured, batch.y, batch.y.new_zeros(()))
+        """Protein counts, 0 where not shown, and their mean in each cell `(cells, 1)`."""
+        shown = batch.measured if batch.shown is None else batch.shown
+        y = torch.where(shown, batch.y, batch.y.new_zeros(()))
         # the incumbent counts unmeasured proteins as zeros in the mean; ours looks only at what was measured
         literal = self.config.objective == "scvi-tools"
-        n_counted = y.shape[1] if literal else batch.measured.sum(1, keepdim=True).clamp(1)
+        n_counted = y.shape[1] if literal else shown.sum(1, keepdim=True).clamp(1)
         return y, y.sum(1, keepdim=True) / n_counted
 
     def _features(self, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
-"""Preprocessing: look at data before a fit, and say which panel measured which protein."""
+"""Preprocessing: look at data before a fit, say which panel measured which protein, give a query a model's features."""
 
+from .align_query import align_query
 from .check import Report, check
 from .panels import panels
 
-__all__ = ["Report", "check", "panels"]
+__all__ = ["Report", "align_query", "check", "panels"]

@@ -18,16 +18,21 @@ import torch
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
+from anvi._data.colors import colors_of, write_colors
 from anvi._data.containers import Data, check_type
-from anvi._data.setup import Setup, find_setup
-from anvi._find import check_free, resolve
+from anvi._data.predictions import write_predictions
+from anvi._data.setup import Setup, find_setup, known_labels
+from anvi._find import check_free, check_no_own_label, resolve
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi._posterior import encode
+from anvi._posterior.novelty import FALSE_REJECTS
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device
+
+from ._trust import how_far, trusted
 
 logger = logging.getLogger("anvi")
 
@@ -59,6 +64,7 @@ class Options(TypedDict, total=False):
     warmup: float
     patience: int
     protein_weight: float
+    hide_proteins: float
     adversary: bool
     max_grad_norm: float
     max_retries: int
@@ -121,6 +127,8 @@ def run_fit(
     setup = find_setup(data, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
     source = None if init is None else resolve(data, init, "init")[0]
     config = make_config(name, setup, network_options, None if source is None else source.config)
+    if config.has_labels:
+        check_no_own_label(data, setup, key)
     cells = read_cells(data, setup, labels=True)
     _log_data(cells, setup)
     init_seed, split_seed, fit_seed = seeds(seed, 3)
@@ -147,39 +155,74 @@ def run_fit(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
     )
-    info = {"key": key} | _info(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
-    model = Model(name, setup, network, history, info)
+    info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
+    model, table = trusted(Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed)
     embedding = encode.embed(model, on_device)
     model.on(torch.device("cpu"))
     data = slots.own(data, copy)
-    write_fit(data, key, model, cells, embedding, validation_cells.numpy())
+    write_fit(data, key, model, cells, embedding, validation_cells.numpy(), calibration=table)
     return data if copy else None
 
 
-def write_fit(data: Data, key: str, model: Model, cells: Cells, embedding, validation: np.ndarray) -> None:
-    """Write latent space, predictions, split, history and the model itself."""
+def write_fit(
+    data: Data,
+    key: str,
+    model: Model,
+    cells: Cells,
+    embedding,
+    validation: np.ndarray | None,
+    reference: dict | None = None,
+    colors: list[str] | None = None,
+    calibration: pd.DataFrame | None = None,
+) -> None:
+    """Write latent space, predictions, split, history and the model itself.
+
+    Parameters
+    ----------
+    data, key, model, cells
+        Where to, under which prefix, and what was fitted to which cells.
+    embedding
+        Output of :func:`anvi._posterior.encode.embed` for the cells.
+    validation
+        Positions of the validation cells; None if no cell was trained on.
+    reference
+        What the model was mapped onto, for `uns[key]["reference"]`.
+    colors
+        Colours of the classes; None takes those of the labels, where there are any.
+    calibration
+        Reliability of the probabilities, for `uns[key]["calibration"]`.
+    """
     setup = model.setup
+    known = known_labels(data, setup, pd.Index(cells.names)) if model.config.has_labels else None
     out = slots.writer(data, setup, cells.names)
     out.clear(key)
     out.obsm(slots.latent(key), embedding.mean)
     if embedding.proba is not None:
-        slots.write_predictions(out, key, model.classes, embedding.proba, soft=True)
-        slots.copy_colors(out, setup.labels_key, model.classes, key)
-    codes = np.zeros(len(cells), dtype=int)
-    codes[validation] = 1
-    out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
+        far = how_far(model, cells, embedding.mean, FALSE_REJECTS)
+        write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
+        if colors is None and setup.labels_key is not None:
+            colors = colors_of(data, setup.labels_key, model.classes)
+        if colors is not None:
+            write_colors(out, key, model.classes, colors)
+    if validation is not None:
+        codes = np.zeros(len(cells), dtype=int)
+        codes[validation] = 1
+        out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
     features = {setup.rna_mod: list(setup.genes)} | ({setup.prot_mod: list(setup.proteins)} if setup.joint else {})
     out.uns(
         key,
         {
-            "params": model.info | {"method": model.name, **_keys(setup)},
+            "params": {name: fact for name, fact in model.info.items() if name != "reference"}
+            | {"method": model.name, **_keys(setup)},
             "classes": list(model.classes),
             "features": features,
             "batches": list(setup.batches),
             "panels": list(setup.panels),
             "model": model.to_slot(),
             "history": model.history,
-        },
+        }
+        | ({} if reference is None else {"reference": reference})
+        | ({} if calibration is None else {"calibration": calibration}),
     )
     out.log()
 
@@ -243,7 +286,8 @@ def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: l
     return digest.hexdigest()
 
 
-def _info(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:
+def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:
+    """Facts of a fit that a model keeps: options, seed, numbers of cells and epochs, versions."""
     best = history["validation_loss"].idxmin() if "validation_loss" in history else len(history) - 1
     return {
         **plan.to_dict(),
@@ -256,6 +300,7 @@ def _info(cells, plan: Plan, seed: int, history, seconds: float, train_cells, de
         "seconds": round(seconds, 1),
         "device": str(device),
         "anvi": version("anvi"),
+        "anndata": version("anndata"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -4,12 +4,16 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._find import key_to_write
+from anvi._data.predictions import write_predictions
+from anvi._data.setup import known_labels
+from anvi._find import check_no_own_label, key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
+from anvi._posterior.novelty import FALSE_REJECTS
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
+from ._trust import how_far
 
 
 def predict(
@@ -18,6 +22,7 @@ def predict(
     model: str | Model | None = None,
     soft: bool = True,
     use_posterior_mean: bool = True,
+    false_rejects: float = FALSE_REJECTS,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
     prot_obsm: str | None = None,
@@ -27,6 +32,8 @@ def predict(
     inplace: bool = True,
 ) -> pd.Series | pd.DataFrame | None:
     """Predict the cell type of every cell, also of cells that the model has not seen; labels are not needed.
+
+    The user's own columns stay as they are.
 
     Parameters
     ----------
@@ -39,6 +46,8 @@ def predict(
         Also write (or return) the probabilities of all classes.
     use_posterior_mean
         Classify the mean of the latent posterior; False: one sample of it.
+    false_rejects
+        Share of cells of known types that may be called "Unassigned" in `obs['{key}_label']`; 0 calls none so.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -57,14 +66,22 @@ def predict(
     `obs['{key}_prediction']` : categorical
         Most probable class.
     `obs['{key}_confidence']` : float32
-        Its probability.
+        Its probability, calibrated where the fit had labelled validation cells enough.
+    `obs['{key}_margin']`, `obs['{key}_entropy']` : float32
+        Difference between the two highest probabilities; entropy of all, 0 for sure and 1 for all alike.
+    `obs['{key}_novelty']` : float32
+        Distance to the labelled cells that the model knows; 5 % of held-out labelled cells score above 1.
+    `obs['{key}_label']` : categorical
+        What the user says of the cell, in the column that the model was fitted with, where there is one and it says
+        something, a class of the model or not; else "Unassigned" where the novelty is too high; else the prediction.
     `obsm['{key}_proba']` : DataFrame (cells, classes)
         With `soft`: all probabilities.
 
     Raises
     ------
     KeyError, ValueError
-        If there is no such model, it has no labels, genes are missing, or a batch is unknown.
+        If there is no such model, it has no labels, genes are missing, a batch is unknown, or a column of the user's
+        own is where the labels go.
 
     Examples
     --------
@@ -75,20 +92,27 @@ def predict(
     (300, 6)
     """
     fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
+    if not 0 <= false_rejects < 1:
+        raise ValueError(f"false_rejects={false_rejects} is a share of cells: at least 0 and below 1.")
     if not fitted.config.has_labels:
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
         )
+    if inplace:
+        key = key_to_write(data, fitted, key, key_added)
+        check_no_own_label(data, setup, key)
     seed = None if use_posterior_mean else seed_of(random_state)
-    proba = encode.embed(fitted, cells, sample_seed=seed).proba
+    embedding = encode.embed(fitted, cells, sample_seed=seed)
     if not inplace:
-        table = pd.DataFrame(proba, index=cells.names, columns=list(fitted.classes))
+        table = pd.DataFrame(embedding.proba, index=cells.names, columns=list(fitted.classes))
         table = table.reindex(slots.home(data, setup).obs_names)
         return (
             table if soft else pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
         )
     data = slots.own(data, False)
     out = slots.writer(data, setup, cells.names)
-    slots.write_predictions(out, key_to_write(data, fitted, key, key_added), fitted.classes, proba, soft=soft)
+    known = known_labels(data, setup, pd.Index(cells.names))
+    far = how_far(fitted, cells, embedding.mean, false_rejects)
+    write_predictions(out, key, fitted.classes, embedding.proba, soft=soft, known=known, far=far)
     out.log()
     return None

@@ -68,10 +68,14 @@ def scanvi(
     `obs['scanvi_prediction']` : categorical
         Most probable cell type of every cell.
     `obs['scanvi_confidence']` : float32
-        Its probability.
+        Its probability, calibrated on validation cells.
+    `obs['scanvi_margin']`, `obs['scanvi_entropy']`, `obs['scanvi_novelty']` : float32
+        Lead over the second class; entropy of all probabilities (0 to 1); distance to labelled cells (1 is far).
+    `obs['scanvi_label']` : categorical
+        The cell's own label where it has one; else "Unassigned" where its novelty is above 1, else the prediction.
     `obsm['scanvi_proba']` : DataFrame (cells, classes)
         All class probabilities.
-    `uns['scanvi_prediction_colors']` : list of str
+    `uns['scanvi_prediction_colors']`, `uns['scanvi_label_colors']` : list of str
         The labels' colours, where they have any.
     `obs['scanvi_split']` : categorical
         "train" or "validation".

@@ -75,10 +75,14 @@ def totalanvi(
     `obs['totalanvi_prediction']` : categorical
         Most probable cell type of every cell.
     `obs['totalanvi_confidence']` : float32
-        Its probability.
+        Its probability, calibrated on validation cells.
+    `obs['totalanvi_margin']`, `obs['totalanvi_entropy']`, `obs['totalanvi_novelty']` : float32
+        Lead over the second class; entropy of all probabilities (0 to 1); distance to labelled cells (1 is far).
+    `obs['totalanvi_label']` : categorical
+        The cell's own label where it has one; else "Unassigned" where its novelty is above 1, else the prediction.
     `obsm['totalanvi_proba']` : DataFrame (cells, classes)
         All class probabilities.
-    `uns['totalanvi_prediction_colors']` : list of str
+    `uns['totalanvi_prediction_colors']`, `uns['totalanvi_label_colors']` : list of str
         The labels' colours, where they have any.
     `obs['totalanvi_split']` : categorical
         "train" or "validation".

@@ -1,0 +1,259 @@
+"""How attributions lie in an object: a ranking per modality in `uns`, a table in `varm`, single cells in `layers`.
+
+The ranking has the shape of scanpy's `rank_genes_groups`. Its scores are what features contribute by their presence:
+what counts above the baseline bring, less what it costs cells to be below it (the mean attribution, at the most).
+Further columns hold the mean attributions, their standard errors and the numbers of cells that they are means of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+from . import ranked, slots
+from .containers import Data
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_ENDING = slots.attributions("")
+_BESIDE = f"{_ENDING}_prot"  # proteins of an AnnData, whose features are genes
+
+
+class Part(NamedTuple):
+    """Attributions in one modality, as they lie in an object."""
+
+    mod: str  # its name; "rna" and "prot" in an AnnData
+    home: AnnData  # where they lie
+    stored: Mapping  # the ranking
+    beside: bool = False  # proteins of an AnnData: varm and layers have no room for them
+
+    @property
+    def params(self) -> dict:
+        """How they came to be."""
+        return self.stored["params"]
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups that were explained, exact names."""
+        return ranked.group_names(self.stored)
+
+    @property
+    def ending(self) -> str:
+        """What follows the key in the name of the slot in `uns`."""
+        return _BESIDE if self.beside else _ENDING
+
+    def table(self, column: str = "attributions") -> pd.DataFrame:
+        """Features x groups: "attributions", their part by presence ("scores"), "standard_errors" or "cells"."""
+        return self.tables([column])[0]
+
+    def tables(self, columns: Sequence[str]) -> list[pd.DataFrame]:
+        """Several of these; features in the order of the modality, in an AnnData's proteins by name."""
+        groups = self.groups
+        ranks = {group: pd.Index(list(map(_text, self.stored["names"][group]))) for group in groups}
+        features = ranks[groups[0]].sort_values()
+        if not self.beside:
+            names = self.home.var_names.astype(str)
+            features = names[names.isin(features)]
+        place = {group: names.get_indexer(features) for group, names in ranks.items()}
+        return [
+            pd.DataFrame({group: self.stored[column][group][place[group]] for group in groups}, features)
+            for column in columns
+        ]
+
+    def cells(self, key: str) -> pd.DataFrame | None:
+        """Explained cells x features, if they were kept; proteins that a cell was not measured for are NaN."""
+        slot, target = slots.attributions(key), slots.explained(key)
+        place = self.home.obsm if self.beside else self.home.layers
+        if slot not in place or target not in self.home.obs:
+            return None
+        inside = self.home.obs[target].notna().to_numpy()
+        values = place[slot][inside]
+        columns = values.columns if self.beside else self.home.var_names.astype(str)
+        values = values.toarray() if sparse.issparse(values) else np.asarray(values)
+        return pd.DataFrame(values, self.home.obs_names[inside], columns)[self.table().index]
+
+    def counts(self, cell: str, features: Sequence[str]) -> np.ndarray:
+        """What the object holds of some features of a cell, NaN where nothing."""
+        if self.beside:
+            return np.full(len(features), np.nan)
+        layer = self.params.get("layer")
+        matrix = self.home.X if layer is None else self.home.layers[str(layer)]
+        row = matrix[self.home.obs_names.get_indexer([cell])]
+        row = np.asarray(row.toarray() if sparse.issparse(row) else row, dtype=float).ravel()
+        return row[self.home.var_names.astype(str).get_indexer(features)]
+
+    def explained_as(self, key: str, cell: str) -> str:
+        """What was explained of a cell whose attributions were kept."""
+        return str(self.home.obs[slots.explained(key)][cell])
+
+
+class Single(NamedTuple):
+    """Attributions of single cells in one modality."""
+
+    names: pd.Index  # (cells,)
+    texts: pd.Categorical  # (cells,) what was explained
+    values: np.ndarray | sparse.csr_matrix  # (cells, features) NaN where not measured
+    features: Sequence[str]
+
+    def table(self) -> pd.DataFrame:
+        """The values as a table."""
+        values = self.values.toarray() if sparse.issparse(self.values) else self.values
+        return pd.DataFrame(values, self.names, list(self.features))
+
+
+def _text(name) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def ranking(
+    mean: np.ndarray,
+    presence: np.ndarray,
+    error: np.ndarray,
+    n_cells: np.ndarray,
+    features: Sequence[str],
+    groups: Sequence[str],
+    params: dict,
+) -> dict:
+    """The ranking of one modality; arrays `(groups, features)`."""
+    nothing = np.full(mean.shape[1], np.nan)
+    columns = {
+        group: ranked.Ranked(
+            scores=presence[i],
+            logfoldchanges=nothing,
+            pvals=nothing,
+            pvals_adj=nothing,
+            extras={
+                "attributions": mean[i].astype(np.float32),
+                "standard_errors": error[i].astype(np.float32),
+                "cells": n_cells[i].astype(np.float32),
+            },
+        )
+        for i, group in enumerate(groups)
+    }
+    return ranked.build(columns, features, {"method": "integrated gradients"} | params)
+
+
+def write(part: Part, key: str, grouping: pd.Series, single: Single | None) -> list[str]:
+    """Write the attributions of one modality into its slots.
+
+    Parameters
+    ----------
+    part
+        What and where.
+    key
+        Prefix of the slots.
+    grouping
+        Group of each cell by name, categorical; its name is that of the column.
+    single
+        Attributions of single cells, to be kept; None removes what an earlier call kept.
+
+    Returns
+    -------
+    The slots that were written.
+    """
+    slot, target = slots.attributions(key), slots.explained(key)
+    slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
+    out = slots.Writer(part.home, part.home, None, grouping.index)
+    column = _write_groups(out, grouping, f"{slot}_groups")
+    if not part.beside:
+        out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
+    out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | {"groupby": column}})
+    if single is None:
+        return out.written
+    inside = slots.Writer(part.home, part.home, None, single.names)
+    inside.obs(target, single.texts)
+    if part.beside:
+        inside.obsm(slot, single.values, list(map(slots.column_name, single.features)))
+    else:
+        inside.layer(part.mod, slot, single.values, single.features)
+    return out.written + inside.written
+
+
+def _write_groups(out: slots.Writer, grouping: pd.Series, own: str) -> str:
+    """Make sure that a modality knows the groups, as scanpy's plots want it; the name of the column."""
+    wanted, obs, name = grouping.reindex(out.home.obs_names), out.home.obs, str(grouping.name)
+    if name in obs and isinstance(obs[name].dtype, pd.CategoricalDtype):
+        there = obs[name].cat.codes.to_numpy(), list(map(str, obs[name].cat.categories))
+        if np.array_equal(there[0], wanted.cat.codes) and there[1] == list(wanted.cat.categories):
+            return name
+    name = own if name in obs else name
+    out.obs(name, pd.Categorical(grouping))
+    return name
+
+
+def find(data: Data) -> dict[str, list[Part]]:
+    """Attributions in an object by their key, RNA first."""
+    found: dict[str, list[Part]] = {}
+    for mod, home in data.mod.items() if isinstance(data, MuData) else [("rna", data)]:
+        for slot, stored in home.uns.items():
+            if not ranked.is_ranking(stored) or "baseline" not in stored["params"]:
+                continue
+            if slot.endswith(_BESIDE) and isinstance(data, AnnData):
+                found.setdefault(slot.removesuffix(_BESIDE), []).append(Part("prot", home, stored, beside=True))
+            elif slot.endswith(_ENDING):
+                found.setdefault(slot.removesuffix(_ENDING), []).append(Part(mod, home, stored))
+    for parts in found.values():
+        parts.sort(key=lambda part: str(part.params["modality"]) != "rna")
+    return found
+
+
+def resolve(data: Data, key: str | None) -> tuple[str, list[Part]]:
+    """The attributions that a key means; None: the only ones there.
+
+    Raises
+    ------
+    KeyError
+        If there are none; the message names the next command.
+    ValueError
+        If there are several and none is named.
+    """
+    there = find(data)
+    listed = ", ".join(map(repr, there))
+    if not there:
+        raise KeyError("There are no attributions in this object; run av.tl.attributions(data) first.")
+    if key is None and len(there) > 1:
+        raise ValueError(f"There are several attributions: {listed}. Name one: model=...")
+    key = next(iter(there)) if key is None else key
+    if key not in there:
+        raise KeyError(f"There are no attributions under '{key}'; there are: {listed}.")
+    return key, there[key]
+
+
+def dataset(parts: Sequence[Part], single: Sequence[pd.DataFrame] = ()) -> xr.Dataset:
+    """Attributions as an xarray Dataset over `class` and `{mod}_var`; with those of single cells also over `obs`.
+
+    Parameters
+    ----------
+    parts
+        The modalities.
+    single
+        Explained cells x features of each modality, if wanted.
+    """
+    import xarray as xr
+
+    first = parts[0]
+    names = ("n_cells", "difference", "delta", "complete")
+    variables = {name: ("class", np.asarray(first.params[name])) for name in names}
+    coords = {"class": np.array(first.groups, dtype=object)}
+    for part in parts:
+        dims, mod = ("class", f"{part.mod}_var"), part.mod
+        mean, presence, error, n_cells = part.tables(("attributions", "scores", "standard_errors", "cells"))
+        coords[dims[1]] = mean.index.to_numpy(dtype=object)
+        variables[mod] = (dims, mean.to_numpy().T)
+        variables[f"{mod}_presence"] = (dims, presence.to_numpy().T)
+        variables[f"{mod}_error"] = (dims, error.to_numpy().T)
+        variables[f"{mod}_cells"] = (dims, n_cells.to_numpy().T.astype(int))
+    if single:
+        cells = pd.Index(np.unique(np.concatenate([table.index.to_numpy(dtype=object) for table in single])))
+        coords["obs"] = cells.to_numpy(dtype=object)
+        for part, table in zip(parts, single, strict=True):
+            variables[f"{part.mod}_per_cell"] = (("obs", f"{part.mod}_var"), table.reindex(cells).to_numpy())
+    asked = ("groupby", "target", "against", "baseline", "n_steps", "random_state")
+    return xr.Dataset(variables, coords, {name: first.params[name] for name in asked})

@@ -1,0 +1,67 @@
+"""What a model says of the cell types, in the slots."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from . import containers, slots
+
+
+class Far(NamedTuple):
+    """How far cells lie from everything that a model knows."""
+
+    score: np.ndarray  # (cells,)
+    beyond: np.ndarray  # (cells,) bool, beyond the limit
+
+
+def write_predictions(
+    out: slots.Writer,
+    key: str,
+    classes: tuple[str, ...],
+    probabilities: np.ndarray,
+    *,
+    soft: bool,
+    known: pd.Series | None = None,
+    far: Far | None = None,
+) -> None:
+    """Write what a model says of the cell types.
+
+    Parameters
+    ----------
+    out, key
+        Where to.
+    classes
+        Exact class names.
+    probabilities
+        `(cells, classes)`.
+    soft
+        Whether all probabilities are wanted.
+    known
+        What the user says of each cell; the label where it says something.
+    far
+        How far cells are from the classes; the label of those beyond the limit is `slots.UNASSIGNED`.
+    """
+    best = probabilities.argmax(1)
+    out.obs(slots.prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
+    ordered = np.sort(probabilities, axis=1)
+    out.obs(slots.confidence(key), ordered[:, -1].astype(np.float32))
+    named = pd.Series(np.asarray(classes, dtype=object)[best], out.cells)
+    if len(classes) > 1:
+        out.obs(slots.margin(key), (ordered[:, -1] - ordered[:, -2]).astype(np.float32))
+        uncertain = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1) / np.log(len(classes))
+        out.obs(slots.entropy(key), uncertain.astype(np.float32))
+    if far is not None:
+        out.obs(slots.novelty(key), far.score.astype(np.float32))
+        named[far.beyond] = slots.UNASSIGNED
+    named = named if known is None else known.reindex(out.cells).astype(object).fillna(named)
+    out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
+    if soft:
+        if any("/" in name for name in classes):
+            containers.warn(
+                f"Class names with '/' are written with '|' in the columns of obsm['{slots.proba(key)}'], since files "
+                f"cannot hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
+            )
+        out.obsm(slots.proba(key), probabilities, [slots.column_name(name) for name in classes])
+    elif slots.proba(key) in out.home.obsm:
+        del out.home.obsm[slots.proba(key)]  # of another prediction

@@ -1,0 +1,249 @@
+"""How a query is read for a model of other data: its features by name, its batches, panels and categories added."""
+
+import logging
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from . import containers, slots
+from .containers import Data
+from .match import Match, check_share, match_genes
+from .panels import find_panels
+from .proteins import Proteins, find_proteins
+from .setup import Setup, label_column, no_protein_only_cells
+
+logger = logging.getLogger("anvi")
+
+STAND_IN = "query"
+"""The category of cells whose batch, panel or covariate has no value."""
+
+
+MOST_GENES = 0.8
+"""Share of the reference's genes below which the log warns."""
+
+
+class Query(NamedTuple):
+    """What a mapping needs to know of a query before it reads a count."""
+
+    setup: Setup  # the reference's, widened: genes are those that both have, under the query's names
+    genes: np.ndarray  # their positions among the reference's genes
+    columns: dict[str, pd.Series]  # obs columns to be written, since the query has none that says it in full
+    report: dict  # what was found, for the log and for uns
+
+
+def placed(setup: Setup, data: Data, layer: str | dict[str, str] | None, **places: str | None) -> Setup:
+    """The setup of a reference with the places of a query; a layer that the query does not have becomes its X."""
+    setup = setup.elsewhere(**places)
+    containers.check_type(data)
+    containers.check_layer(data, layer)
+    rna = containers.modality(data, setup.rna_mod, "rna_mod")
+    parts = {"rna_layer": (setup.rna_mod, rna)}
+    if not isinstance(data, AnnData) and setup.prot_mod in data.mod:
+        parts["prot_layer"] = (setup.prot_mod, data.mod[setup.prot_mod])
+    layers = {"prot_layer": None}
+    for field, (mod, part) in parts.items():
+        theirs = getattr(setup, field)
+        layers[field] = containers.layer_of(layer, mod) or (theirs if theirs in part.layers else None)
+    return replace(setup, **layers)
+
+
+def find_query(
+    data: Data,
+    reference: Setup,
+    key: str,
+    *,
+    batch_key: str | None,
+    panel_key: str | None,
+    labels_key: str | None,
+    gene_key: str | None,
+    min_genes: float,
+) -> Query:
+    """Match a query to a reference and write down how it is to be read.
+
+    Parameters
+    ----------
+    data
+        The query.
+    reference
+        The reference's setup, placed (:func:`placed`).
+    key
+        Prefix of the slots, for columns that have to be written.
+    batch_key, panel_key, labels_key
+        Columns of the query; None takes the reference's, and no labels.
+    gene_key
+        Column of var with the names of genes.
+    min_genes
+        Least share of the reference's genes.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If too few genes match, names repeat, or a column that was named is not there.
+    """
+    rna = containers.modality(data, reference.rna_mod, "rna_mod")
+    where = "data" if isinstance(data, AnnData) else f"mdata['{reference.rna_mod}']"
+    for axis, what in (("obs", "cell"), ("var", "gene")):
+        containers.unique_names(getattr(rna, f"{axis}_names"), f"{where}.{axis}_names", what)
+    match = match_genes(reference.genes, rna, gene_key, where)
+    check_share(match, reference.genes, rna, gene_key, min_genes, where)
+    proteins = find_proteins(data, reference) if reference.joint and has_proteins(data, reference) else None
+    if proteins is not None:
+        no_protein_only_cells(proteins, rna)
+    report = _report(match, proteins, reference, rna)
+
+    names = rna.var_names.astype(str)
+    setup = replace(reference, genes=tuple(names[match.column[match.found]]), labels_key=labels_key)
+    setup, columns = _with_categories(data, setup, rna.obs_names, key, batch_key)
+    if setup.joint:
+        setup, more = _with_panels(data, setup, rna.obs_names, key, panel_key, proteins, columns)
+        columns |= more
+    report["new_batches"] = list(setup.batches[len(reference.batches) :])
+    if labels_key is not None:
+        _tell_strange_labels(data, setup, rna.obs_names)
+    return Query(setup, match.found, columns, report)
+
+
+def has_proteins(data: Data, setup: Setup) -> bool:
+    """Whether proteins are where the setup looks for them."""
+    return setup.prot_obsm in data.obsm if isinstance(data, AnnData) else setup.prot_mod in data.mod
+
+
+def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnData) -> dict:
+    """Shares and names of what the two sides have in common, also logged."""
+    genes = pd.Index(reference.genes)
+    report = {
+        "genes_matched": round(100 * match.share, 2),
+        "matched_by": match.how,
+        "genes": list(genes[match.found]),
+        "missing_genes": list(genes[match.column < 0]),
+    }
+    line = f"genes: {len(match.found)} of the reference's {len(genes)} ({match.share:.1%}) by {match.how}"
+    level = logging.INFO if match.share >= MOST_GENES else logging.WARNING
+    logger.log(level, f"{line}; {rna.n_vars - len(match.found)} others of the query are left out")
+    if not reference.joint:
+        return report
+    theirs = pd.Index(reference.proteins)
+    ours = pd.Index([], dtype=object)
+    if proteins is not None:  # NaN throughout is no measurement
+        ours = pd.Index(proteins.names, dtype=object)[~np.isnan(proteins.counts).all(0)]
+    share = float(theirs.isin(ours).mean())
+    report |= {
+        "proteins_matched": round(100 * share, 2),
+        "missing_proteins": list(theirs[~theirs.isin(ours)]),
+        "ignored_proteins": list(ours[~ours.isin(theirs)]),
+    }
+    if proteins is None:
+        logger.info("proteins: none in the query")
+        return report
+    logger.info(f"proteins: {theirs.isin(ours).sum()} of the reference's {len(theirs)} ({share:.1%})")
+    if report["ignored_proteins"]:
+        logger.info(f"proteins that the reference does not know are ignored: {_listed(report['ignored_proteins'])}")
+    return report
+
+
+def _with_categories(
+    data: Data, setup: Setup, cells: pd.Index, key: str, batch_key: str | None
+) -> tuple[Setup, dict[str, pd.Series]]:
+    """Add the query's batches and categories behind the reference's."""
+    written: dict[str, pd.Series] = {}
+
+    def grown(name: str | None, argument: str, given: bool, known: tuple[str, ...], slot: str):
+        column, complete = _column(data, name, argument, given, known, setup, cells)
+        if not complete:
+            written[slot] = column
+            name = slot
+        new = sorted(set(column) - set(known))
+        seen = [category for category in known if category in set(column)]
+        parts = [f"{_listed(part)} ({what})" for part, what in ((seen, "known"), (new, "new")) if part]
+        logger.info(f"{argument}: {', '.join(parts)}")
+        return name, (*known, *new)
+
+    given = batch_key is not None
+    name, batches = grown(batch_key or setup.batch_key, "batch_key", given, setup.batches, slots.batch(key))
+    categorical = tuple(
+        grown(covariate, "categorical_covariate_keys", False, known, slots.covariate(key, covariate))
+        for covariate, known in setup.categorical
+    )
+    return replace(setup, batch_key=name, batches=batches, categorical=categorical), written
+
+
+def _with_panels(
+    data: Data,
+    setup: Setup,
+    cells: pd.Index,
+    key: str,
+    panel_key: str | None,
+    proteins: Proteins | None,
+    columns: dict[str, pd.Series],
+) -> tuple[Setup, dict[str, pd.Series]]:
+    """Add the query's panels, values of the panel column or else of the batch, and what they measured."""
+    written: dict[str, pd.Series] = {}
+    name = panel_key or setup.panel_key
+    if name is not None:
+        column, complete = _column(data, name, "panel_key", panel_key is not None, setup.panels, setup, cells)
+        if not complete:
+            name = slots.panel(key)
+            written[name] = column
+        setup = replace(setup, panel_key=name)
+    elif setup.batch_key in columns:
+        column = columns[setup.batch_key]
+    else:
+        column = containers.text_column(data, setup.batch_key, "batch_key", setup.mods).reindex(cells)
+    new = tuple(sorted(set(column) - set(setup.panels)))
+    measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
+    if new and proteins is not None:
+        _, table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing)
+        table = pd.DataFrame(table, columns=list(proteins.names))
+        measured = table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
+    rows = tuple(tuple(row) for row in measured.tolist())
+    return replace(setup, panels=(*setup.panels, *new), measured=(*setup.measured, *rows)), written
+
+
+def _column(
+    data: Data, name: str | None, argument: str, given: bool, known: tuple[str, ...], setup: Setup, cells: pd.Index
+) -> tuple[pd.Series, bool]:
+    """A column of the query, missing values filled with a category of their own; and whether none was missing.
+
+    Parameters
+    ----------
+    given
+        Whether the user named the column: then it must be there.
+    """
+    try:
+        column = None if name is None else containers.text_column(data, name, argument, setup.mods).reindex(cells)
+    except KeyError:
+        if given:
+            raise
+        column = None
+    there = column is not None
+    column = column if there else pd.Series(np.nan, index=cells, dtype=object)
+    missing = int(column.isna().sum())
+    if not missing:
+        return column, True
+    stand_in, taken = STAND_IN, {*known, *column.dropna()}
+    while stand_in in taken:
+        number = int(stand_in.rpartition("_")[2]) if "_" in stand_in else 1
+        stand_in = f"{STAND_IN}_{number + 1}"
+    if there:
+        logger.warning(f"{argument}: '{name}' has no value for {missing} cells of the query: taken as '{stand_in}'")
+    elif name is not None:
+        logger.warning(f"{argument}: the query has no column '{name}': all its cells are taken as '{stand_in}'")
+    return column.fillna(stand_in), False
+
+
+def _tell_strange_labels(data: Data, setup: Setup, cells: pd.Index) -> None:
+    column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
+    strange = column[column.notna() & ~column.isin(setup.classes)].value_counts()
+    if len(strange):
+        listed = ", ".join(f"{name!r} ({count} cells)" for name, count in strange.items())
+        logger.warning(
+            f"labels_key='{setup.labels_key}': the reference has no class {listed}; these cells are mapped as "
+            "unlabelled, and their labels stay as they are"
+        )
+
+
+def _listed(names) -> str:
+    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")

@@ -1,0 +1,77 @@
+"""Cells as another experiment would have seen them: shallower, with other efficiencies, without their proteins."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cells import CSR, Cells
+
+
+class Shift(NamedTuple):
+    """How another experiment differs."""
+
+    depth: float = 1.0  # share of the counts that are kept, on average
+    spread: float = 0.0  # standard deviation of the log efficiency of a gene or protein
+    proteins: bool = True  # whether proteins are measured
+
+
+def shifted(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
+    """Thin the counts of some cells binomially, each gene and protein with an efficiency of its own.
+
+    Parameters
+    ----------
+    cells
+        All cells, with their counts.
+    index
+        Positions of those that are wanted, in the order of the answer.
+    shift
+        How they are seen. An efficiency above 1 counts as 1: no count is ever added.
+    seed
+        Of efficiencies and thinning.
+
+    Returns
+    -------
+    The cells, with names, labels and covariates as they are; the library size follows the counts.
+    """
+    generator = torch.Generator(index.device).manual_seed(seed)
+    rows = cells.x_row[index]
+    row, column, count = cells.x.entries(rows)
+    before = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
+    count = _thin(count, _efficiency(cells.x.n_columns, shift, generator)[column], generator)
+    after = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
+    length = cells.x.indptr[rows + 1] - cells.x.indptr[rows]
+    indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    parts = {
+        name: None if part is None else part[index]
+        for name in ("y", "mask_row", "batch", "panel", "codes", "continuous", "label")
+        for part in [getattr(cells, name)]
+    }
+    mask_table = cells.mask_table
+    if cells.y is not None:
+        efficiency = _efficiency(cells.y.shape[1], shift, generator).expand_as(parts["y"])
+        parts["y"] = _thin(parts["y"], efficiency, generator)
+        if not shift.proteins:
+            parts["y"], parts["mask_row"] = torch.zeros_like(parts["y"]), torch.zeros_like(parts["mask_row"])
+            mask_table = torch.zeros_like(mask_table[:1])
+    lost = after.clamp(min=1).log() - before.clamp(min=1).log()
+    return replace(
+        cells,
+        names=cells.names[index.cpu().numpy()],
+        x=CSR(indptr, column, count, cells.x.n_columns),
+        x_row=torch.arange(len(index), device=index.device),
+        mask_table=mask_table,
+        log_library=cells.log_library[index] + lost[:, None],
+        **parts,
+    )
+
+
+def _efficiency(n: int, shift: Shift, generator: torch.Generator) -> Tensor:
+    """Probability that a count of a gene or protein is kept `(n,)`."""
+    log_efficiency = shift.spread * torch.randn(n, generator=generator, device=generator.device)
+    return (shift.depth * log_efficiency.exp()).clamp(max=1)
+
+
+def _thin(count: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.binomial(count, kept, generator=generator)

@@ -1,0 +1,272 @@
+"""Widen a fitted network for cells of new batches, and train what was added while the reference stays as it is.
+
+A category is a row of a table in every layer, so a new batch is a new row in each. The rows of the reference and those
+of the query are tensors of their own during the fit: no gradient and no weight decay reaches the former, and the norms
+keep the reference's statistics. Source: Lotfollahi et al., Nature Biotechnology 2022 (scArches); spec section 5.4, C8.
+"""
+
+import copy
+from dataclasses import replace
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from anvi._data.cells import Cells
+from anvi.nn import VAE, Config
+from anvi.nn.layers import BatchNorm, Stack
+
+from .loop import fit
+from .plan import Plan
+
+
+class Layout(NamedTuple):
+    """The rows of a widened table."""
+
+    source: Tensor  # (rows,) row of the reference's table; -1 where it has none
+    block: Tensor  # (rows,) number of the covariate that the row belongs to
+    new: Tensor  # (rows,) bool: a category that the reference has not seen
+
+
+class Table(NamedTuple):
+    """A parameter with a row per category, some of which the query has added."""
+
+    name: str  # in the state of the network
+    new: Tensor  # (rows,) bool
+
+
+def narrow(network: VAE, genes: Tensor) -> VAE:
+    """The same network for some of its genes: the others are neither seen nor decoded.
+
+    The shares of the genes that stay sum to one again, which is the reference's distribution of their counts given
+    their sum; a gene that is zero adds nothing to the encoder's first layer, so leaving it out changes nothing there
+    but the mean count of a cell, which is then that of the genes that were measured.
+
+    Parameters
+    ----------
+    network
+        A fitted network.
+    genes
+        Positions of the genes that stay.
+
+    Returns
+    -------
+    A network of its own, in eval mode.
+    """
+    config = network.config
+    inputs = torch.cat([genes, torch.arange(config.n_genes, network.encoder.stack.linear[0].weight.shape[1])])
+    heads = ("rna.scale.", "rna.zero.", "rna.log_theta_head.")
+    state = {}
+    for name, value in network.state_dict().items():
+        value = value.cpu()
+        if name in ("encoder.stack.linear.0.weight", "library_encoder.stack.linear.0.weight"):
+            value = value[:, inputs]
+        elif name == "rna.log_theta" or (name.startswith(heads) and name.endswith("covariates")):
+            value = value[:, genes]
+        elif name.startswith(heads):  # weight and bias
+            value = value[genes]
+        state[name] = value
+    return _network(replace(config, n_genes=len(genes)), state)
+
+
+def widen(network: VAE, config: Config, measured: Tensor | None = None) -> tuple[VAE, tuple[Table, ...]]:
+    """The same network with rows for more batches, panels and categories.
+
+    Every weight of the reference is kept bit for bit. A covariate that had a single category, and hence no rows, gets
+    a row of zeros for it, so that nothing changes for the reference's cells. A new row starts at the mean of the
+    reference's rows of its covariate: a batch like the others.
+
+    Parameters
+    ----------
+    network
+        A fitted network, on the CPU.
+    config
+        Its configuration but for the numbers of batches, panels and categories, none of them smaller. Old categories
+        keep their codes, new ones follow.
+    measured
+        What the reference's panels measured `(panels, proteins)`: only they tell where a protein's background starts.
+
+    Returns
+    -------
+    The widened network, in eval mode, and the tables that have new rows.
+    """
+    old = network.state_dict()
+    covariates = _covariate_layout(network.config, config)
+    batches = _layout([(network.config.n_batches, config.n_batches)])
+    panels = _layout([(network.config.n_panels, config.n_panels)])
+    state, tables = {}, []
+    for name, value in VAE(config).state_dict().items():
+        layout = weight = None
+        if name.endswith(".covariates") and not name.startswith("labels."):
+            layout = covariates
+        elif name in ("library_mean", "library_var", "protein.log_efficiency") or _is_per_batch(name, config):
+            layout = batches
+        elif name in ("protein.prior_mean", "protein.prior_log_scale"):
+            layout, weight = panels, None if measured is None else measured.to(value.dtype)
+        if layout is None:
+            state[name] = old[name]
+            continue
+        state[name] = _widened(old.get(name), layout, value.shape, weight)
+        if layout.new.any() and not name.startswith("library_"):  # those are facts of the data, not weights
+            tables.append(Table(name, layout.new))
+    return _network(config, state), tuple(tables)
+
+
+def _is_per_batch(name: str, config: Config) -> bool:
+    per_gene = name == "rna.log_theta" and config.dispersion == "gene-batch"
+    return per_gene or (name == "protein.log_phi" and config.protein_dispersion == "protein-batch")
+
+
+def _layout(sizes: list[tuple[int, int]]) -> Layout:
+    """Rows of a table in which a block of `old` rows becomes one of `new` rows, block by block."""
+    source, block, is_new, offset = [], [], [], 0
+    for i, (old, new) in enumerate(sizes):
+        source += [*range(offset, offset + old), *[-1] * (new - old)]
+        block += [i] * new
+        is_new += [False] * old + [True] * (new - old)
+        offset += old
+    return Layout(torch.tensor(source, dtype=torch.long), torch.tensor(block), torch.tensor(is_new, dtype=torch.bool))
+
+
+def _covariate_layout(old: Config, new: Config) -> Layout:
+    """Rows of the covariate tables: batch first; a covariate with a single category has none."""
+    sizes = zip((old.n_batches, *old.n_categories), (new.n_batches, *new.n_categories), strict=True)
+    parts, offset = [], 0
+    for i, (before, after) in enumerate(sizes):
+        if after > 1:
+            part = _layout([(before, after)])
+            source = torch.where(part.source >= 0, part.source + offset, -1)
+            if before == 1:
+                source[:] = -1  # it had no row
+            parts.append(Layout(source, torch.full_like(source, i), part.new))
+        offset += before if before > 1 else 0
+    if not parts:
+        return _layout([])
+    return Layout(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _widened(old: Tensor | None, layout: Layout, shape: torch.Size, weight: Tensor | None) -> Tensor:
+    out = torch.zeros(shape)
+    known = layout.source >= 0
+    if old is not None:
+        out[known] = old[layout.source[known]]
+    for block in layout.block[layout.new].unique():
+        rows = out[(layout.block == block) & ~layout.new]
+        mean = rows.mean(0)
+        if weight is not None:  # (panels, proteins); a protein that no panel measured takes the plain mean
+            counted = weight.sum(0)
+            mean = torch.where(counted > 0, (weight * rows).sum(0) / counted.clamp(min=1), mean)
+        out[(layout.block == block) & layout.new] = mean
+    return out
+
+
+def set_library_prior(network: VAE, cells: Cells, n_known: int) -> None:
+    """Mean and variance of the log library size of each new batch, where the model has such a prior.
+
+    Parameters
+    ----------
+    network
+        A widened network; changed in place.
+    cells
+        The query.
+    n_known
+        Number of the reference's batches, whose codes come first.
+    """
+    if network.library_encoder is None:
+        return
+    for code in range(n_known, network.config.n_batches):
+        values = cells.log_library[cells.batch == code].double()
+        if len(values) > 1:
+            network.library_mean[code] = values.mean()
+            network.library_var[code] = values.var(correction=0).clamp(min=1e-4)
+
+
+def train_new_rows(
+    network: VAE, tables: tuple[Table, ...], cells: Cells, train: Tensor, validation: Tensor, plan: Plan, seed: int
+) -> tuple[VAE, pd.DataFrame]:
+    """Fit the new rows to the query, and nothing else.
+
+    Parameters
+    ----------
+    network
+        A widened network; it is not changed.
+    tables
+        Which of its rows are new.
+    cells
+        The query, on the device.
+    train, validation
+        Positions of training and validation cells.
+    plan
+        Complete options of the fit.
+    seed
+        Of shuffling and noise.
+
+    Returns
+    -------
+    A network on the CPU in which only the new rows differ from the given one, and the history.
+    """
+    held = hold(copy.deepcopy(network), tables).to(cells.label.device)
+    history = fit(held, cells, train, validation, plan, random_state=seed)
+    trained = held.cpu().state_dict()
+    state = {name: value.clone() for name, value in network.cpu().state_dict().items()}
+    for name, new in tables:
+        module, _, last = name.rpartition(".")
+        state[name][new] = trained[f"{module}.parametrizations.{last}.original"]
+    return _network(network.config, state), history
+
+
+def hold(network: VAE, tables: tuple[Table, ...]) -> VAE:
+    """Make new rows the only parameters of a network: what the reference knows becomes buffers or is frozen.
+
+    Batch norms keep to the reference's statistics and dropout is off, also in training mode. The network is changed
+    in place, and returned.
+    """
+    network.requires_grad_(False)
+    for name, new in tables:
+        module, _, last = name.rpartition(".")
+        owner = network.get_submodule(module)
+        parametrize.register_parametrization(owner, last, _Rows(getattr(owner, last), new))
+        owner.parametrizations[last].original.requires_grad_(True)
+    for module in list(network.modules()):
+        if isinstance(module, Stack):
+            module.dropout = 0.0
+            if module.norm is not None:
+                module.norm = nn.ModuleList(_StillNorm.like(norm) for norm in module.norm)
+    return network
+
+
+class _Rows(nn.Module):
+    """A table made of rows that stay, which are buffers, and rows that are trained."""
+
+    def __init__(self, table: Tensor, new: Tensor):
+        super().__init__()
+        self.register_buffer("new", new)
+        self.register_buffer("kept", table.detach()[~new].clone())
+        self.register_buffer("place", torch.cat([(~new).nonzero(), new.nonzero()]).squeeze(1).argsort())
+
+    def forward(self, trained: Tensor) -> Tensor:
+        return torch.cat([self.kept, trained]).index_select(0, self.place)
+
+    def right_inverse(self, table: Tensor) -> Tensor:
+        return table[self.new]
+
+
+class _StillNorm(BatchNorm):
+    """A batch norm that never looks at the minibatch."""
+
+    @classmethod
+    def like(cls, norm: BatchNorm) -> "_StillNorm":
+        still = cls(len(norm.weight)).requires_grad_(False).eval()
+        still.load_state_dict(norm.state_dict())
+        return still
+
+    def train(self, mode: bool = True) -> "_StillNorm":
+        return super().train(False)
+
+
+def _network(config: Config, state: dict[str, Tensor]) -> VAE:
+    network = VAE(config)
+    network.load_state_dict(state)
+    return network.eval()

@@ -1,0 +1,122 @@
+"""Probabilities that mean what they say: temperatures for held-out labelled cells seen as queries are seen.
+
+A query differs from the reference: it is shallower or of other efficiencies, and often has no proteins. A temperature
+that suits held-out cells as they are makes a model too sure of such cells. So held-out cells are thinned first, once
+with and once without their proteins, and the temperature is fitted to all of that together. Source: Guo et al. 2017, On
+calibration of modern neural networks.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from anvi._data.cells import Cells
+from anvi._data.shifted import Shift, shifted
+from anvi._model import Model
+from anvi.nn import Draws
+
+from . import encode
+
+FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
+"""What held-out cells are put through before the temperature is fitted."""
+JUDGED_ON = (Shift(0.85, 0.5), Shift(0.55, 0.2), Shift(0.3, 0.3))
+"""What they are put through, with other efficiencies, to say how good it is; never used for fitting."""
+MIN_CELLS = 50
+"""Held-out labelled cells below which nothing is fitted: a temperature from fewer is mostly noise."""
+BINS = 15
+
+
+class Calibration(NamedTuple):
+    """Temperatures of a model, and what they do on shifts that they were not fitted on."""
+
+    temperature: dict[str, float]  # by encode.GROUPS
+    table: pd.DataFrame  # a row per group, "before" or "after", and bin of confidence
+
+
+@torch.no_grad()
+def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibration | None:
+    """Fit the temperatures of a model.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        The cells of the fit, with labels.
+    held_out
+        Positions of those that were not trained on.
+    seed
+        Of the shifts.
+
+    Returns
+    -------
+    None if too few held-out cells are labelled.
+    """
+    known = held_out[cells.label[held_out] >= 0]
+    if len(known) < MIN_CELLS:
+        return None
+    temperature, tables = {}, []
+    for proteins in (True, False) if model.config.has_protein else (False,):
+        name = encode.GROUPS[proteins]
+        fit_logits, fit_target = _seen(model, cells, known, FITTED_ON, proteins, seed)
+        logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
+        temperature[name] = fit_temperature(fit_logits, fit_target)
+        for when, t in (("before", 1.0), ("after", temperature[name])):
+            table = reliability((logits / t).softmax(-1).numpy(), target.numpy())
+            tables.append(table.assign(cells_seen=name, when=when))
+    return Calibration(temperature, pd.concat(tables, ignore_index=True))
+
+
+def _seen(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):
+    """Logits and classes of some cells under several shifts, one after the other."""
+    logits, target = [], []
+    for i, shift in enumerate(shifts):
+        as_query = shifted(cells, index, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
+        logits += [model.network.labels.classify(block.q_z.mean, Draws()) for block in encode.blocks(model, as_query)]
+        target.append(as_query.label)
+    return torch.cat(logits).double().cpu(), torch.cat(target).cpu()
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The temperature of the highest likelihood, at least 1: a query is never easier than held-out cells.
+
+    Parameters
+    ----------
+    logits
+        `(cells, classes)`.
+    target
+        Class codes `(cells,)`.
+    """
+
+    def loss(log_t: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(20.0)), method="bounded").x))
+
+
+def reliability(probabilities: np.ndarray, target: np.ndarray) -> pd.DataFrame:
+    """Cells by confidence, in bins of equal width: how many, how sure, how often right.
+
+    Parameters
+    ----------
+    probabilities
+        `(cells, classes)`.
+    target
+        Class codes `(cells,)`.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == target
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    table = pd.DataFrame({"bin": place, "confidence": confidence, "accuracy": right.astype(float)})
+    means = table.groupby("bin").mean()
+    means.insert(0, "cells", table.groupby("bin").size())
+    return means.reset_index()
+
+
+def expected_error(table: pd.DataFrame) -> float:
+    """Expected calibration error of a reliability table: the mean over cells of |accuracy - confidence|."""
+    gap = (table["accuracy"] - table["confidence"]).abs()
+    return float((gap * table["cells"]).sum() / table["cells"].sum())

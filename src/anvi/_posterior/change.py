@@ -1,0 +1,276 @@
+"""How much expression differs between groups of cells: pairs of draws, one from either side, compared gene by gene.
+
+Source: spec section 5.2; Lopez et al. 2018 (vanilla), Boyeau et al. 2019 (change).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anvi._data.cells import Cells
+
+from .drawn import Drawn, Values
+from .encode import CHUNK, block_seed
+
+BUDGET = 2**22
+"""Numbers (populations x pairs x features) that are decoded at a time; bounds the memory, changes nothing else."""
+PILOT = 1_000
+"""Pairs from which a threshold is estimated."""
+LEAST_DELTA, MOST_MEANS = 0.1, 50_000
+LEAST_PSEUDOCOUNT = 1e-10
+
+
+class Comparison(NamedTuple):
+    """A population and what it is compared with: a mixture of others."""
+
+    group: int
+    reference: tuple[int, ...]
+    share: tuple[float, ...]  # of each in the mixture, summing to 1
+
+
+class How(NamedTuple):
+    """How features are compared."""
+
+    mode: Literal["vanilla", "change"]
+    delta: float | None
+    pseudocount: float
+    seed: int
+
+
+class Change(NamedTuple):
+    """The posterior of log2 fold changes, one row per comparison."""
+
+    lfc_mean: np.ndarray  # (comparisons, features)
+    lfc_std: np.ndarray  # (comparisons, features)
+    up: np.ndarray  # (comparisons, features) share of pairs in which the feature is higher, by delta in change mode
+    down: np.ndarray  # (comparisons, features) and lower
+    delta: float | None  # the threshold; None in vanilla mode
+    pseudocount: np.ndarray  # (comparisons,)
+
+
+def strata(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[Comparison]]:
+    """Populations to draw from, so that every group and everything that it is compared with is made of them.
+
+    Where groups do not overlap, each is a population, and what is in none of them is another; the rest of a group is a
+    mixture of the other populations, which need not be drawn again. Where they do, every group and every reference is
+    a population of its own.
+
+    Parameters
+    ----------
+    inside, outside
+        Cells of each group and of its reference `(cells,)` bool.
+
+    Returns
+    -------
+    Positions of the cells of each population, and how the groups are compared.
+    """
+    n = len(inside)
+    code = np.where(np.any(outside, axis=0), n, -1)  # (cells,) stratum; n: in no group
+    for number, mask in enumerate(inside):
+        code[mask] = number
+    whole = np.sum(inside, axis=0).max() <= 1
+    sizes = np.bincount(code[code >= 0], minlength=n + 1)
+    comparisons = []
+    for number, mask in enumerate(outside):
+        parts = np.bincount(code[mask], minlength=n + 1)
+        whole &= bool(((parts == 0) | (parts == sizes)).all())
+        reference = np.flatnonzero(parts)
+        comparisons.append(Comparison(number, tuple(reference), tuple(parts[reference] / parts.sum())))
+    if whole:
+        populations = [np.flatnonzero(code == number) for number in range(n + 1)]
+        return populations if sizes[n] else populations[:n], comparisons
+    alone = [np.flatnonzero(mask) for pair in zip(inside, outside, strict=True) for mask in pair]
+    return alone, [Comparison(2 * number, (2 * number + 1,), (1.0,)) for number in range(n)]
+
+
+@torch.no_grad()
+def compare(
+    values: Values,
+    n_features: int,
+    drawn: Drawn,
+    comparisons: Sequence[Comparison],
+    how: How,
+    *,
+    rare: np.ndarray | None = None,
+) -> Change:
+    """Compare the i-th draw of a group with the i-th draw of its reference, for all pairs and features.
+
+    Populations are drawn once, however many comparisons they take part in. The reference of a pair is drawn from the
+    mixture of the comparison. What is held at a time is a block of pairs.
+
+    Parameters
+    ----------
+    values
+        Expression of the draws.
+    n_features
+        How many features these have.
+    drawn
+        The draws.
+    comparisons
+        What is compared.
+    how
+        Mode, threshold and pseudocount.
+    rare
+        `(2, comparisons, features)` bool, with `pseudocount="scvi"`: genes that are hardly seen in the group, and in
+        the reference.
+    """
+    pairs = _Pairs(values, n_features, drawn, comparisons, how.seed)
+    offset = np.full(len(comparisons), how.pseudocount) if rare is None else estimate_pseudocounts(pairs, rare)
+    delta = None
+    if how.mode == "change":
+        delta = how.delta
+        if delta is None:
+            pilot = _Totals(len(comparisons), n_features, drawn.z.device)
+            pilot.add_all(pairs, slice(0, PILOT), offset, np.inf)
+            delta = estimate_delta(pilot.change(np.inf, offset).lfc_mean, how.seed)
+    totals = _Totals(len(comparisons), n_features, drawn.z.device)
+    totals.add_all(pairs, slice(0, pairs.n_pairs), offset, delta)
+    return totals.change(delta, offset)
+
+
+def _partners(drawn: Drawn, comparisons: Sequence[Comparison], seed: int) -> Tensor:
+    """From which population the reference of each pair comes `(comparisons, pairs)`."""
+    rng = np.random.default_rng(block_seed(seed, 1))
+    partner = [rng.choice(part.reference, drawn.n_draws, p=part.share) for part in comparisons]
+    return torch.from_numpy(np.stack(partner)).to(drawn.z.device)
+
+
+class _Pairs:
+    """Both sides of every comparison, block by block."""
+
+    def __init__(self, values: Values, n_features: int, drawn: Drawn, comparisons: Sequence[Comparison], seed: int):
+        self.values, self.n_features, self.comparisons = values, n_features, comparisons
+        self.n_populations, self.n_pairs = drawn.index.shape
+        self.partner = _partners(drawn, comparisons, seed)
+
+    def blocks(self, rows: slice):
+        """Yield comparison, group and reference `(rows, features)`; the reference is a copy that may be written to."""
+        step = max(8, BUDGET // (self.n_populations * max(self.n_features, 256)))  # the hidden layers are wide, too
+        stop = min(rows.stop, self.n_pairs)
+        for start in range(rows.start, stop, step):
+            part = slice(start, min(start + step, stop))
+            value = self.values(part)  # (populations, rows, features)
+            n = value.shape[1]
+            row = torch.arange(n, device=value.device)
+            flat = value.flatten(0, 1)
+            for number, comparison in enumerate(self.comparisons):
+                yield number, value[comparison.group], flat.index_select(0, self.partner[number, part] * n + row)
+
+
+class _Totals:
+    """Sums over pairs from which the summary of the fold changes follows."""
+
+    def __init__(self, n_comparisons: int, n_features: int, device: torch.device):
+        shape = (5, n_comparisons, n_features)
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add_all(self, pairs: _Pairs, rows: slice, offset: np.ndarray, delta: float | None) -> None:
+        """Add pairs; `delta` None counts in which of them the group is higher, however little."""
+        for number, group, reference in pairs.blocks(rows):
+            flag = torch.empty_like(group)  # numbers instead of bools: they are summed ten times as fast
+            if delta is None:
+                up, down = (compare(group, reference, out=flag).sum(0) for compare in (torch.gt, torch.lt))
+            lfc = (group + offset[number]).div_(reference.add_(offset[number])).log2_()
+            if delta is not None:
+                up, down = torch.ge(lfc, delta, out=flag).sum(0), torch.lt(lfc, -delta, out=flag).sum(0)
+            total, n = lfc.sum(0), torch.full_like(lfc[0], len(lfc))
+            if total.isnan().any():  # pairs of which nothing is known are neither up nor down
+                n = (~lfc.isnan()).sum(0)
+                total = lfc.nan_to_num_(0.0).sum(0)
+            self.sums[:, number] += torch.stack([n, up, down, total, lfc.square_().sum(0)])
+
+    def change(self, delta: float | None, offset: np.ndarray) -> Change:
+        """The summary; a feature of which no pair is known has not changed."""
+        n = self.sums[0].clamp(min=1)
+        up, down, mean, square = self.sums[1:] / n
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        mean, std, up, down = (part.cpu().numpy() for part in (mean, std, up, down))
+        return Change(mean, std, up, down, delta, offset)
+
+
+def estimate_delta(lfc_mean: np.ndarray, seed: int) -> float:
+    """A threshold between features that change and those that do not, from all mean fold changes together.
+
+    A mixture of three normal distributions is fitted to them; the threshold is 0.6 of the mean distance of the outer
+    two from zero, and at least 0.1. Source: spec section 5.2.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    means = lfc_mean.reshape(-1, 1)
+    if len(means) > MOST_MEANS:
+        means = np.random.default_rng(seed).choice(means, MOST_MEANS, replace=False)
+    if len(np.unique(means)) < 3:
+        return LEAST_DELTA
+    mixture = GaussianMixture(3, random_state=seed % 2**32).fit(means)
+    centers = np.sort(mixture.means_.ravel())
+    return float(max(LEAST_DELTA, 0.6 * np.abs(centers[[0, -1]]).mean()))
+
+
+def estimate_pseudocounts(pairs: _Pairs, rare: np.ndarray) -> np.ndarray:
+    """The incumbent's pseudocount of each comparison `(comparisons,)`.
+
+    Of the genes that are hardly seen on a side, the 0.9 quantile of the largest share in any draw; of the two sides the
+    larger, over the number of genes, and at least 1e-10. Source: spec section 5.2.
+    """
+    largest = np.zeros(rare.shape)
+    for number, *sides in pairs.blocks(slice(0, pairs.n_pairs)):
+        for side, share in enumerate(sides):
+            largest[side, number] = np.maximum(largest[side, number], share.amax(0).cpu().numpy())
+    out = np.full(rare.shape[1], LEAST_PSEUDOCOUNT)
+    for number in range(rare.shape[1]):
+        for side in range(2):
+            found = largest[side, number][rare[side, number]]
+            if len(found):
+                out[number] = max(out[number], np.quantile(found, 0.9) / rare.shape[2])
+    return out
+
+
+def rarely_seen(
+    cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], below: float = 0.01
+) -> np.ndarray:
+    """Genes whose mean count in a group, and in its reference, is below a limit `(2, comparisons, genes)`."""
+    means = []
+    for population in populations:
+        total = torch.zeros(cells.x.n_columns, dtype=torch.float64, device=cells.label.device)
+        for part in torch.from_numpy(population).to(cells.label.device).split(CHUNK):
+            entries = cells.x.entries(cells.x_row[part])
+            total.index_add_(0, entries.column, entries.count.double())
+        means.append((total / len(population)).cpu().numpy())
+    sides = [
+        (means[part.group], sum(share * means[p] for p, share in zip(part.reference, part.share, strict=True)))
+        for part in comparisons
+    ]
+    return np.stack([np.stack(side) for side in zip(*sides, strict=True)]) < below
+
+
+class Evidence(NamedTuple):
+    """What the shares of pairs say of each feature `(comparisons, features)`."""
+
+    proba_de: np.ndarray  # probability that it changes, in the direction that is more likely
+    error: np.ndarray  # probability that calling it changed is wrong, never below half a pair
+    expected_fdr: np.ndarray  # mean error of all features of the comparison that are called at least as surely
+    bayes_factor: np.ndarray  # natural logarithm of the odds; vanilla: of being higher
+
+
+def evidence(change: Change, n_pairs: int) -> Evidence:
+    """Turn shares of pairs into probabilities, errors and the expected false discovery rate. Source: spec 5.2."""
+    proba = np.maximum(change.up, change.down)
+    odds_of = change.up if change.delta is None else proba
+    error = np.maximum(1 - proba, 0.5 / n_pairs)
+    return Evidence(
+        proba_de=proba,
+        error=error,
+        expected_fdr=np.stack([running_mean(row) for row in error]),
+        bayes_factor=np.log(odds_of + 1e-8) - np.log(1 - odds_of + 1e-8),
+    )
+
+
+def running_mean(error: np.ndarray) -> np.ndarray:
+    """Mean of each error and all smaller ones: the false discovery rate to expect if everything up to it is called."""
+    order = np.argsort(error, kind="stable")
+    out = np.empty_like(error)
+    out[order] = error[order].cumsum() / np.arange(1, len(error) + 1)
+    return out

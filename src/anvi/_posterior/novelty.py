@@ -1,0 +1,126 @@
+"""None of these: how far a cell lies from the labelled cells that the model knows.
+
+Distances are taken in the latent space to landmarks, some labelled training cells of every class. Cells without
+proteins are compared to landmarks whose proteins were hidden as well. What is far is told by held-out labelled cells
+seen as queries are seen: a score of 1 is the distance that 5 % of them exceed. Source: k-nearest-neighbour detection of
+out-of-distribution cases, Sun et al. 2022.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anvi._data.cells import Cells
+from anvi._data.shifted import Shift, shifted
+from anvi._model import Landmarks, Model
+
+from . import encode
+from .calibration import FITTED_ON, MIN_CELLS
+
+PER_CLASS = 100
+"""Landmarks of a class, at most."""
+NEIGHBOURS = 5
+FALSE_REJECTS = 0.05
+"""Share of held-out labelled cells that a score above 1 would reject."""
+
+
+class Novelty(NamedTuple):
+    """What the landmarks say of some cells."""
+
+    score: np.ndarray  # (cells,) 1 is the default threshold
+    kind: np.ndarray  # (cells,) which landmarks: with or without proteins
+    quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
+
+    def unassigned(self, false_rejects: float) -> np.ndarray:
+        """Cells that are farther away than all but this share of held-out labelled cells `(cells,)`."""
+        if false_rejects == 0:
+            return np.zeros(len(self.score), dtype=bool)
+        grid = np.linspace(0, 1, self.quantiles.shape[1])
+        limit = np.array([np.interp(1 - false_rejects, grid, scores) for scores in self.quantiles])
+        return self.score > limit[self.kind]
+
+
+@torch.no_grad()
+def place_landmarks(model: Model, cells: Cells, trained: Tensor, held_out: Tensor, seed: int) -> Landmarks | None:
+    """Choose the landmarks of a model and see how far held-out labelled cells lie from them.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        The cells of the fit, with labels.
+    trained, held_out
+        Positions of training and of validation cells.
+    seed
+        Of the choice and the shifts.
+
+    Returns
+    -------
+    None if too few held-out cells are labelled.
+    """
+    known = held_out[cells.label[held_out] >= 0]
+    if len(known) < MIN_CELLS:
+        return None
+    chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    kinds = (True, False) if model.config.has_protein else (False,)
+    latent, quantiles = [], []
+    for proteins in kinds:
+        marks = _latent(model, shifted(cells, chosen, Shift(proteins=proteins), seed))
+        distances = []
+        for i, shift in enumerate(FITTED_ON):
+            as_query = shifted(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
+            distances.append(_distance(_latent(model, as_query), marks))
+        grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=marks.device)
+        latent.append(marks)
+        quantiles.append(torch.quantile(torch.cat(distances).double(), grid).float())
+    return Landmarks(torch.stack(latent).cpu(), torch.stack(quantiles).cpu())
+
+
+def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to `PER_CLASS` of the labelled cells among `index` from every class."""
+    index = index[label[index] >= 0].cpu()
+    index = index[torch.randperm(len(index), generator=generator)]
+    code = label.cpu()[index]
+    parts = [index[code == c][:PER_CLASS] for c in code.unique()]
+    return torch.cat(parts).sort().values.to(label.device)
+
+
+def _latent(model: Model, cells: Cells) -> Tensor:
+    return torch.cat([model.network.to_latent(block.q_z.mean) for block in encode.blocks(model, cells)])
+
+
+def _distance(latent: Tensor, marks: Tensor) -> Tensor:
+    """Mean distance to the nearest landmarks `(cells,)`."""
+    n = min(NEIGHBOURS, len(marks))
+    return torch.cat([torch.cdist(part, marks).topk(n, largest=False).values.mean(1) for part in latent.split(4_096)])
+
+
+@torch.no_grad()
+def novelty(model: Model, cells: Cells, latent: np.ndarray) -> Novelty | None:
+    """Score cells by their latent vectors; None where the model has no landmarks.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        The cells, in the order of `latent`.
+    latent
+        Posterior means `(cells, latent)`.
+    """
+    if model.landmarks is None:
+        return None
+    marks, quantiles = model.landmarks
+    hidden = torch.ones(len(cells), dtype=torch.bool)
+    if cells.mask_table is not None:
+        hidden = ~cells.mask_table.any(1)[cells.mask_row].cpu()
+    kind = torch.where(hidden, len(marks) - 1, 0)  # (cells,) which set of landmarks
+    distance = torch.zeros(len(cells))
+    for i, some in enumerate(marks):
+        distance[kind == i] = _distance(torch.from_numpy(latent)[kind == i], some)
+    place = round((1 - FALSE_REJECTS) * 100)
+    unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
+    return Novelty((distance / unit[kind, 0]).numpy(), kind.numpy(), (quantiles / unit).numpy())

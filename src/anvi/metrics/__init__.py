@@ -1,0 +1,7 @@
+"""Metrics: how good a fitted model is, in numbers that can be compared."""
+
+from .bound import elbo, marginal_likelihood, reconstruction_error
+from .classification import classification
+from .criticism import criticism
+
+__all__ = ["classification", "criticism", "elbo", "marginal_likelihood", "reconstruction_error"]

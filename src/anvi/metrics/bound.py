@@ -1,0 +1,268 @@
+"""metrics.elbo, metrics.marginal_likelihood, metrics.reconstruction_error: how well a model explains counts."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from anvi._data import slots
+from anvi._data.containers import Data
+from anvi._model import Model
+from anvi._posterior.bound import Bound, bound, marginal
+from anvi.tl._ask import Asked, ask
+from anvi.tl._fit import RandomState, seed_of
+
+
+def elbo(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    split: str | None = None,
+    n_samples: int = 1,
+    use_labels: bool = True,
+    per_cell: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+) -> dict[str, float] | pd.DataFrame:
+    """The full evidence lower bound and all of its terms, in nats per cell; a higher bound is better.
+
+    Nothing is weighed or left out: `elbo` is minus the sum of all other entries, which are costs. Unlike scvi-tools'
+    numbers for models with labels, the reconstruction is the likelihood alone, and the bound has the terms of z and of
+    the library size. Source: spec sections 3.8 and 6 (B1, B2).
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    split
+        "train" or "validation": only these cells, as `obs['{key}_split']` has them; None: all.
+    n_samples
+        Draws of the latent variables per cell; the bound is their mean. More make it less noisy, not higher.
+    use_labels
+        True, as in training: a labelled cell is conditioned on its own label, and its bound is one of
+        log p(counts, label); that of an unlabelled cell is one of log p(counts). False takes every cell for unlabelled:
+        the column need not be there, and models with and without labels can be compared. (Fits with
+        `objective="scvi-tools"` never condition on the label.)
+    per_cell
+        Return a row per cell instead of means.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the draws. A cell gets the same draws whichever other cells are asked about.
+
+    Returns
+    -------
+    A dict of means over cells, or with `per_cell` a DataFrame (cells, terms) in the order of `obs_names`, without cells
+    that are outside the model or the split. Entries: `elbo`; `reconstruction_rna` and `reconstruction_protein`, minus
+    the log-likelihood of the counts (of the measured proteins); `kl_z`, `kl_u`, `kl_label`, `kl_library` and
+    `kl_background`, the divergences; `penalty`, which only `objective="scvi-tools"` has with proteins. Terms that the
+    model does not have are left out.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model or split, the data do not fit the model, or their counts were dropped by `tl.minify`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> list(av.metrics.elbo(mdata, split="validation"))[:4]
+    ['elbo', 'reconstruction_rna', 'reconstruction_protein', 'kl_z']
+    """
+    _check_samples(n_samples)
+    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
+    found, index = _bound(data, asked, split, n_samples, random_state)
+    present = {name: values for name, values in found._asdict().items() if values is not None}
+    return _answer(data, asked, index, present, per_cell)
+
+
+def reconstruction_error(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    split: str | None = None,
+    n_samples: int = 1,
+    per_cell: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+) -> dict[str, float] | pd.DataFrame:
+    """Minus the log-likelihood of the counts given the latent space, by modality, in nats per cell; lower is better.
+
+    The expectation over the posterior of everything latent, and nothing else: no divergence is part of it. Labels are
+    looked at only where dispersions depend on them. Source: spec section 6 (B2).
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    split
+        "train" or "validation": only these cells, as `obs['{key}_split']` has them; None: all.
+    n_samples
+        Draws of the latent variables per cell; the error is their mean.
+    per_cell
+        Return a row per cell instead of means.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the draws, which are those of :func:`elbo`.
+
+    Returns
+    -------
+    A dict with `rna` and, in joint models, `protein`, means over cells; or with `per_cell` a DataFrame (cells,
+    modalities) in the order of `obs_names`. `protein` sums over the measured proteins of a cell, and is NaN (and left
+    out of the mean) where none was; in `elbo`, such a cell counts as 0.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model or split, the data do not fit the model, or their counts were dropped by `tl.minify`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> sorted(av.metrics.reconstruction_error(mdata))
+    ['protein', 'rna']
+    """
+    _check_samples(n_samples)
+    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=None)
+    found, index = _bound(data, asked, split, n_samples, random_state)
+    present = {"rna": found.reconstruction_rna}
+    if found.reconstruction_protein is not None:
+        some = asked.cells.mask_table[asked.cells.mask_row[index]].any(1).cpu().numpy()
+        present["protein"] = np.where(some, found.reconstruction_protein, np.nan)
+    return _answer(data, asked, index, present, per_cell)
+
+
+def marginal_likelihood(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    split: str | None = None,
+    n_samples: int = 100,
+    use_labels: bool = False,
+    per_cell: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+) -> dict[str, float] | pd.DataFrame:
+    """Estimate the log-likelihood of cells, everything latent integrated out, in nats per cell; higher is better.
+
+    Importance sampling: the log of the mean over draws of p(counts, latents) / q(latents), latents being z, and where
+    the model has them the library size, the background of every measured protein, and for each class its u. A model
+    with labels is taken at its word: its prior of z is that of the class mixture, not N(0, I). Source: spec section 6
+    (B3, B4); Burda et al. 2016.
+
+    The estimate of a cell is below the truth on average and rises with `n_samples`, so compare numbers of equal
+    `n_samples` only. A cell whose `effective_samples` is close to 1 rests on a single draw.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    split
+        "train" or "validation": only these cells, as `obs['{key}_split']` has them; None: all.
+    n_samples
+        Draws per cell. Every draw decodes every cell once: the costly part.
+    use_labels
+        False: log p(counts) of every cell, which can be compared between models with and without labels. True: of a
+        labelled cell, log p(counts, label).
+    per_cell
+        Return a row per cell instead of means.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the draws. A cell gets the same draws whichever other cells are asked about.
+
+    Returns
+    -------
+    A dict of means over cells, or with `per_cell` a DataFrame (cells, 2) in the order of `obs_names`, of
+    `log_likelihood` and `effective_samples` (from 1 to `n_samples`).
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model or split, the data do not fit the model, or their counts were dropped by `tl.minify`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> likelihood = av.metrics.marginal_likelihood(mdata, n_samples=10)["log_likelihood"]
+    >>> likelihood > av.metrics.elbo(mdata, use_labels=False, n_samples=10)["elbo"]
+    True
+    """
+    _check_samples(n_samples)
+    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
+    index = _cells_of(data, asked, split)
+    found = marginal(asked.model, asked.cells, index, n_samples, seed_of(random_state))
+    return _answer(data, asked, index, found._asdict(), per_cell)
+
+
+def _check_samples(n_samples: int) -> None:
+    if n_samples < 1:
+        raise ValueError(f"n_samples={n_samples} must be at least 1.")
+
+
+def _ask(data: Data, model, rna_mod, prot_mod, prot_obsm, device: str, *, labels: bool | None) -> Asked:
+    places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
+    return ask(data, model, **places, device=device, labels=labels, counts=True)
+
+
+def _bound(
+    data: Data, asked: Asked, split: str | None, n_samples: int, random_state: RandomState
+) -> tuple[Bound, Tensor]:
+    """The bound of the cells of a split, and their positions."""
+    index = _cells_of(data, asked, split)
+    return bound(asked.model, asked.cells, index, n_samples, seed_of(random_state)), index
+
+
+def _cells_of(data: Data, asked: Asked, split: str | None) -> Tensor:
+    """Positions of the cells of a split among all that were read; None: of all."""
+    device = asked.cells.label.device
+    if split is None:
+        return torch.arange(len(asked.cells), device=device)
+    obs, slot = slots.home(data, asked.setup).obs, slots.split(asked.key)
+    if slot not in obs:
+        raise KeyError(f"split='{split}' needs obs['{slot}'], which the fit writes; it is not in this object.")
+    of_cell = obs[slot].reindex(asked.cells.names)
+    index = np.flatnonzero((of_cell == split).to_numpy())
+    if not len(index):
+        there = ", ".join(map(repr, of_cell.dropna().unique()))
+        raise ValueError(f"split='{split}': no cell of obs['{slot}'] is in it; there are: {there or 'none'}.")
+    return torch.from_numpy(index).to(device)
+
+
+def _answer(data: Data, asked: Asked, index: Tensor, columns: dict[str, np.ndarray], per_cell: bool):
+    """Means over cells, or a table of cells in the order of the object."""
+    table = pd.DataFrame(columns, index=asked.cells.names[index.cpu().numpy()])
+    if not per_cell:
+        return {name: float(mean) for name, mean in table.mean().items()}
+    names = slots.home(data, asked.setup).obs_names
+    return table.loc[names[names.isin(table.index)]]

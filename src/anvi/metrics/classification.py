@@ -1,0 +1,243 @@
+"""metrics.classification: how well cell types are predicted, and whether confidence is what it says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from anvi._data import slots
+from anvi._data.containers import Data, check_type, obs_column, text_column
+from anvi._data.setup import Setup, label_column
+from anvi._find import resolve
+from anvi._model import Model
+
+BINS = 15
+"""Bins of equal width into which confidence is cut; the number of Guo et al. 2017."""
+OVERALL = "overall"
+"""Name of the row over all classes."""
+
+
+def classification(
+    data: Data,
+    labels_key: str | None = None,
+    *,
+    model: str | Path | Model | None = None,
+    prediction: str | None = None,
+    split: str | None = "validation",
+    cells: Sequence | None = None,
+) -> pd.DataFrame:
+    """Accuracy, macro F1, precision and recall of every class, and calibration of the confidence.
+
+    Works from slots, without a pass of the model. Cells without a label or without a prediction are not counted; by
+    default only validation cells are, since the model has seen the labels of the others.
+
+    Parameters
+    ----------
+    data
+        Object with predictions.
+    labels_key
+        Column with the true classes. None: the labels of the fit.
+    model
+        Key or :class:`~anvi.Model`, which says where the predictions are; None: the only fitted model in `data`.
+    prediction
+        Another column with predictions, of any method: no model is needed then. If its name ends in `_prediction`, its
+        confidence and split are looked for beside it.
+    split
+        "validation", "train" or "test" as the fit wrote it; None: all cells.
+    cells
+        Names of cells, or a mask over `data.obs_names`; they are taken whatever their split.
+
+    Returns
+    -------
+    DataFrame with a row per class and a first row "overall". Columns:
+
+    `cells`, `predicted`
+        How many cells have the class, and how many are predicted to.
+    `precision`, `recall`, `f1`
+        Of the class, 0 where it was never predicted; overall, their mean over the classes that any cell has (macro F1).
+    `accuracy`
+        Overall, the share of cells that are predicted right.
+    `confidence`
+        Mean probability of what was predicted, over the cells that have the class.
+    `ece`
+        Overall, the expected calibration error: the difference between accuracy and mean confidence in 15 bins of
+        confidence of equal width, averaged over cells.
+
+    Classes that the prediction does not know count as wrong; classes that no cell has come last, with recall NaN.
+
+    Raises
+    ------
+    KeyError
+        If there is no such model or column.
+    ValueError
+        If no cell with label and prediction is left.
+
+    Notes
+    -----
+    Reads `obs['{key}_prediction']`, `obs['{key}_confidence']`, `obs['{key}_split']` and the labels. ECE: Guo et al.
+    2017, On calibration of modern neural networks.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> table = av.metrics.classification(mdata)
+    >>> table.index[0], bool(0 <= table.loc["overall", "f1"] <= 1)
+    ('overall', True)
+    >>> table = av.metrics.classification(mdata, "true_cell_type", split=None)
+    """
+    check_type(data)
+    where = _where(data, model, prediction)
+    labels_key = labels_key or where.labels_key
+    if labels_key is None:
+        raise ValueError("There are no labels to hold predictions against; name their column: labels_key=...")
+    table = pd.DataFrame(
+        {
+            "true": label_column(data, labels_key, where.unlabeled, where.mods),
+            "predicted": text_column(data, where.prediction, "prediction", where.mods),
+            "confidence": _confidence(data, where),
+        },
+        index=data.obs_names,
+    )
+    table = table[_chosen(data, where, split, cells)].dropna(subset=["true", "predicted"])
+    if table.empty:
+        what = "the given cells have" if cells is not None else f"split={split!r} has"
+        raise ValueError(
+            f"No cell with a label in '{labels_key}' and a prediction in '{where.prediction}' is left: {what} none. "
+            "Take other cells (split=None: all)."
+        )
+    return score(*(table[name].to_numpy() for name in ("true", "predicted", "confidence")), where.classes)
+
+
+class _Where(NamedTuple):
+    """Where predictions lie, and what goes with them."""
+
+    prediction: str
+    confidence: str | None
+    split: str | None
+    labels_key: str | None
+    unlabeled: str
+    mods: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+def _where(data: Data, model: str | Path | Model | None, prediction: str | None) -> _Where:
+    """The model's slots, or a column that was named; a modality's columns are named as its own."""
+    if prediction is not None:
+        stem = prediction.removesuffix(slots.prediction(""))
+        beside = (slots.confidence(stem), slots.split(stem)) if stem != prediction else (None, None)
+        mods = tuple(getattr(data, "mod", ()))
+        return _Where(prediction, *beside, None, Setup(()).unlabeled_category, mods, ())
+    fitted, key = resolve(data, model)
+    setup = fitted.setup
+    if not setup.classes:
+        raise ValueError(
+            f"The model '{key}' ({fitted.name}) has no labels, so it predicts none; name a column: prediction=..."
+        )
+    home = slots.home(data, setup)
+    prefix = "" if home is data else f"{setup.rna_mod}:"
+    names = (slots.prediction(key), slots.confidence(key), slots.split(key))
+    if names[0] not in home.obs:
+        raise KeyError(f"There is no obs['{names[0]}']; run av.tl.predict(data, model='{key}') first.")
+    names = (prefix + name for name in names)
+    return _Where(*names, setup.labels_key, setup.unlabeled_category, setup.mods, setup.classes)
+
+
+def _confidence(data: Data, where: _Where) -> np.ndarray:
+    """Confidence of every cell of the object, NaN where there is none."""
+    if where.confidence is None:
+        return np.full(data.n_obs, np.nan)
+    try:
+        column = obs_column(data, where.confidence, "prediction", where.mods)
+    except KeyError:
+        return np.full(data.n_obs, np.nan)
+    return column.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _chosen(data: Data, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
+    """Which cells of the object are counted."""
+    if cells is not None:
+        cells = np.asarray(cells)
+        if cells.dtype == bool:
+            if cells.shape != (data.n_obs,):
+                raise ValueError(f"cells is a mask of {cells.shape}, the object has {data.n_obs} cells.")
+            return cells
+        unknown = pd.Index(cells).difference(data.obs_names)
+        if len(unknown):
+            raise KeyError(f"cells: {len(unknown)} are not in the object (first: '{unknown[0]}').")
+        return data.obs_names.isin(cells)
+    if split is None:
+        return np.ones(data.n_obs, dtype=bool)
+    if where.split is None:
+        raise KeyError(
+            f"'{where.prediction}' has no split beside it; say which cells: split=None for all, or cells=..."
+        )
+    try:
+        column = text_column(data, where.split, "split", where.mods)
+    except KeyError as error:
+        raise KeyError(f"split='{split}' needs obs['{where.split}'], which a fit writes; split=None: all.") from error
+    return (column == split).to_numpy()
+
+
+def score(true: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: Sequence[str] = ()) -> pd.DataFrame:
+    """The table of :func:`classification` from one entry per cell; confidence may be NaN throughout.
+
+    Parameters
+    ----------
+    true, predicted
+        Class names `(cells,)`.
+    confidence
+        Probability of the predicted class `(cells,)`.
+    classes
+        The prediction's classes, which come first and in this order; all that any cell has or is predicted to are
+        listed whatever this is.
+    """
+    names = [*classes, *sorted((set(true) | set(predicted)) - set(classes))]
+    names.sort(key=lambda name: name not in set(true))  # stable: those that no cell has come last
+    rows = {}
+    for name in names:
+        has, called = true == name, predicted == name
+        right = (has & called).sum()
+        rows[name] = {
+            "cells": has.sum(),
+            "predicted": called.sum(),
+            "precision": right / max(called.sum(), 1),
+            "recall": right / has.sum() if has.any() else np.nan,
+            "f1": 2 * right / (has.sum() + called.sum()) if has.any() else np.nan,
+            "accuracy": np.nan,
+            "confidence": _mean(confidence[has]),
+            "ece": np.nan,
+        }
+    present = [row for row in rows.values() if row["cells"]]
+    overall = {"cells": len(true), "predicted": len(true)}
+    overall |= {name: np.mean([row[name] for row in present]) for name in ("precision", "recall", "f1")}
+    overall |= {
+        "accuracy": (true == predicted).mean(),
+        "confidence": _mean(confidence),
+        "ece": calibration_error(true == predicted, confidence),
+    }
+    table = pd.DataFrame([overall, *rows.values()], index=[OVERALL, *names])
+    return table.astype({"cells": int, "predicted": int})
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def calibration_error(right: np.ndarray, confidence: np.ndarray, n_bins: int = BINS) -> float:
+    """Expected calibration error: mean over cells of the distance between accuracy and confidence of their bin.
+
+    Bins are (0, 1/n], (1/n, 2/n], ...; NaN without confidence.
+    """
+    known = np.isfinite(confidence)
+    right, confidence = right[known].astype(float), confidence[known].astype(float)
+    if not len(confidence):
+        return float("nan")
+    edges = np.linspace(0, 1, n_bins + 1)[1:-1]
+    place = np.searchsorted(edges, confidence, side="left")
+    gap = np.bincount(place, right - confidence, minlength=n_bins)  # cells of the bin times the distance
+    return float(np.abs(gap).sum() / len(confidence))

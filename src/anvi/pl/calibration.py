@@ -1,0 +1,109 @@
+"""pl.calibration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from anvi._data.containers import Data
+
+from ._figure import check_axes, finish, new_figure
+from ._slots import missing, resolve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {"before": "#b0b0b0", "after": "#1f77b4"}
+TITLES = {"with_proteins": "with proteins", "without_proteins": "RNA only"}
+
+
+def calibration(
+    data: Data,
+    *,
+    model: str | None = None,
+    show: bool | None = None,
+    ax: Axes | list[Axes] | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
+    """Whether confidence means what it says: share of right predictions by confidence, before and after calibration.
+
+    The cells are labelled validation cells, thinned as another experiment would have seen them, in ways that the
+    calibration was not fitted on; once with their proteins and once without. On the diagonal, of the cells with
+    confidence .8 eight in ten are right; below it the model is too sure.
+
+    Parameters
+    ----------
+    data
+        MuData or AnnData with a labelled fit.
+    model
+        Key of the fit; None: the only one there.
+    show
+        Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    ax
+        Axes to draw into, one for cells with proteins and one for cells without; a single one for an RNA model.
+    return_fig
+        Return the figure.
+
+    Returns
+    -------
+    One Axes or a list of two, the figure with `return_fig`, or None if it was shown.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, or its probabilities are not calibrated.
+    ValueError
+        If there are several fits and none is named.
+
+    Notes
+    -----
+    Reads `uns[key]["calibration"]`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(1200, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2, train_size=0.8)
+    >>> axes = av.pl.calibration(mdata, show=False)
+    """
+    fit = resolve(data, model, predictions=True)
+    table = fit.home.uns.get(fit.key, {}).get("calibration")
+    if table is None:
+        raise missing(
+            f"{fit.where}.uns['{fit.key}']['calibration']", "a fit with 50 labelled validation cells writes it"
+        )
+    groups = [name for name in TITLES if (table["cells_seen"] == name).any()]
+    given = check_axes(ax, len(groups), "the kinds of cells")
+    if given is None:
+        fig, axes = new_figure(3.4 * len(groups), 3.7, 1, len(groups))
+        axes = list(axes[0])
+    else:
+        axes, fig = given, given[0].figure
+    for part, name in zip(axes, groups, strict=True):
+        _draw(part, table[table["cells_seen"] == name], TITLES[name] if len(groups) > 1 else fit.key)
+    axes[0].set_ylabel("share that is right")
+    result = axes if len(axes) > 1 else axes[0]
+    return finish(fig, result, show=show, return_fig=return_fig, own=given is None)
+
+
+def _draw(ax: Axes, table: pd.DataFrame, title: str) -> None:
+    ax.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
+    for when, color in COLORS.items():
+        part = table[table["when"] == when]
+        cells = part["cells"].to_numpy(float)
+        error = float(((part["accuracy"] - part["confidence"]).abs() * cells).sum() / cells.sum())
+        ax.plot(part["confidence"], part["accuracy"], color=color, linewidth=1)
+        size = 8 + 90 * np.sqrt(cells / cells.max())  # area by the number of cells, few still seen
+        ax.scatter(
+            part["confidence"], part["accuracy"], s=size, color=color, label=f"{when}: ECE {error:.3f}", zorder=2
+        )
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", aspect="equal")
+    ax.set_title(title, fontsize=10)
+    legend = ax.legend(loc="upper left", fontsize=8, frameon=False, handletextpad=0.2)
+    for handle in legend.legend_handles:
+        handle.set_sizes([25])
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)

@@ -1,0 +1,307 @@
+"""pl.differential_expression."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from anvi._data import containers, ranked
+from anvi._data.containers import Data
+
+from ._figure import RASTER_CELLS, check_axes, finish, new_figure, shorten
+from ._slots import missing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger("anvi")
+
+HIGHER, LOWER, OTHER = "#c0392b", "#2868a8", "#c8c8c8"
+MAX_PANELS = 24  # volcanoes that can still be told apart on a page
+MAX_NAMES = 90  # features up to which each can be named
+DOT = 130.0  # points² of a certain feature
+
+
+class _Panel(NamedTuple):
+    """One ranking of one modality."""
+
+    mod: str
+    params: Mapping
+    table: pd.DataFrame  # of the groups that are drawn
+    groups: list[str]
+
+
+def differential_expression(
+    data: Data,
+    group: str | Sequence[str] | None = None,
+    *,
+    kind: Literal["volcano", "dot"] = "volcano",
+    modality: str | None = None,
+    n_features: int | None = None,
+    key: str = "rank_genes_groups",
+    show: bool | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
+    """Features that differ between groups: all of a group by fold change and certainty, or the first of each group.
+
+    A volcano has a dot per feature, mean log2 fold change against expected false discovery rate; those that are called
+    at the rate of the result are coloured, and the first of either side named. A dot plot has a row per group and a
+    column for each of their first features: colour is the fold change, size the probability of a change, and a ring
+    says that the feature is called.
+
+    Parameters
+    ----------
+    data
+        An object to which :func:`anvi.tl.differential_expression` has written.
+    group
+        One or several groups; None: all (of volcanoes the first 24).
+    kind
+        "volcano" or "dot".
+    modality
+        Name of the only modality to draw; None: all that have a result ("rna" and "prot" in an AnnData).
+    n_features
+        Volcano: features named on either side; None: 6. Dot plot: features per group, by descending score; None: as
+        many as fit, from 1 to 5.
+    key
+        Slot in `uns`.
+    show
+        Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    ax
+        Axes to draw into: one per group and modality for volcanoes, one per modality for dot plots.
+    return_fig
+        Return the figure.
+
+    Returns
+    -------
+    Axes (a list if there are several), the figure with `return_fig`, or None if it was shown.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result, modality or group.
+    ValueError
+        If `kind` is neither.
+
+    Notes
+    -----
+    Reads `uns[key]` of each modality.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> av.tl.differential_expression(mdata, "true_cell_type", n_samples=200)
+    >>> ax = av.pl.differential_expression(mdata, "NK", modality="rna", show=False)
+    """
+    containers.check_type(data)
+    if kind not in ("volcano", "dot"):
+        raise ValueError(f"kind='{kind}' is not one of 'volcano', 'dot'.")
+    panels = _read(data, group, modality, key)
+    fig, axes, own = (_volcanoes if kind == "volcano" else _dots)(panels, n_features, ax)
+    return finish(fig, axes[0] if len(axes) == 1 else axes, show=show, return_fig=return_fig, own=own)
+
+
+def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, key: str) -> list[_Panel]:
+    found = {mod: stored for mod, stored in ranked.find(data, key).items() if modality in (None, mod)}
+    if not found:
+        of = "" if modality is None else f" of the modality '{modality}'"
+        raise missing(f"uns['{key}']{of}", "run av.tl.differential_expression(data, groupby)")
+    panels = []
+    for mod, stored in found.items():
+        known = ranked.group_names(stored)
+        wanted = known if group is None else [group] if isinstance(group, str) else list(group)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
+        table = ranked.table(stored, wanted)
+        if "is_de" not in table:  # a result of another method
+            table["is_de"] = table["pvals_adj"] <= 0.05
+        panels.append(_Panel(mod, stored["params"], table, wanted))
+    return panels
+
+
+# volcanoes ----------------------------------------------------------------------------------------------------------
+
+
+def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
+    drawn = [(panel, group) for group in panels[0].groups for panel in panels if group in panel.groups]
+    if len(drawn) > MAX_PANELS and ax is None:
+        logger.info(f"the first {MAX_PANELS} of {len(drawn)} volcanoes are drawn; name others: group=[...]")
+        drawn = drawn[:MAX_PANELS]
+    given = check_axes(ax, len(drawn), "the groups and modalities")
+    if given is None:
+        n_columns = min(len(drawn), 4 if len(panels) != 2 else 2 if len(drawn) <= 4 else 4)
+        n_rows = -(-len(drawn) // n_columns)
+        fig, grid = new_figure(3.5 * n_columns + 0.2, 3.0 * n_rows + 0.5, n_rows, n_columns)
+        for unused in grid.ravel()[len(drawn) :]:
+            unused.set_visible(False)
+        axes = list(grid.ravel()[: len(drawn)])
+    else:
+        axes, fig = given, given[0].figure
+    for one, (panel, group) in zip(axes, drawn, strict=True):
+        _volcano(one, panel, group, 6 if n_features is None else n_features)
+    handles = _volcano_handles(float(panels[0].params.get("fdr", 0.05)))
+    if given is None:
+        fig.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=8, frameon=False, handlelength=1.2)
+    else:
+        axes[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, fontsize=7, frameon=False)
+    return fig, axes, given is None
+
+
+def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
+    table = panel.table[panel.table["group"] == group]
+    lfc = table["logfoldchanges"].to_numpy(dtype=float)
+    rate = table["pvals_adj"].to_numpy(dtype=float)
+    positive = rate[rate > 0]
+    height = -np.log10(np.maximum(rate, positive.min() if len(positive) else 1e-300))
+    called = table["is_de"].to_numpy(dtype=bool)
+    style = {"s": 9, "linewidths": 0, "alpha": 0.8, "rasterized": len(table) > RASTER_CELLS}
+    for chosen, color in ((~called, OTHER), (called & (lfc > 0), HIGHER), (called & (lfc <= 0), LOWER)):
+        ax.scatter(lfc[chosen], height[chosen], color=color, **style)
+    fdr = float(panel.params.get("fdr", 0.05))
+    ax.axhline(-np.log10(fdr), color="#707070", linewidth=0.8, linestyle=":")
+    ax.axvline(0, color="#d0d0d0", linewidth=0.6, zorder=0)
+    reach = max(float(np.nanmax(np.abs(lfc), initial=0.0)), 0.5)
+    top = max(float(np.nanmax(height, initial=0.0)), -np.log10(fdr)) * 1.06
+    ax.set_xlim(-1.85 * reach, 1.85 * reach)  # the names stand at both sides
+    ax.set_ylim(-0.04 * top, top)
+    order = np.flatnonzero(called)  # features come by descending score
+    names = [shorten(str(name), 14) for name in table["names"]]
+    _name(ax, [i for i in order if lfc[i] > 0][:n_names], names, lfc, height, HIGHER, right=True)
+    _name(ax, [i for i in order[::-1] if lfc[i] <= 0][:n_names], names, lfc, height, LOWER, right=False)
+    ax.set_title(f"{shorten(group, 26)} ({panel.mod})", fontsize=9)
+    ax.set_xlabel(f"log2 fold change, {shorten(group, 12)} / {shorten(str(panel.params['reference']), 12)}", fontsize=8)
+    ax.set_ylabel("-log10 expected FDR", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _name(
+    ax: Axes, chosen: list[int], names: list[str], lfc: np.ndarray, height: np.ndarray, color: str, *, right: bool
+) -> None:
+    """Names in a column at one side, the highest point's on top, each with a line to its point."""
+    chosen = sorted(chosen, key=lambda i: (-height[i], -abs(lfc[i])))
+    low, high = ax.get_ylim()
+    edge = ax.get_xlim()[1 if right else 0]
+    for place, i in enumerate(chosen):
+        y = high - (0.04 + 0.075 * place) * (high - low)
+        ax.annotate(
+            names[i],
+            (lfc[i], height[i]),
+            xytext=(0.98 * edge, y),
+            ha="right" if right else "left",
+            va="center",
+            fontsize=7,
+            color=color,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#909090", "shrinkA": 1, "shrinkB": 1},
+        )
+
+
+def _volcano_handles(fdr: float) -> list:
+    from matplotlib.lines import Line2D
+
+    dots = (("higher", HIGHER), ("lower", LOWER), ("not called", OTHER))
+    return [
+        *(Line2D([], [], marker="o", linestyle="", markersize=4, color=color, label=label) for label, color in dots),
+        Line2D([], [], color="#707070", linewidth=0.8, linestyle=":", label=f"expected FDR {fdr:g}"),
+    ]
+
+
+# dot plots ----------------------------------------------------------------------------------------------------------
+
+
+def _dots(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
+    given = check_axes(ax, len(panels), "the modalities")
+    chosen = [_first_features(panel, n_features) for panel in panels]
+    n_groups, n_columns = len(panels[0].groups), max(map(len, chosen))
+    if given is None:
+        longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+        width = float(np.clip(0.19 * n_columns, 2.4, 16.0)) + 0.075 * longest + 2.0
+        height = float(np.clip(0.21 * n_groups, 0.8, 16.0)) + 1.3
+        fig, grid = new_figure(width, max(height, 2.6) * len(panels), len(panels), 1)
+        axes = list(grid.ravel())
+    else:
+        axes, fig = given, given[0].figure
+    for one, panel, features in zip(axes, panels, chosen, strict=True):
+        _dot(one, panel, features)
+    return fig, axes, given is None
+
+
+def _first_features(panel: _Panel, n_features: int | None) -> list[str]:
+    """The first features of each group, group by group, each once."""
+    if n_features is None:
+        n_features = int(np.clip(60 // len(panel.groups), 1, 5))
+    firsts = panel.table.groupby("group", observed=True).head(n_features)
+    return list(dict.fromkeys(firsts["names"]))
+
+
+def _dot(ax: Axes, panel: _Panel, features: list[str]) -> None:
+    from matplotlib.colors import TwoSlopeNorm
+
+    table = panel.table[panel.table["names"].isin(features)]
+    x, y = pd.Index(features).get_indexer(table["names"]), pd.Index(panel.groups).get_indexer(table["group"])
+    lfc, called = table["logfoldchanges"].to_numpy(dtype=float), table["is_de"].to_numpy(dtype=bool)
+    proba = (table["proba_de"] if "proba_de" in table else 1 - table["pvals"]).to_numpy(dtype=float)
+    limit = max(float(np.nanquantile(np.abs(lfc), 0.98)) if len(lfc) else 1.0, 0.1)
+    pitch = min(1.0, 13.0 / (0.19 * max(len(features), 1)), 13.0 / (0.21 * max(len(panel.groups), 1)))
+    size = DOT * pitch**2
+    dots = ax.scatter(
+        x,
+        y,
+        s=size * np.clip(proba, 0.02, 1) ** 2,
+        c=lfc,
+        cmap="RdBu_r",
+        norm=TwoSlopeNorm(0, -limit, limit),
+        edgecolors=np.where(called, "#303030", "none"),
+        linewidths=0.6,
+    )
+    ax.set_xlim(-0.7, len(features) - 0.3)
+    ax.set_ylim(len(panel.groups) - 0.3, -0.7)
+    font = 8 if len(panel.groups) <= 60 else 5
+    ax.set_yticks(range(len(panel.groups)), [shorten(group, 24) for group in panel.groups], fontsize=font)
+    if len(features) <= MAX_NAMES:
+        font = 7 if len(features) <= 70 else 5.5
+        ax.set_xticks(range(len(features)), [shorten(name, 18) for name in features], rotation=90, fontsize=font)
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel(f"{len(features)} features, the first of each group in turn", fontsize=8)
+    ax.set_title(
+        f"{panel.mod}: first features of each group / {shorten(str(panel.params['reference']))}", fontsize=9, loc="left"
+    )
+    ax.tick_params(length=2)
+    _dot_legends(ax, dots, size)
+
+
+def _dot_legends(ax: Axes, dots, size: float) -> None:
+    from matplotlib.lines import Line2D
+
+    bar = ax.figure.colorbar(
+        dots, ax=ax, fraction=0.04, shrink=0.6, aspect=12, pad=0.01, anchor=(0.0, 0.0), extend="both"
+    )
+    bar.set_label("log2 fold change", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color="#a0a0a0", markersize=size**0.5 * p, label=f"{p:g}")
+        for p in (0.5, 0.75, 1.0)
+    ]
+    ring = {"markerfacecolor": "none", "markeredgecolor": "#303030", "markeredgewidth": 0.6}
+    handles.append(Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label="called", **ring))
+    ax.legend(
+        handles=handles,
+        title="probability",
+        title_fontsize=7,
+        fontsize=7,
+        frameon=False,
+        handletextpad=0.3,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.02),
+        borderaxespad=0.2,
+        labelspacing=0.6,
+    )

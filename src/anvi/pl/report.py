@@ -1,0 +1,249 @@
+"""pl.report."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from anvi._data.containers import Data
+
+from ._slots import Fit, resolve
+from .calibration import calibration
+from .confusion import confusion
+from .criticism import criticism
+from .history import history
+from .panels import panels
+from .predictions import predictions
+
+ECE_LIMIT = 0.05
+UNASSIGNED_LIMIT = 0.2
+RECALL_LIMIT = 0.5
+
+
+class Line(NamedTuple):
+    """One thing that was looked at."""
+
+    verdict: str  # "pass", "warn", "fail" or "unknown"
+    what: str
+    found: str
+
+
+class Picture(NamedTuple):
+    """One figure of the page."""
+
+    title: str
+    draw: Callable  # takes data, model and return_fig
+
+
+def report(data: Data, path: str | Path | None = None, *, model: str | None = None, overwrite: bool = False) -> str:
+    """One page about a fit: what was fitted, what to look at, and every picture that the slots allow.
+
+    The page is a single HTML file without scripts, with its pictures inside; it opens in any browser and needs no
+    network. Checks that were not run (`metrics.criticism`) or do not apply are left out.
+
+    Parameters
+    ----------
+    data
+        The fitted object.
+    path
+        Where the page is written; None: nowhere.
+    model
+        Key of the fit; None: the only one there.
+    overwrite
+        Whether a file that is there may be replaced.
+
+    Returns
+    -------
+    The page as text.
+
+    Raises
+    ------
+    KeyError
+        If nothing was fitted.
+    ValueError
+        If there are several fits and none is named.
+    FileExistsError
+        If the file is there and `overwrite` is False.
+
+    Notes
+    -----
+    Reads `uns[key]` and the slots of predictions, history, panels, calibration and criticism.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> page = av.pl.report(mdata)
+    >>> page[:15]
+    '<!doctype html>'
+    """
+    fit = resolve(data, model)
+    if path is not None and Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
+    sections = [_facts(fit), _lines(checks(fit)), *(_figure(data, fit.key, picture) for picture in _pictures(fit))]
+    title = html.escape(f"{fit.key}: report of a fit")
+    page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
+    if path is not None:
+        _write(Path(path), page)
+    return page
+
+
+def _write(path: Path, page: str) -> None:
+    """Whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
+        file.write(page)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+# what was looked at -----------------------------------------------------------------------------------------------
+
+
+def checks(fit: Fit) -> list[Line]:
+    """Everything that the slots of a fit let one judge."""
+    found = _training(fit)
+    if fit.setup.get("classes"):
+        found += [*_labels(fit), *_confidence(fit)]
+    verdicts = fit.home.uns[fit.key].get("criticism", {}).get("verdict")
+    if verdicts is not None:
+        for row in verdicts.itertuples():
+            what = f"{row.modality}: {row.metric} {row.statistic}, {row.cells} cells"
+            found.append(Line(str(row.verdict), what, f"{row.value:.3g} ({row.threshold}; {row.source})"))
+    return found
+
+
+def _training(fit: Fit) -> list[Line]:
+    table = fit.stored("history")
+    if "validation_loss" not in table or not len(table):
+        return [Line("unknown", "length of the training", "no validation cells to judge it by")]
+    best, n = int(np.argmin(table["validation_loss"].to_numpy())), len(table)
+    last = best == n - 1 and n > 1
+    text = f"best epoch {best + 1} of {n}" + (": may gain from more" if last else "")
+    lines = [Line("warn" if last else "pass", "length of the training", text)]
+    gap = float(table["train_elbo"].iloc[best] - table["validation_elbo"].iloc[best])
+    share = gap / abs(float(table["validation_elbo"].iloc[best]))
+    verdict = "pass" if share < 0.05 else "warn"
+    side = "below" if gap > 0 else "above"
+    text = f"the bound of validation cells is {abs(gap):.1f} nats ({abs(share):.1%}) {side} that of training cells"
+    return [*lines, Line(verdict, "overfitting", text)]
+
+
+def _labels(fit: Fit) -> list[Line]:
+    labels = fit.labels(fit.setup["labels_key"]).astype(object)
+    frame = pd.DataFrame({"true": labels, "predicted": fit.prediction().astype(object)})
+    split = fit.split().to_numpy()
+    frame = frame[(split == "validation") & frame["true"].notna().to_numpy() & frame["predicted"].notna().to_numpy()]
+    if not len(frame):
+        return [Line("unknown", "labels", "no labelled validation cells")]
+    right = frame["true"] == frame["predicted"]
+    recall = right.groupby(frame["true"]).mean()
+    poor = [f"{name} ({value:.2f})" for name, value in recall.sort_values().items() if value < RECALL_LIMIT]
+    text = f"accuracy {right.mean():.3f}, mean recall {recall.mean():.3f} over {len(frame):,} validation cells"
+    lines = [Line("pass" if right.mean() >= 0.8 else "warn", "labels", text)]
+    found = ", ".join(poor) if poor else f"no class is found in less than {RECALL_LIMIT:.0%} of its cells"
+    return [*lines, Line("warn" if poor else "pass", "recall of every class", found)]
+
+
+def _confidence(fit: Fit) -> list[Line]:
+    lines, table = [], fit.home.uns[fit.key].get("calibration")
+    if table is None:
+        lines.append(Line("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
+    else:
+        table = table.assign(gap=(table["accuracy"] - table["confidence"]).abs() * table["cells"])
+        for kind, part in table.groupby("cells_seen", observed=True):
+            sums = part.groupby("when", observed=True)[["gap", "cells"]].sum()
+            error = sums["gap"] / sums["cells"]
+            verdict = "pass" if error["after"] <= ECE_LIMIT else "warn"
+            text = f"error {error['after']:.3f} (before {error['before']:.3f}) on cells thinned as queries are"
+            lines.append(Line(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
+    column = f"{fit.key}_label"
+    if column in fit.home.obs:
+        labels = fit.labels(fit.setup["labels_key"])
+        share = float((fit.home.obs[column].astype(object) == "Unassigned")[labels.isna().to_numpy()].mean())
+        if np.isfinite(share):
+            verdict = "pass" if share <= UNASSIGNED_LIMIT else "warn"
+            lines.append(Line(verdict, "cells of no known type", f"{share:.1%} of the cells without a label"))
+    return lines
+
+
+# the page ---------------------------------------------------------------------------------------------------------
+
+
+def _pictures(fit: Fit) -> list[Picture]:
+    pictures = [Picture("Course of the fit", history)]
+    if fit.setup.get("classes"):
+        pictures += [Picture("Predictions", predictions), Picture("Validation cells", confusion)]
+        if "calibration" in fit.home.uns[fit.key]:
+            pictures.append(Picture("Does confidence mean what it says?", calibration))
+    if fit.joint:
+        pictures.append(Picture("Who measured which protein", _panels))
+    if "criticism" in fit.home.uns[fit.key]:
+        pictures.append(Picture("Drawn counts beside the data", criticism))
+    return pictures
+
+
+def _panels(data: Data, *, model: str, return_fig: bool):
+    return panels(data, return_fig=return_fig)
+
+
+def _figure(data: Data, key: str, picture: Picture) -> str:
+    """A section with a picture, or the reason why there is none."""
+    from matplotlib import pyplot as plt
+
+    title = html.escape(picture.title)
+    try:
+        fig = picture.draw(data, model=key, return_fig=True)
+    except (KeyError, ValueError) as error:  # a slot was deleted, no cell of a split is labelled, ...
+        return f"<h2>{title}</h2>\n<p class='none'>{html.escape(str(error.args[0]))}</p>"
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    plt.close(fig)
+    image = base64.b64encode(file.getvalue()).decode()
+    return f"<h2>{title}</h2>\n<img alt='{title}' src='data:image/png;base64,{image}'>"
+
+
+def _facts(fit: Fit) -> str:
+    """What was fitted, as a table."""
+    params = fit.home.uns[fit.key].get("params", {})
+    names = ("method", "n_cells", "n_train", "n_labelled", "epochs", "seconds", "batch_key", "labels_key", "panel_key")
+    names += ("random_state", "device", "anvi", "torch")
+    rows = [(name, params[name]) for name in names if params.get(name) not in (None, "")]
+    features = fit.home.uns[fit.key].get("features", {})
+    rows += [(f"features of {mod}", f"{len(found):,}") for mod, found in features.items()]
+    body = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows)
+    return f"<h1>{html.escape(fit.key)}</h1>\n<table>{body}</table>"
+
+
+def _lines(lines: list[Line]) -> str:
+    rows = "".join(
+        f"<tr><td><span class='{line.verdict}'>{line.verdict}</span></td><th>{html.escape(line.what)}</th>"
+        f"<td>{html.escape(line.found)}</td></tr>"
+        for line in lines
+    )
+    return f"<h2>Checks</h2>\n<table class='checks'>{rows}</table>"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<body>
+{body}
+</body></html>
+"""
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { margin-bottom: .3em } h2 { margin-top: 1.6em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } th { text-align: left; font-weight: 600 }
+th, td { padding: .15em 1em .15em 0; vertical-align: top }
+img { max-width: 100% } .none { color: #777 }
+.checks span { color: #fff; border-radius: 3px; padding: 0 .5em; font-size: .85em }
+.pass { background: #1b7837 } .warn { background: #b35806 } .fail { background: #b2182b } .unknown { background: #777 }
+"""

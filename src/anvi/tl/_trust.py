@@ -1,0 +1,51 @@
+"""What makes predictions trustworthy: calibrated probabilities, and knowing what the model does not know."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from anvi._data.cells import Cells
+from anvi._data.predictions import Far
+from anvi._model import Model
+from anvi._posterior.calibration import MIN_CELLS, calibrate
+from anvi._posterior.novelty import novelty, place_landmarks
+
+logger = logging.getLogger("anvi")
+
+
+def trusted(
+    model: Model, cells: Cells, train: torch.Tensor, validation: torch.Tensor, seed: int
+) -> tuple[Model, pd.DataFrame | None]:
+    """The model with temperatures and landmarks, and the reliability of its probabilities.
+
+    Parameters
+    ----------
+    model, cells
+        As fitted, on one device.
+    train, validation
+        Positions of training and validation cells.
+    seed
+        Of what the held-out cells are put through.
+    """
+    if not model.config.has_labels:
+        return model, None
+    train, validation = train.to(cells.label.device), validation.to(cells.label.device)
+    found = calibrate(model, cells, validation, seed)
+    if found is None:
+        logger.info(f"fewer than {MIN_CELLS} labelled validation cells: probabilities are not calibrated")
+        return model, None
+    model = replace(
+        model,
+        info=model.info | {"temperature": found.temperature},
+        landmarks=place_landmarks(model, cells, train, validation, seed),
+    )
+    return model, found.table
+
+
+def how_far(model: Model, cells: Cells, latent: np.ndarray, false_rejects: float) -> Far | None:
+    """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
+    found = novelty(model, cells, latent)
+    return None if found is None else Far(found.score, found.unassigned(false_rejects))

@@ -1,0 +1,206 @@
+"""tl.attributions."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from anvi._data import explained, slots
+from anvi._data.containers import Data
+from anvi._find import key_to_write
+from anvi._model import Model
+from anvi._posterior import attribute
+from anvi._posterior.encode import block_seed
+
+from ._ask import ask
+from ._explain import Kept, Question, find_aim, find_baselines, find_groups, parts_of, with_bar
+from ._fit import RandomState, seed_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+logger = logging.getLogger("anvi")
+
+
+def attributions(
+    data: Data,
+    *,
+    model: str | Model | None = None,
+    groupby: str | None = None,
+    groups: Sequence[str] | None = None,
+    target: str | tuple[str, str] | None = None,
+    baseline: str | int = "each",
+    n_steps: int | None = None,
+    n_cells: int | None = 200,
+    per_cell: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str | None = None,
+    inplace: bool = True,
+) -> xr.Dataset | None:
+    """Why cells are called what they are called: integrated gradients of class logits, by gene and protein.
+
+    Of a cell with counts x, and a baseline b, gene or protein i gets (x_i - b_i) times the mean of the logit's
+    derivative by i along the straight line from b to x. The attributions of a cell sum to logit(x) - logit(b): they say
+    how many logits each feature contributes, for (above 0) or against (below 0). A feature may contribute by its
+    presence (x_i > b_i: CD19 in a B cell) or by its absence (CD3 in a B cell); rankings are by presence, tables hold
+    both together. The logit is that of the full encoder and classifier at the posterior mean; covariates and the mask
+    of measured proteins are held fixed.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same genes.
+    model
+        Key or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
+    groupby
+        Column of obs with the groups that attributions are averaged over; None: the predicted class.
+    groups
+        Which of them to explain; None: all, or with a contrast and no `groupby` its two classes. The others are NaN.
+    target
+        What is explained. None: of each cell, its predicted class. A class: its logit, in all cells. Two classes, as in
+        `("CD4 Naive", "CD4 Memory")`: why the first and not the second, the difference of their logits.
+    baseline
+        What cells are compared with. `"each"`: the means of the other predicted classes, a line from each, averaged (in
+        a contrast: the mean of the second class). `"rest"`: one line from the mean of these means. The name of a group:
+        its mean. A number: so many lines, each from a random cell of the other classes (expected gradients). All of
+        these are scaled to the cell's library size and to its protein total. `"zero"`: no counts, so that what makes a
+        deep cell differ from an empty one is attributed, too.
+    n_steps
+        Points on each line; None: 50 on a single line, 20 on each of several. Cells whose attributions miss their sum
+        by more than 1 % get twice as many, and again, up to 32 times as many.
+    n_cells
+        Random cells of each group that are explained; None: all.
+    per_cell
+        Also keep the attributions of each of these cells.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the choice of cells.
+    key_added
+        Prefix of the slots; default: the model's key.
+    inplace
+        Write the slots; False returns what :func:`anvi.get.attributions` would.
+
+    Returns
+    -------
+    None or a Dataset. Sets in each modality (an RNA model in its own):
+
+    `varm['{key}_attributions']` : DataFrame (features, groups)
+        Mean attribution in logits, NaN for features outside the model and proteins that were not measured in the group
+        ("/" in a name is "|" in the column).
+    `uns['{key}_attributions']` : dict
+        The shape of `rank_genes_groups`, which scanpy's plots take (`key='{key}_attributions'`). `scores`: the part of
+        the mean attribution that is due to presence: what counts above the baseline bring, less what it costs cells to
+        be below it. `attributions`: the whole mean, with its `standard_errors` and numbers of `cells`. `params`: how it
+        was asked and, per group, the number of cells (`n_cells`), the mean difference of the target to its baseline
+        (`difference`), the mean absolute error of the attributions' sum (`delta`) and the share of cells where it is
+        below 1 % (`complete`).
+    `obs[groupby]` : categorical
+        Where the modality does not have it, since scanpy looks for it there; where it has another column of that name,
+        `obs['{key}_attributions_groups']`.
+    `layers['{key}_attributions']` : float32 (cells, features), csr for RNA
+        With `per_cell`. RNA rows of other cells are empty, protein entries NaN where not measured.
+    `obs['{key}_explained']` : categorical
+        With `per_cell`: what was explained of each cell, missing for the others.
+
+    In an AnnData, proteins are in `uns['{key}_attributions_prot']` and `obsm['{key}_attributions']`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, it has no labels, counts are gone, or a class, group or argument is not there.
+
+    Notes
+    -----
+    Source: Sundararajan et al. 2017; expected gradients: Erion et al. 2021. The numbers of captum's
+    `IntegratedGradients` with the midpoint rule (the derivative of a network of ReLUs jumps, so rules of higher order
+    need more points); with `baseline="zero"` the points are denser near zero.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> av.tl.attributions(mdata, n_cells=10, n_steps=10)
+    >>> mdata["prot"].varm["totalanvi_attributions"].shape
+    (20, 6)
+    """
+    _check_number(1 if n_steps is None else n_steps, "n_steps")
+    _check_number(1 if n_cells is None else n_cells, "n_cells")
+    if not isinstance(baseline, str):
+        _check_number(baseline, "baseline")
+    fitted, key, setup, cells = ask(
+        data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, counts=True
+    )
+    if not fitted.config.has_labels:
+        raise ValueError(
+            f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to explain classes."
+        )
+    aim, seed = find_aim(target, fitted.classes), seed_of(random_state)
+    if n_steps is None:
+        several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
+        n_steps = 20 if several else 50
+    written = key_to_write(data, fitted, key, key_added) if inplace else key
+    predicted = attribute.predict(fitted, cells).cpu()
+    found = find_groups(data, setup, cells, groupby, groups, aim, predicted, key)
+    pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
+    index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
+    question = Question(cells, index, found, aim, predicted, fitted.classes, setup.counts)
+    starts = find_baselines(question, baseline, seed)
+
+    totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
+    kept, code = Kept(), found.code.numpy()
+    stream = attribute.explain(fitted, cells, index.to(cells.label.device), question.weights(), starts, n_steps)
+    for part in with_bar(stream, len(index)):
+        totals.add(part, code[part.index.cpu().numpy()])
+        if per_cell:
+            kept.add(part)
+    summary = totals.summary()
+    _tell_if_incomplete(summary, n_steps)
+
+    asked = {
+        "reference": str(baseline),
+        "model": key,
+        "target": None if aim.target is None else fitted.classes[aim.target],
+        "against": None if aim.against is None else fitted.classes[aim.against],
+        "baseline": str(baseline),
+        "n_steps": int(n_steps),
+        "random_state": seed,
+    }
+    data = slots.own(data, False) if inplace else data
+    parts = parts_of(data, setup, found, summary, asked)
+    single = kept.of(question, setup)[: len(parts)] if per_cell else []
+    if not inplace:
+        return explained.dataset(parts, [one.table() for one in single])
+    grouping = pd.Series(pd.Categorical.from_codes(code, list(found.names)), cells.names, name=found.column)
+    for part, one in itertools.zip_longest(parts, single):
+        names = explained.write(part, written, grouping, one)
+        logger.info(f"written of {part.mod}: {', '.join(names)}")
+    return None
+
+
+def _check_number(number: int, argument: str) -> None:
+    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{argument}={number!r} must be a whole number, at least 1.")
+
+
+def _tell_if_incomplete(summary: attribute.Summary, n_steps: int) -> None:
+    """Say so where even several times the points do not suffice."""
+    share = float(np.nansum(summary.complete * summary.n_cells) / summary.n_cells.sum())
+    if share < 0.99:
+        logger.info(
+            f"the attributions of {1 - share:.1%} of the cells miss their sum by more than {attribute.TOLERANCE:.0%}; "
+            f"n_steps={2 * n_steps} would bring them closer"
+        )

@@ -1,0 +1,199 @@
+"""tl.denoise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+
+from anvi._data import slots
+from anvi._data.containers import Data
+from anvi._data.features import find_features
+from anvi._data.setup import Setup
+from anvi._find import key_to_write
+from anvi._model import Model
+from anvi._posterior.denoise import Expected, Sweep, expected
+
+from ._ask import ask
+from ._fit import RandomState, seed_of
+from ._queries import Axes, asked_table, check_samples, dataset, find_batches, rna_names, rows_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def denoise(
+    data: Data,
+    *,
+    model: str | Model | None = None,
+    modality: str | None = None,
+    transform_batch: str | Sequence[str] | None = None,
+    library_size: float | Literal["observed", "latent"] = 1.0,
+    n_samples: int = 1,
+    return_mean: bool = True,
+    features: Sequence[str] | None = None,
+    include_background: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str | None = None,
+    inplace: bool = True,
+) -> pd.DataFrame | xr.Dataset | None:
+    r"""Expected expression of every gene and protein in every cell, proteins of unstained cells imputed.
+
+    Of a gene it is the share of the library, times `library_size`. Of a protein it is the expected count above
+    background, :math:`(1 - \sigma(m)) \beta f`, or with `include_background` the whole expected count,
+    :math:`\sigma(m) \beta + (1 - \sigma(m)) \beta f`, where :math:`\beta` is the background, :math:`f` how far the
+    foreground is above it, and :math:`\sigma(m)` the probability of background.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same genes (matched by name, in any order). Proteins need not be
+        there.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    modality
+        Name of the only modality to denoise; None: all of the model. The decoder of the other is not run.
+    transform_batch
+        Decode as if every cell came from this batch; a list or "all" averages over batches. None: each cell's own.
+        The encoder always sees the true batch.
+    library_size
+        What the shares of the genes are multiplied by: a number of counts, "observed" (the cell's own library, or its
+        size factor) or "latent" (the mean of the model's latent library size; the observed one where the model takes
+        that as given). Proteins are in counts anyway.
+    n_samples
+        1 decodes the mean of the latent posterior: no noise, and the best imputation where it was measured. More
+        averages over so many posterior samples.
+    return_mean
+        False keeps batches and samples apart and returns them.
+    features
+        Return these alone: names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one.
+    include_background
+        Count the background of a protein, too: closer to measured counts, and what to compare with them; without it,
+        closer to what is on the cell.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of the samples.
+    key_added
+        Prefix of the slots; default: the model's key.
+    inplace
+        Write the slots; False returns a Dataset instead.
+
+    Returns
+    -------
+    None; with `features` a DataFrame (cells, features); with `return_mean=False` or `inplace=False` a Dataset of
+    `rna` (batch, sample, obs, rna_var) and `prot` (batch, sample, obs, prot_var), with the axis `batch` where a list
+    or "all" is kept apart, and `sample` where `n_samples` above 1 are. NaN for cells and features outside the model.
+    Without `features` and with `return_mean`, `inplace` sets:
+
+    `mdata['rna'].layers['{key}_denoised']` : float32 array (cells, genes)
+        Genes, in units of `library_size`.
+    `mdata.obsm['{key}_prot_denoised']` : DataFrame (cells, proteins)
+        Proteins in counts, of every cell whether stained or not ("/" in a name is "|" in the column).
+    `mdata['prot'].layers['{key}_denoised']` : float32 array (cells, proteins)
+        The same for the cells of the protein modality; an AnnData has no place for it.
+    `uns[key]['denoise']` : dict
+        By modality, how it was asked for.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, batch, modality or feature, genes are missing, or an argument is out of its range.
+
+    Notes
+    -----
+    Source: Lopez et al. 2018; Gayoso et al. 2021 (proteins). A per-batch efficiency of a model of scvi-tools is left
+    out, as there: such proteins are in counts of a batch of efficiency 1.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> av.tl.denoise(mdata)
+    >>> mdata["rna"].layers["totalvi_denoised"].shape
+    (300, 60)
+    >>> av.tl.denoise(mdata, features=["G001", "P01"]).columns.tolist()
+    ['G001', 'P01']
+    """
+    n_samples, library_size = check_samples(n_samples), _check_library(library_size)
+    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
+    wanted = find_features(setup, features, modality)
+    batches = find_batches(setup, transform_batch)
+    writes = inplace and return_mean and features is None
+    key = key_to_write(data, fitted, key, key_added) if writes else key
+    sweep = Sweep(batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=seed_of(random_state))
+    names = rna_names(data, setup)
+    answer = expected(
+        fitted,
+        cells,
+        wanted,
+        sweep,
+        library_size=library_size,
+        include_background=include_background,
+        rows=rows_of(names, cells),
+    )
+    if not writes and return_mean and features is not None:
+        return asked_table(answer, wanted, names, data, setup)
+    if not writes:
+        axes = Axes(None, None)
+        if not return_mean:
+            axes = Axes(batches.names, n_samples if n_samples > 1 else None)
+            answer = [None if part is None else part.reshape(*axes.shape, *part.shape[2:]) for part in answer]
+        return dataset(answer, wanted, axes, names, data, setup)
+    data = slots.own(data, False)
+    out = slots.writer(data, setup, names)
+    asked = {
+        "transform_batch": None if batches.codes is None else [setup.batches[code] for code in batches.codes],
+        "n_samples": n_samples,
+        "random_state": sweep.seed,
+    }
+    _write(out, key, setup, answer, asked, library_size, include_background)
+    out.log()
+    return None
+
+
+def _check_library(library_size: float | str) -> float | str:
+    if isinstance(library_size, str):
+        if library_size not in ("observed", "latent"):
+            raise ValueError(f"library_size='{library_size}' is neither a number, 'observed' nor 'latent'.")
+        return library_size
+    if not isinstance(library_size, int | float | np.number) or not 0 < library_size < np.inf:
+        raise ValueError(f"library_size={library_size!r} must be a positive number, 'observed' or 'latent'.")
+    return float(library_size)
+
+
+def _write(
+    out: slots.Writer,
+    key: str,
+    setup: Setup,
+    answer: Expected,
+    asked: dict,
+    library_size: float | str,
+    include_background: bool,
+) -> None:
+    """Each modality into its layers, proteins of every cell into obsm, and how it was asked for."""
+    params = dict(out.home.uns.get(key, {}).get("denoise", {}))  # the other modality may have been asked before
+    if answer.rna is not None:
+        out.layer(setup.rna_mod, slots.denoised(key), answer.rna, setup.genes)
+        params[setup.rna_mod] = asked | {"library_size": library_size}
+    if answer.prot is not None:
+        write_proteins(out, slots.prot_denoised(key), slots.denoised(key), setup, answer.prot)
+        params[setup.prot_mod] = asked | {"include_background": include_background}
+    out.params(key, "denoise", params)
+
+
+def write_proteins(out: slots.Writer, table: str, layer: str, setup: Setup, values: np.ndarray) -> None:
+    """Values of proteins: of every cell into obsm, and of the cells of the protein modality into its layers."""
+    out.obsm(table, values, [slots.column_name(name) for name in setup.proteins])
+    if isinstance(out.data, MuData) and setup.prot_mod in out.data.mod:
+        out.layer(setup.prot_mod, layer, values, setup.proteins)

@@ -1,0 +1,320 @@
+"""tl.differential_expression."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from anvi._data import ranked, slots
+from anvi._data.containers import Data
+from anvi._data.groups import REST, Groups, Mask, find_groups, write_column
+from anvi._data.setup import Setup
+from anvi._find import resolve
+from anvi._model import Model
+from anvi._posterior import change, drawn
+from anvi._posterior.importance import N_PROPOSALS
+
+from ._ask import Asked, ask
+from ._fit import RandomState, seed_of
+
+logger = logging.getLogger("anvi")
+
+METHOD = "anvi"
+LEAST_COUNT = 0.05
+"""Counts, in a cell of median library size, below which a gene is as good as absent."""
+
+
+class _Place(NamedTuple):
+    """A kind of feature and where its result goes."""
+
+    mod: str  # name of the modality
+    home: AnnData | None  # None: the object has no such modality
+    slot: str
+
+
+def differential_expression(
+    data: Data,
+    groupby: str | None = None,
+    *,
+    groups: Literal["all"] | str | Sequence[str] | Mapping[str, Mask] = "all",
+    reference: str = REST,
+    model: str | Path | Model | None = None,
+    modality: str | None = None,
+    mode: Literal["change", "vanilla"] = "change",
+    delta: float | None = 0.25,
+    fdr: float = 0.05,
+    batch_correction: bool = True,
+    pseudocounts: float | Literal["scvi"] | None = None,
+    n_samples: int = 5000,
+    weights: Literal["uniform", "importance"] = "uniform",
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str = "rank_genes_groups",
+    inplace: bool = True,
+) -> dict[str, pd.DataFrame] | None:
+    r"""Genes and proteins whose expression differs between groups of cells, by the posterior of a fitted model.
+
+    Pairs of cells are drawn, one of the group and one of what it is compared with, and a latent vector from the
+    posterior of each. Their expressions :math:`h` are decoded and compared, :math:`\beta = \log_2(h_1 + c) -
+    \log_2(h_2 + c)`. In "change" mode a feature is called by the larger of the probabilities of :math:`\beta \ge
+    \delta` and :math:`\beta < -\delta` over all pairs, in "vanilla" mode by that of :math:`h_1 > h_2` or
+    :math:`h_1 < h_2`. Expression of a gene is its share of the cell's RNA; that of a protein its expected count above
+    background, to which 0.1 is added.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    groupby
+        Column of the groups, found in `mdata.obs` or a modality's obs (`"rna:leiden"` is explicit). Cells without a
+        value, with the model's unlabelled category or "Unassigned" belong to no group and to no rest, unless they are
+        named in `groups`.
+    groups
+        "all", one or several values of the column; or without `groupby` a dict of names and boolean masks (in the
+        order of `data.obs_names`, or a Series by name) or queries on obs, which may overlap.
+    reference
+        "rest" compares each group with all other cells that belong to a group; the name of a group compares with that.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    modality
+        Name of the only modality to look at; None: all that the model has.
+    mode
+        "change" asks whether a fold change is beyond `delta`, "vanilla" only which side is higher.
+    delta
+        Smallest log2 fold change that counts. None: estimated once per modality from all mean fold changes, see
+        `params['delta']`.
+    fdr
+        Expected false discovery rate at which features count as differentially expressed; stored for readers and
+        plots, it changes no number.
+    batch_correction
+        Spread the pairs evenly over all batches and decode both cells of a pair as if they came from its batch; for a
+        protein, over the batches that measured it. False: every cell as of its own batch.
+    pseudocounts
+        :math:`c` for genes, on the scale of shares: a gene that is rarer than that on both sides does not change. None:
+        what 0.05 counts are of a library of median size, 1e-5 at 5,000 counts. "scvi": the estimate of scvi-tools,
+        which is close to none. The number that was used is in `params['pseudocounts']`.
+    n_samples
+        Pairs per comparison, at least one per batch. Only cells that are drawn are encoded.
+    weights
+        "importance" corrects the approximate posterior of every drawn cell by truncated importance weights; it takes
+        twenty to thirty times as long.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of all draws.
+    key_added
+        Slot in `uns`.
+    inplace
+        Write the slots; False returns a table per modality.
+
+    Returns
+    -------
+    None, or a dict of DataFrames as :func:`anvi.get.de` gives them. Sets in each modality (for an AnnData in itself,
+    proteins under `'{key_added}_prot'`):
+
+    `uns[key_added]` : dict
+        In the shape of `sc.tl.rank_genes_groups`, features of each group by descending score: `names`; `scores`, mean
+        over standard deviation of the log2 fold change; `logfoldchanges`, its mean; `pvals`, the probability that a
+        call is wrong (1 - `proba_de`, and never below half a pair); `pvals_adj`, its mean over all features that are
+        at least as sure, hence the expected false discovery rate if these are called. Further `proba_de`,
+        `bayes_factor` (natural log; vanilla: of being higher), `lfc_std`; and `params`.
+    `obs[groupby]` : categorical
+        Copied to the modality if it is not there, since scanpy's plots look for it; groups that came as masks, and
+        groups whose name is taken by another column, are in `obs['{key_added}_groups']`.
+
+    A result of another method in `uns[key_added]` is replaced, and the log says so.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there is no such model, column or group, a group has no cells or nothing to be compared with, or an option
+        is out of its range.
+
+    Notes
+    -----
+    Lopez et al. 2018 (vanilla mode), Boyeau et al. 2019 (change mode), Gayoso et al. 2021 (proteins); see the user
+    guide for what the numbers mean. Proteins that no batch measured are left out.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> av.tl.differential_expression(mdata, "cell_type", n_samples=200)
+    >>> mdata["rna"].uns["rank_genes_groups"]["names"].dtype.names
+    ('B', 'CD4 T', 'CD8 T', 'NK', 'CD14 Mono', 'pDC')
+    >>> tables = av.tl.differential_expression(
+    ...     mdata, groups={"B in batch 0": "cell_type == 'B' and batch == 'batch_0'"}, n_samples=200, inplace=False
+    ... )
+    >>> list(tables)
+    ['rna', 'prot']
+    """
+    how = _How(mode, delta, fdr, batch_correction, pseudocounts, n_samples, weights)
+    how.check()
+    key_added = slots.clean_key(key_added)
+    fitted = resolve(data, model)[0]
+    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    places = _places(data, setup, modality, key_added)
+    found = find_groups(data, setup, groupby, groups, reference)
+    if inplace:
+        places = [place for place in places if _check_free(place)]
+    counts = weights == "importance" or pseudocounts == "scvi"
+    asked = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, counts=counts)
+    how = how._replace(n_samples=max(n_samples, fitted.config.n_batches))
+    rankings = _rankings(asked, data, found, places, how, seed_of(random_state))
+    if not inplace:
+        return {mod: ranked.table(ranking) for mod, ranking in rankings.items()}
+    data = slots.own(data, False)
+    for place in _places(data, setup, modality, key_added):
+        if place.mod in rankings:
+            _write(place, rankings[place.mod], found, f"{key_added}_groups")
+    return None
+
+
+class _How(NamedTuple):
+    """The options that decide what is computed."""
+
+    mode: str
+    delta: float | None
+    fdr: float
+    batch_correction: bool
+    pseudocounts: float | Literal["scvi"] | None
+    n_samples: int
+    weights: str
+
+    def check(self) -> None:
+        """Raise a ValueError if an option is out of its range."""
+        chosen = self.pseudocounts
+        positive = chosen in (None, "scvi") or (not isinstance(chosen, str) and 0 < chosen < math.inf)
+        for name, good, allowed in (
+            ("mode", self.mode in ("change", "vanilla"), "'change' or 'vanilla'"),
+            ("delta", self.delta is None or 0 <= self.delta < math.inf, "None or at least 0"),
+            ("fdr", 0 < self.fdr < 1, "between 0 and 1"),
+            ("pseudocounts", positive, "None, above 0, or 'scvi'"),
+            ("n_samples", self.n_samples >= 1, "at least 1"),
+            ("weights", self.weights in ("uniform", "importance"), "'uniform' or 'importance'"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
+
+
+def _places(data: Data, setup: Setup, modality: str | None, key: str) -> list[_Place]:
+    """What is compared and where the result goes, RNA first."""
+    kinds = {setup.rna_mod: key} | ({setup.prot_mod: key} if setup.joint else {})
+    if modality is not None and modality not in kinds:
+        raise ValueError(f"modality='{modality}' is not in the model; it has {' and '.join(map(repr, kinds))}.")
+    if isinstance(data, AnnData):
+        homes = dict.fromkeys(kinds, data)
+        kinds = {mod: key if mod == setup.rna_mod else f"{key}_prot" for mod in kinds}
+    else:
+        homes = {mod: data.mod.get(mod) for mod in kinds}
+    return [_Place(mod, homes[mod], slot) for mod, slot in kinds.items() if modality in (None, mod)]
+
+
+def _check_free(place: _Place) -> bool:
+    """Whether there is a place for a result; an error if something else lies there that is no result."""
+    if place.home is None:
+        logger.info(f"the object has no modality '{place.mod}': its result is computed with inplace=False only")
+        return False
+    there = place.home.uns.get(place.slot)
+    if there is None:
+        return True
+    if not ranked.is_ranking(there):
+        raise ValueError(f"uns['{place.slot}'] holds something that is no ranking; pass another key_added=.")
+    method = str(there["params"].get("method", "another method"))
+    if method != METHOD:
+        logger.info(f"uns['{place.slot}'] of '{place.mod}' held a result of '{method}', which is replaced")
+    return True
+
+
+def _rankings(
+    asked: Asked, data: Data, found: Groups, places: Sequence[_Place], how: _How, seed: int
+) -> dict[str, dict]:
+    """The ranking of each modality."""
+    place = data.obs_names.get_indexer(asked.cells.names)
+    inside, outside = ([mask[place] for mask in masks] for masks in (found.inside, found.outside))
+    for name, *sides in zip(found.names, inside, outside, strict=True):
+        if not all(side.any() for side in sides):
+            raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
+    populations, comparisons = change.strata(inside, outside)
+    importance = how.weights == "importance"
+    draws = drawn.draw(asked.model, asked.cells, populations, how.n_samples, seed, importance=importance)
+    if draws.effective is not None:
+        logger.info(f"importance weights: {draws.effective:.1f} of {N_PROPOSALS} samples count, median over draws")
+    params = {"reference": found.reference, "layer": None, "corr_method": "posterior-fdr", "model": asked.key}
+    params |= how._asdict() | {"random_state": seed}
+    rankings = {}
+    for mod in [one.mod for one in places]:
+        if mod == asked.setup.rna_mod:
+            names, result = _genes(asked, populations, comparisons, draws, how, seed)
+            offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
+        else:
+            names, result = _proteins(asked, comparisons, draws, how, seed)
+            offset = drawn.PRIOR_COUNT
+        if how.mode == "change" and how.delta is None:
+            logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
+        own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
+        rankings[mod] = _ranking(result, found.names, names, how.n_samples, params | own)
+    return rankings
+
+
+def _genes(asked: Asked, populations, comparisons, draws: drawn.Drawn, how: _How, seed: int):
+    """Names of the genes, and how they change."""
+    names, rare, offset = asked.setup.genes, None, how.pseudocounts
+    if offset is None:
+        offset = LEAST_COUNT / float(np.median(asked.cells.log_library.exp().cpu().numpy()))
+    elif offset == "scvi":
+        rare, offset = change.rarely_seen(asked.cells, populations, comparisons), math.nan
+    values = drawn.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
+    options = change.How(how.mode, how.delta, offset, seed)
+    return names, change.compare(values, len(names), draws, comparisons, options, rare=rare)
+
+
+def _proteins(asked: Asked, comparisons, draws: drawn.Drawn, how: _How, seed: int):
+    """Names of the proteins that any batch measured, and how they change."""
+    measured = drawn.measured_in(asked.model, asked.cells).any(0).cpu().numpy()
+    names = [name for name, kept in zip(asked.setup.proteins, measured, strict=True) if kept]
+    if len(names) < len(measured):
+        logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
+    values = drawn.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
+    options = change.How(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
+    return names, change.compare(values, len(names), draws, comparisons, options)
+
+
+def _ranking(result: change.Change, groups: Sequence[str], features: Sequence[str], n_pairs: int, params: dict) -> dict:
+    evidence = change.evidence(result, n_pairs)
+    # a fold change without any spread is that of a feature which is constant
+    score = result.lfc_mean / np.maximum(result.lfc_std, 1e-6)
+    columns = {
+        group: ranked.Ranked(
+            scores=score[i],
+            logfoldchanges=result.lfc_mean[i],
+            pvals=evidence.error[i],
+            pvals_adj=evidence.expected_fdr[i],
+            extras={
+                "proba_de": evidence.proba_de[i].astype(np.float32),
+                "bayes_factor": evidence.bayes_factor[i].astype(np.float32),
+                "lfc_std": result.lfc_std[i].astype(np.float32),
+            },
+        )
+        for i, group in enumerate(groups)
+    }
+    return ranked.build(columns, features, {"method": METHOD} | params)
+
+
+def _write(place: _Place, ranking: dict, found: Groups, own_column: str) -> None:
+    """Write a ranking, and the column of its groups where a modality lacks it."""
+    out = slots.Writer(place.home, place.home, None, place.home.obs_names.to_numpy())
+    ranking["params"] = write_column(out, found, own_column) | ranking["params"]
+    out.uns(place.slot, ranking)
+    logger.info(f"written to '{place.mod}': {', '.join(out.written)}")

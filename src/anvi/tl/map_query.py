@@ -1,0 +1,309 @@
+"""tl.map_query."""
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from anvi._data import slots
+from anvi._data.batches import split
+from anvi._data.cells import Cells, read_cells
+from anvi._data.containers import Data, check_type, modality
+from anvi._data.query import Query, find_query, placed
+from anvi._data.setup import Setup
+from anvi._find import check_free, check_no_own_label, find_reference, fitted
+from anvi._fit import surgery
+from anvi._fit.loop import fit, generator, seeds
+from anvi._fit.plan import Plan
+from anvi._model import Model
+from anvi._posterior import encode
+from anvi.nn import VAE
+from anvi.settings import choose_device
+
+from ._fit import RandomState, info_of, seed_of, write_fit
+
+logger = logging.getLogger("anvi")
+
+STEPS = {"reference": 1_000, "none": 2_000}
+"""Length of a mapping, in minibatches, unless `max_epochs` says otherwise; by what is frozen."""
+RATES = {"reference": 1e-2, "none": 4e-3}
+"""Learning rates; a few rows bear a higher one than a whole network."""
+
+
+def map_query(
+    query: Data,
+    reference: Data | str | Path | Model,
+    *,
+    model: str | None = None,
+    max_epochs: int | None = None,
+    freeze: Literal["reference", "none"] = "reference",
+    batch_key: str | None = None,
+    panel_key: str | None = None,
+    labels_key: str | None = None,
+    gene_key: str | None = None,
+    min_genes: float = 0.5,
+    layer: str | dict[str, str] | None = None,
+    batch_size: int = 128,
+    lr: float | None = None,
+    train_size: float = 0.9,
+    early_stopping: bool = True,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Map new cells onto a fitted model: its latent space and its classes, with batches that it has not seen.
+
+    The network gets a row per new batch, panel and category in every layer, and only these rows are trained, on the
+    query alone. All that the reference has learnt stays as it is, bit for bit, so that its own cells stay where they
+    are.
+
+    Parameters
+    ----------
+    query
+        MuData or AnnData with raw counts. Its genes may be more, fewer, and in any order: those that it lacks are
+        masked. Proteins that it lacks, and a whole protein modality that it lacks, are not measured; proteins that the
+        reference does not know are ignored. Labels are not needed.
+    reference
+        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made,
+        or a :class:`~anvi.Model`. It is not changed.
+    model
+        Key of the model in the reference; None: the only one there.
+    max_epochs
+        Longest run; None: about 1,000 steps (2,000 without freezing), between 5 and 100 epochs. 0 trains nothing: a
+        new batch is then taken for the average of the reference's.
+    freeze
+        "reference" trains the new rows alone; "none" trains the whole network on the query, which then forgets the
+        reference.
+    batch_key, panel_key
+        Columns of the query with batch and panel; None: those of the reference. A value that the reference knows is
+        the same batch. Cells without a value, or all cells if there is no such column, are a batch called "query".
+    labels_key
+        Column of the query with labels that may guide the mapping; None: labels are not looked at. Labels that are no
+        class of the reference are taken as unlabelled, with one warning.
+    gene_key
+        Column of var with the names of the genes, as the reference has them; None: `var_names`. Where both sides have
+        Ensembl ids, versions do not matter.
+    min_genes
+        Least share of the reference's genes that the query must have.
+    layer
+        Layer with raw counts; a dict gives one per modality; None: that of the reference if the query has it, else
+        `.X`.
+    batch_size, train_size, early_stopping
+        As in the fits.
+    lr
+        First learning rate; None: 0.01, or as in the fits without freezing.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in the query; None: where they were in the reference.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of everything random in this call.
+    key_added
+        Prefix of the slots; default: that of the reference.
+    copy
+        Return a new object instead of writing into `query`.
+
+    Returns
+    -------
+    Depending on `copy`, returns or updates `query` with the following fields, in the places in which a fit of the same
+    model writes them.
+
+    `obsm['X_{key}']` : float32 array (cells, n_latent)
+        Posterior mean, in the latent space of the reference.
+    `obs['{key}_prediction']`, `obs['{key}_confidence']`, `obsm['{key}_proba']`
+        Classes of the reference and their probabilities, where it has labels.
+    `obs['{key}_label']` : categorical
+        What `labels_key` says of the cell, a class of the reference or not; the prediction where it says nothing.
+    `uns['{key}_prediction_colors']`, `uns['{key}_label_colors']` : list of str
+        Those of the reference, where the object has any.
+    `obs['{key}_split']` : categorical
+        "train" or "validation", unless nothing was trained.
+    `obs['{key}_batch']`, `obs['{key}_panel']`, `obs['{key}_covariate_{name}']` : categorical
+        What the cells were taken for; only where the query has no such column or it is incomplete.
+    `uns['{key}']` : dict
+        As of a fit; the model is the widened one, for the genes that both have, and answers every other verb. And
+        `reference`: its `name`, `key`, `n_cells`, the fingerprint of its weights (`sha256`), `freeze`, `new_batches`,
+        the percentages `genes_matched` and `proteins_matched`, and lists of names: `genes` (as the reference calls
+        those of the model), `missing_genes`, `missing_proteins`, `ignored_proteins`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the reference is neither file nor folder.
+    KeyError, ValueError
+        Before training: if too few genes match (the message shows both sides and a way out), no protein matches, a
+        column that was named is missing, values are not counts, or the slots hold a fit of the query's own or a column
+        of the user's.
+    FloatingPointError
+        If the loss becomes non-finite and stays so after several retries at lower rates.
+
+    Notes
+    -----
+    Batch norms keep the reference's statistics and dropout is off, so training and validation losses are of one kind.
+    Source: Lotfollahi et al., Nature Biotechnology 2022.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(400, n_genes=60)
+    >>> query = mdata[mdata.obs["batch"] == "batch_1"].copy()
+    >>> mdata = mdata[mdata.obs["batch"] != "batch_1"].copy()
+    >>> av.tl.totalanvi(mdata, batch_key="batch", max_epochs=2)
+    >>> av.tl.map_query(query, mdata, max_epochs=2)
+    >>> list(query.uns["totalanvi"]["reference"]["new_batches"])
+    ['batch_1']
+    """
+    if freeze not in STEPS:
+        raise ValueError(f"freeze='{freeze}' is not one of {', '.join(map(repr, STEPS))}.")
+    plan = _plan(max_epochs, batch_size, RATES[freeze] if lr is None else lr, train_size, early_stopping)
+    if not 0 <= min_genes <= 1:
+        raise ValueError(f"min_genes={min_genes} is a share and must be between 0 and 1.")
+    check_type(query)
+    source, holder = find_reference(reference, model)
+    key = slots.clean_key(key_added or source.key)
+    setup = placed(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    check_free(query, key, joint=setup.joint, rna_mod=setup.rna_mod)
+    if source.config.has_labels:
+        check_no_own_label(query, setup, key)
+    _check_no_own_fit(query, key)
+    if labels_key is not None and not source.config.has_labels:
+        raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")
+    where_to, seed = choose_device(device), seed_of(random_state)
+    found = find_query(
+        query,
+        setup,
+        key,
+        batch_key=batch_key,
+        panel_key=panel_key,
+        labels_key=labels_key,
+        gene_key=gene_key,
+        min_genes=min_genes,
+    )
+    _check_no_own_columns(query, setup, key, found)
+    query = slots.own(query, copy)
+    names = modality(query, setup.rna_mod, "rna_mod").obs_names
+    with slots.writer(query, setup, names).columns(found.columns):
+        cells = read_cells(query, found.setup, labels=labels_key is not None)
+        network, tables = _widened(source, found, cells)
+        on_device = cells.to(where_to)
+        trained = _train(network, tables, on_device, plan, seed, freeze)
+        facts = {
+            "name": source.name,
+            "key": source.key,
+            "n_cells": int(source.info.get("n_cells", 0)),
+            "sha256": source.fingerprint(),
+            "freeze": freeze,
+        }
+        info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
+        mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks)
+        embedding = encode.embed(mapped.on(where_to), on_device)
+        mapped.on(torch.device("cpu"))
+        colors = _colors(holder, source)
+        write_fit(query, key, mapped, cells, embedding, trained.validation, facts | found.report, colors)
+    return query if copy else None
+
+
+def _kept(info: dict, name: str) -> dict:
+    """A fact of the reference that holds for what is mapped onto it."""
+    return {name: info[name]} if name in info else {}
+
+
+class _Trained(NamedTuple):
+    network: VAE  # on the CPU
+    history: pd.DataFrame
+    info: dict
+    validation: np.ndarray | None  # positions of validation cells; None if nothing was trained
+
+
+def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float, early_stopping: bool) -> Plan:
+    """Options of the fit, checked; 0 epochs are allowed here and nowhere else."""
+    plan = Plan(
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        lr=lr,
+        train_size=train_size,
+        early_stopping=early_stopping,
+        adversary=False,
+    )
+    replace(plan, max_epochs=max_epochs or None).for_cells(2, warm_start=True)
+    return plan
+
+
+def _check_no_own_fit(query: Data, key: str) -> None:
+    """Raise if a fit of the query's own lies where the mapping would go; an earlier mapping is replaced."""
+    there = fitted(query)
+    if key in there and "reference" not in there[key].uns[key]:
+        raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
+
+
+def _check_no_own_columns(query: Data, setup: Setup, key: str, found: Query) -> None:
+    """Raise if a column of the user's own lies where batches, panels or covariates would have to be written."""
+    own = [slot for slot in found.columns if slot in slots.home(query, setup).obs]
+    if own and key not in fitted(query):
+        raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
+
+
+def _widened(source: Model, found: Query, cells: Cells) -> tuple[VAE, tuple[surgery.Table, ...]]:
+    """The reference's network for the genes that both have, with rows for what is new in the query."""
+    setup = found.setup
+    network = surgery.narrow(source.network, torch.from_numpy(found.genes))
+    config = replace(
+        network.config,
+        n_batches=len(setup.batches),
+        n_categories=tuple(len(categories) for _, categories in setup.categorical),
+        n_panels=max(1, len(setup.panels)),
+    )
+    measured = torch.tensor(source.setup.measured, dtype=torch.bool) if setup.joint else None
+    network, tables = surgery.widen(network, config, measured)
+    surgery.set_library_prior(network, cells, source.config.n_batches)
+    if tables and not config.encode_covariates:
+        logger.info(
+            "the reference was fitted with encode_covariates=False: its encoder does not see batches, so latent space "
+            "and predictions are those of the reference as it is; only the decoder learns the new ones"
+        )
+    return network, tables
+
+
+def _train(
+    network: VAE, tables: tuple[surgery.Table, ...], cells: Cells, plan: Plan, seed: int, freeze: str
+) -> _Trained:
+    """Train new rows, or everything, on the cells, which are on the device."""
+    split_seed, fit_seed = seeds(seed, 2)
+    begun, device = time.monotonic(), cells.label.device
+    train, validation = split(cells, plan.train_size, generator(split_seed))
+    idle = plan.max_epochs == 0 or len(train) < 2
+    if freeze == "reference" and not tables:
+        logger.info("the reference knows all batches and categories: nothing to train")
+        idle = True
+    if idle:
+        plan, train, validation = replace(plan, max_epochs=0), train[:0], None
+        history = pd.DataFrame({"epoch": np.zeros(0, dtype=np.int64)})
+    else:
+        if plan.max_epochs is None:
+            per_epoch = math.ceil(len(train) / plan.batch_size)
+            plan = replace(plan, max_epochs=min(100, max(5, math.ceil(STEPS[freeze] / per_epoch))))
+        plan = plan.for_cells(len(train), warm_start=True)
+        if freeze == "reference":
+            network, history = surgery.train_new_rows(network, tables, cells, train, validation, plan, fit_seed)
+        else:
+            history = fit(network.to(device), cells, train, validation, plan, random_state=fit_seed)
+    info = info_of(cells, plan, seed, history, time.monotonic() - begun, train, device)
+    return _Trained(network.cpu(), history, info, None if validation is None else validation.numpy())
+
+
+def _colors(holder: Data | None, source: Model) -> list[str] | None:
+    """The reference's colours of its classes, where the object that holds it has any."""
+    if holder is None or not source.config.has_labels:
+        return None
+    colors = slots.home(holder, source.setup).uns.get(f"{slots.prediction(source.key)}_colors")
+    return None if colors is None else list(map(str, colors))

@@ -1,0 +1,118 @@
+"""Temperatures and reliability, beside a search over a grid and loops."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import cite
+
+import anvi as av
+from anvi._posterior import calibration, encode
+
+
+def problem(n: int = 4_000, true_temperature: float = 2.0, seed: int = 0):
+    """Logits that are too sure by a known factor."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(n, 5)) * 2
+    proba = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
+    target = np.array([rng.choice(5, p=row) for row in proba])
+    return torch.from_numpy(honest * true_temperature), torch.from_numpy(target)
+
+
+@pytest.mark.parametrize("true_temperature", [1.3, 2.0, 4.0])
+def test_the_temperature_is_found(true_temperature):
+    logits, target = problem(true_temperature=true_temperature)
+    found = calibration.fit_temperature(logits, target)
+    # the standard error of a temperature from 4,000 cells is about 3 %
+    assert found == pytest.approx(true_temperature, rel=0.1)
+    grid = np.linspace(1, 8, 701)
+    losses = [
+        -np.log((torch.softmax(logits / t, 1).numpy() + 1e-300)[np.arange(len(target)), target]).mean() for t in grid
+    ]
+    assert found == pytest.approx(grid[int(np.argmin(losses))], abs=0.011)
+
+
+def test_never_below_one():
+    logits, target = problem(true_temperature=0.5)
+    assert calibration.fit_temperature(logits, target) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_reliability_by_a_loop():
+    rng = np.random.default_rng(1)
+    proba = rng.dirichlet(np.ones(4), size=500)
+    target = rng.integers(0, 4, 500)
+    table = calibration.reliability(proba, target)
+    error = 0.0
+    for b in range(calibration.BINS):
+        inside = [i for i in range(500) if min(int(proba[i].max() * calibration.BINS), calibration.BINS - 1) == b]
+        row = table[table["bin"] == b]
+        assert len(row) == bool(inside)
+        if inside:
+            confidence = np.mean([proba[i].max() for i in inside])
+            accuracy = np.mean([proba[i].argmax() == target[i] for i in inside])
+            np.testing.assert_allclose(row[["cells", "confidence", "accuracy"]], [[len(inside), confidence, accuracy]])
+            error += len(inside) / 500 * abs(confidence - accuracy)
+    assert calibration.expected_error(table) == pytest.approx(error)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    mdata = av.datasets.synthetic_cite(1_500, n_genes=120)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=6, train_size=0.8)
+    return mdata
+
+
+def test_a_fit_writes_reliability_before_and_after(fitted):
+    table = fitted.uns["totalanvi"]["calibration"]
+    assert set(table["cells_seen"]) == {"with_proteins", "without_proteins"} and set(table["when"]) == {
+        "before",
+        "after",
+    }
+    counts = table.groupby(["cells_seen", "when"])["cells"].sum()
+    assert counts.nunique() == 1 and counts.iloc[0] % len(calibration.JUDGED_ON) == 0
+    assert min(av.get.model(fitted).info["temperature"].values()) >= 1
+
+
+def test_cells_get_the_temperature_of_their_kind(fitted):
+    model = av.get.model(fitted)
+    model.info["temperature"] = {"with_proteins": 2.0, "without_proteins": 5.0}
+    soft = av.tl.predict(fitted, model=model, inplace=False)
+    model.info["temperature"] = None
+    raw = av.tl.predict(fitted, model=model, inplace=False)
+    measured = pd.Series(fitted.obs["batch"] != "batch_2", raw.index)  # the last batch has RNA only
+    assert measured.any() and not measured.all()
+    for kind, t in ((measured, 2.0), (~measured, 5.0)):
+        expected = raw[kind] ** (1 / t)
+        expected = expected.div(expected.sum(axis=1), axis=0)
+        np.testing.assert_allclose(soft[kind], expected, atol=2e-5)
+    assert (soft.idxmax(axis=1) == raw.idxmax(axis=1)).all()
+
+
+def test_margin_and_entropy_by_hand(fitted):
+    proba = av.get.proba(fitted).to_numpy()
+    for i in (0, 700, 1_499):
+        first, second = sorted(proba[i])[::-1][:2]
+        assert fitted.obs["totalanvi_margin"].iloc[i] == pytest.approx(first - second, abs=1e-5)
+        terms = [p * np.log(p) for p in proba[i] if p > 0]
+        assert fitted.obs["totalanvi_entropy"].iloc[i] == pytest.approx(-sum(terms) / np.log(proba.shape[1]), abs=1e-4)
+
+
+def test_few_labelled_cells_leave_probabilities_as_they_are(caplog):
+    mdata = cite()
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1)
+    assert "probabilities are not calibrated" in caplog.text
+    model = av.get.model(mdata)
+    assert "temperature" not in model.info and model.landmarks is None
+    assert encode.temperatures(model, None) is None
+    assert "totalanvi_novelty" not in mdata.obs
+
+
+def test_it_survives_a_file(fitted, tmp_path):
+    import mudata
+
+    fitted.write(tmp_path / "x.h5mu")
+    back = mudata.read(tmp_path / "x.h5mu")
+    av.tl.predict(back)
+    pd.testing.assert_frame_equal(av.get.proba(back), av.get.proba(fitted), atol=1e-6)
+    pd.testing.assert_series_equal(back.obs["totalanvi_novelty"], fitted.obs["totalanvi_novelty"], rtol=1e-4)
+    assert len(back.uns["totalanvi"]["calibration"]) == len(fitted.uns["totalanvi"]["calibration"])

@@ -1,0 +1,139 @@
+"""io.push_to_hub, io.from_hub, io.data_from_hub against a hub on this machine; the network is never asked."""
+
+import socket
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from fake_hub import serve
+from helpers import quiet_mudata
+from huggingface_hub import constants
+
+import anvi as av
+from anvi.io import _hub
+
+FILES = {"README.md", "config.json", "history.csv", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def here(hub, monkeypatch):
+    """Arguments for the hub of this machine; any other host has no address."""
+    find = socket.getaddrinfo
+
+    def local_only(host, *args, **options):
+        if host not in ("127.0.0.1", b"127.0.0.1"):
+            pytest.fail(f"{host} was asked for")
+        return find(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local_only)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else it asks its maker what runs it
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hub.files.clear()
+    hub.requests.clear()
+    return {"endpoint": hub.endpoint, "token": "hf_made_up"}
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    av.write_model(fitted, tmp_path / "model", model="totalanvi")
+    return tmp_path / "model"
+
+
+def test_a_model_goes_there_and_back(hub, here, fitted, folder, tmp_path):
+    (folder / "thesis.txt").write_text("all my work")
+    address = av.io.push_to_hub(folder, "lab/cite", private=True, **here)
+    assert address == f"{hub.endpoint}/lab/cite/commit/{hub.revision('lab/cite')}"
+    assert hub.private["lab/cite"]
+    assert set(hub.files["lab/cite"]) == FILES
+    assert hub.files["lab/cite"]["README.md"] == (folder / "README.md").read_bytes()
+    model = av.io.from_hub("lab/cite", cache_dir=tmp_path / "cache", **here)
+    ours = av.tl.predict(fitted, model="totalanvi", inplace=False)
+    np.testing.assert_array_equal(av.tl.predict(fitted, model=model, inplace=False), ours)
+
+
+def test_small_data_go_with_it(hub, here, fitted, folder, tmp_path):
+    """The whole workflow: minify, share, and elsewhere ask without a count."""
+    for key in ("scvi", "scanvi", "totalvi"):
+        part = fitted if key == "totalvi" else fitted["rna"]
+        del part.uns[key]
+    denoised = av.tl.denoise(fitted, inplace=False, features=list(fitted["prot"].var_names[:3]))
+    compared = {"groupby": "true_cell_type", "n_samples": 200, "inplace": False}
+    tables = av.tl.differential_expression(fitted, **compared)
+    expected = av.tl.predict(fitted, inplace=False)
+    small = av.tl.minify(fitted, copy=True)
+    assert small["rna"].X.nnz == 0
+    av.write_model(small, folder, overwrite=True)
+    assert "**Data is minified**: True" in (folder / "README.md").read_text()
+    av.io.push_to_hub(folder, "lab/small", data=small, **here)
+    assert set(hub.files["lab/small"]) == FILES | {"data.h5mu"}
+    with quiet_mudata():
+        back = av.io.data_from_hub("lab/small", cache_dir=tmp_path / "cache", **here)
+    model = av.io.from_hub("lab/small", cache_dir=tmp_path / "cache", **here)
+    np.testing.assert_array_equal(av.tl.predict(back, model=model, inplace=False), expected)
+    again = av.tl.denoise(back, inplace=False, features=list(fitted["prot"].var_names[:3]))
+    np.testing.assert_allclose(again, denoised, rtol=1e-5)
+    for mod, found in av.tl.differential_expression(back, **compared).items():
+        pd.testing.assert_frame_equal(found, tables[mod], rtol=1e-4)
+
+
+def test_an_anndata_goes_with_it(hub, here, fitted, tmp_path):
+    av.write_model(fitted, tmp_path / "rna", model="scvi")
+    av.io.push_to_hub(tmp_path / "rna", "lab/rna", data=fitted["rna"], **here)
+    back = av.io.data_from_hub("lab/rna", cache_dir=tmp_path / "cache", **here)
+    assert isinstance(back, anndata.AnnData) and back.shape == fitted["rna"].shape
+
+
+def test_only_files_with_known_names_are_fetched(hub, here, folder, tmp_path):
+    """A repository may hold anything; a pickle in it never reaches this machine."""
+    av.io.push_to_hub(folder, "lab/odd", **here)
+    hub.files["lab/odd"]["model.pt"] = b"cos\nsystem\n(S'touch pwned'\ntR."
+    hub.files["lab/odd"]["setup.py"] = b"raise SystemExit"
+    hub.requests.clear()
+    av.io.from_hub("lab/odd", cache_dir=tmp_path / "cache", **here)
+    assert not any("model.pt" in line or "setup.py" in line for line in hub.requests)
+    assert {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")} == FILES
+
+
+def test_what_was_tampered_with_is_refused(hub, here, folder, tmp_path):
+    av.io.push_to_hub(folder, "lab/bad", **here)
+    weights = bytearray(hub.files["lab/bad"]["model.safetensors"])
+    weights[-1] ^= 1
+    hub.files["lab/bad"]["model.safetensors"] = bytes(weights)
+    with pytest.raises(ValueError, match="truncated or was edited"):
+        av.io.from_hub("lab/bad", cache_dir=tmp_path / "cache", **here)
+
+
+def test_a_repository_without_a_model_or_data(hub, here, folder, tmp_path):
+    hub.files["lab/empty"] = {"README.md": b"# nothing"}
+    with pytest.raises(FileNotFoundError, match="'lab/empty' holds no model of anvi"):
+        av.io.from_hub("lab/empty", cache_dir=tmp_path / "cache", **here)
+    with pytest.raises(FileNotFoundError, match=r"neither data\.h5mu nor data\.h5ad"):
+        av.io.data_from_hub("lab/empty", cache_dir=tmp_path / "cache", **here)
+
+
+def test_nothing_is_sent_that_is_no_model(hub, here, folder, tmp_path):
+    (folder / "history.csv").write_text("epoch\n")
+    with pytest.raises(ValueError, match=r"history\.csv is truncated or was edited"):
+        av.io.push_to_hub(folder, "lab/x", **here)
+    with pytest.raises(FileNotFoundError, match="no model folder of anvi"):
+        av.io.push_to_hub(tmp_path, "lab/x", **here)
+    with pytest.raises(TypeError, match="Expected a MuData or an AnnData"):
+        av.io.push_to_hub(folder, "lab/x", data="data.h5mu", **here)
+    assert hub.requests == []
+
+
+def test_without_the_package(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"pip install 'anvi\[hub\]'"):
+        av.io.push_to_hub(folder, "lab/x")
+    assert "huggingface_hub" not in vars(_hub)

@@ -1,0 +1,123 @@
+"""pl.report: one page from the slots; what it says is what the slots say."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+import anvi as av
+from anvi.pl._slots import resolve
+from anvi.pl.report import checks
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    mdata = av.datasets.synthetic_cite(1_000, n_genes=60)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=3, train_size=0.8)
+    av.metrics.criticism(mdata, n_samples=2)
+    return mdata
+
+
+class Page(HTMLParser):
+    """Tags of a page; every tag that is opened must be closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.opened, self.images, self.headings, self.others = [], [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.images.append(dict(attributes)["src"])
+        elif tag != "meta":
+            self.opened.append(tag)
+        self.others.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        if self.opened and self.opened[-1] == "h2":
+            self.headings.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(fitted):
+    text = av.pl.report(fitted)
+    page = Page(text)
+    assert not page.opened and not page.others & {"script", "link", "iframe"}
+    assert page.headings == [
+        "Checks",
+        "Course of the fit",
+        "Predictions",
+        "Validation cells",
+        "Does confidence mean what it says?",
+        "Who measured which protein",
+        "Drawn counts beside the data",
+    ]
+    assert len(page.images) == len(page.headings) - 1
+    for source in page.images:
+        kind, data = source.split(",", 1)
+        assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+    assert not re.search(r"https?://", text)
+
+
+def test_numbers_are_those_of_the_slots(fitted):
+    found = {line.what: line for line in checks(resolve(fitted, None))}
+    table = av.metrics.classification(fitted)
+    assert f"accuracy {table.loc['overall', 'accuracy']:.3f}" in found["labels"].found
+    history = fitted.uns["totalanvi"]["history"]
+    best = int(np.argmin(history["validation_loss"]))
+    assert found["length of the training"].found.startswith(f"best epoch {best + 1} of 3")
+    assert (found["length of the training"].verdict == "warn") == (best == 2)
+    verdicts = fitted.uns["totalanvi"]["criticism"]["verdict"]
+    assert sum(": " in what and "cells" in what for what in found) >= len(verdicts)
+    for row in verdicts.itertuples():
+        assert found[f"{row.modality}: {row.metric} {row.statistic}, {row.cells} cells"].verdict == row.verdict
+
+
+def test_a_class_that_is_never_found_is_named(fitted):
+    broken = fitted.copy()
+    first = str(broken.obs["cell_type"].value_counts().index[1])
+    other = next(c for c in broken.obs["totalanvi_prediction"].cat.categories if c != first)
+    broken.obs["totalanvi_prediction"] = pd.Categorical(
+        broken.obs["totalanvi_prediction"].astype(str).replace({first: other})
+    )
+    lines = {line.what: line for line in checks(resolve(broken, None))}
+    assert (
+        lines["recall of every class"].verdict == "warn" and f"{first} (0.00)" in lines["recall of every class"].found
+    )
+
+
+def test_names_cannot_break_the_page(fitted):
+    odd = fitted.copy()
+    odd.uns["totalanvi"]["params"]["batch_key"] = "<script>alert(1)</script>"
+    assert "<script>" not in av.pl.report(odd)
+
+
+def test_what_is_missing_is_said_in_its_place(fitted):
+    bare = fitted.copy()
+    del bare.obsm["X_totalanvi"]
+    page = av.pl.report(bare)
+    assert "class='none'" in page and len(Page(page).images) == 5
+
+
+def test_a_fit_without_labels_after_a_file(tmp_path):
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    av.tl.scvi(mdata, max_epochs=2)
+    mdata.write(tmp_path / "x.h5mu")
+    page = Page(av.pl.report(mudata.read(tmp_path / "x.h5mu")))
+    assert page.headings == ["Checks", "Course of the fit"]
+
+
+def test_no_file_is_overwritten(fitted, tmp_path):
+    path = tmp_path / "page.html"
+    text = av.pl.report(fitted, path)
+    assert path.read_text(encoding="utf-8") == text
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        av.pl.report(fitted, path)
+    av.pl.report(fitted, path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
