@@ -196,7 +196,7 @@ def alternate(peer, ours: Ours, options) -> list[dict]:
 
     chosen = {"early_stopping": False} if options.model == "totalvi" else {}
     if options.model == "totalvi":
-        chosen["plan_kwargs"] = {"n_epochs_kl_warmup": WARMUP, "reduce_lr_on_plateau": False}
+        chosen |= {"plan_kwargs": {"n_epochs_kl_warmup": WARMUP}, "reduce_lr_on_plateau": False}
     peer.train(
         max_epochs=options.epochs + options.warmup,
         batch_size=options.batch_size,

@@ -532,7 +532,15 @@ def test_per_batch_parameters(halves, name):
     if "total" in name:
         options |= {"protein_dispersion": "protein-batch", "objective": "scvi-tools"}
     fitted_alone(reference, name, key_added="mine", **options)
+    batch = query.obs["batch"].astype(str)
+    batch.iloc[np.flatnonzero(batch == "batch_2")[:20]] = "batch_0"  # a known one: what the reference says of it stays
+    query.obs["batch"] = batch
+    theirs = av.get.model(reference, "mine").network
     network = av.get.model(mapped(query, reference, "mine"), "mine").network
+    assert (network.library_mean[:2] == theirs.library_mean).all()
+    assert (network.library_var[:2] == theirs.library_var).all() and (
+        network.rna.log_theta[:2] == theirs.rna.log_theta
+    ).all()
     assert network.rna.log_theta.shape == (4, 60) and network.library_mean.shape == (4,)
     if "total" in name:
         assert network.protein.log_phi.shape == network.protein.log_efficiency.shape == (4, 20)

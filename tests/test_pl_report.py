@@ -121,3 +121,19 @@ def test_no_file_is_overwritten(fitted, tmp_path):
         av.pl.report(fitted, path)
     av.pl.report(fitted, path, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(("epochs", "labels_key"), [(0, None), (1, None), (0, "cell_type")])
+def test_mapped_cells(fitted, epochs, labels_key):
+    query = av.datasets.synthetic_cite(200, n_genes=60, random_state=1)
+    query.obs["batch"] = "new"
+    av.tl.map_query(query, fitted, max_epochs=epochs, labels_key=labels_key)
+    lines = {line.what: line for line in checks(resolve(query, None))}
+    assert lines["labels"].verdict == "unknown"
+    assert "recall of every class" not in lines  # nothing to hold predictions against, though obs has a "cell_type"
+    assert lines["calibration"].verdict == "unknown" and "reference" in lines["calibration"].found
+    asked = np.full(200, True) if labels_key is None else (query.obs["cell_type"] == "Unknown").to_numpy()
+    share = np.mean((query.obs["totalanvi_label"].astype(str) == "Unassigned")[asked])
+    assert lines["cells of no known type"].found.startswith(f"{share:.1%} of")
+    page = Page(av.pl.report(query))
+    assert not page.opened and "Predictions" in page.headings

@@ -3,5 +3,6 @@
 from .bound import elbo, marginal_likelihood, reconstruction_error
 from .classification import classification
 from .criticism import criticism
+from .novelty import novelty
 
-__all__ = ["classification", "criticism", "elbo", "marginal_likelihood", "reconstruction_error"]
+__all__ = ["classification", "criticism", "elbo", "marginal_likelihood", "novelty", "reconstruction_error"]

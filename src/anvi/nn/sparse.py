@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .batch import Entries
 
 BLOCK = 65_536
-"""Entries of a matrix that are worked on at a time on a CPU, so that what belongs to them stays in its cache."""
+"""Entries of a matrix that a thread works on at a time on a CPU, so that what belongs to them stays in its cache."""
 
 
 def nb(
@@ -148,10 +148,16 @@ def _softplus(t: Tensor) -> Tensor:
     return t.abs().neg_().exp_().log1p_().add_(t.clamp(min=0))
 
 
+def _softplus_difference(t: Tensor, z: Tensor) -> Tensor:
+    """softplus(t) - softplus(-z), with one logarithm for both."""
+    ratio = t.abs().neg_().exp_().add_(1).div_(z.abs().neg_().exp_().add_(1))
+    return ratio.log_().add_(t.clamp(min=0)).sub_(z.neg().clamp_(min=0))
+
+
 def _blocks(matrix: Tensor) -> Iterator[slice]:
     """Blocks of rows that fit the cache; all rows at once on an accelerator."""
     cells, genes = matrix.shape
-    size = max(1, BLOCK // genes) if matrix.device.type == "cpu" else max(1, cells)
+    size = max(1, BLOCK * torch.get_num_threads() // genes) if matrix.device.type == "cpu" else max(1, cells)
     return (slice(start, start + size) for start in range(0, cells, size))
 
 
@@ -280,7 +286,7 @@ def _as_zeros(mean: Tensor, theta: Tensor, zero_logits: Tensor | None, eps: floa
                 value = -(one_more @ theta)
     else:
         t = one_more.mul_(theta).neg_().sub_(zero_logits)
-        value = _softplus(t).sub_(_softplus(-zero_logits)).sum(1)
+        value = _softplus_difference(t, zero_logits).sum(1)
         explained = t.sigmoid_()  # share of the zeros that the negative binomial explains
         torch.sub(torch.sigmoid(-zero_logits), explained, out=by_zero)
         by_theta.mul_(explained)

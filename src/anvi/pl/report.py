@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._data import slots
 from anvi._data.containers import Data
 
 from ._slots import Fit, resolve
@@ -138,6 +139,8 @@ def _training(fit: Fit) -> list[Line]:
 
 
 def _labels(fit: Fit) -> list[Line]:
+    if fit.setup["labels_key"] is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
+        return [Line("unknown", "labels", "no labelled validation cells")]
     labels = fit.labels(fit.setup["labels_key"]).astype(object)
     frame = pd.DataFrame({"true": labels, "predicted": fit.prediction().astype(object)})
     split = fit.split().to_numpy()
@@ -155,7 +158,11 @@ def _labels(fit: Fit) -> list[Line]:
 
 def _confidence(fit: Fit) -> list[Line]:
     lines, table = [], fit.home.uns[fit.key].get("calibration")
-    if table is None:
+    params = fit.home.uns[fit.key].get("params", {})
+    if table is None and "temperature" in params:
+        text = "confidence is calibrated as in the reference; not checked on these cells"
+        lines.append(Line("unknown", "calibration", text))
+    elif table is None:
         lines.append(Line("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
     else:
         table = table.assign(gap=(table["accuracy"] - table["confidence"]).abs() * table["cells"])
@@ -167,8 +174,9 @@ def _confidence(fit: Fit) -> list[Line]:
             lines.append(Line(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
     column = f"{fit.key}_label"
     if column in fit.home.obs:
-        labels = fit.labels(fit.setup["labels_key"])
-        share = float((fit.home.obs[column].astype(object) == "Unassigned")[labels.isna().to_numpy()].mean())
+        key = fit.setup["labels_key"]
+        asked = np.ones(len(fit.home.obs), dtype=bool) if key is None else fit.labels(key).isna().to_numpy()
+        share = float((fit.home.obs[column].astype(object) == "Unassigned")[asked].mean())
         if np.isfinite(share):
             verdict = "pass" if share <= UNASSIGNED_LIMIT else "warn"
             lines.append(Line(verdict, "cells of no known type", f"{share:.1%} of the cells without a label"))

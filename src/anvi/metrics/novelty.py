@@ -1,0 +1,153 @@
+"""metrics.novelty: would cells of a type that nobody labelled be noticed?"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+
+from anvi._data import slots
+from anvi._data.containers import Data, check_type
+from anvi._data.setup import Setup, label_column
+from anvi._find import resolve
+from anvi._fit.plan import Plan
+from anvi._fit.start import NO_OPTIONS
+from anvi._model import Model
+from anvi.nn import Config
+from anvi.tl._fit import Where, run_fit
+
+LEFT_OUT = "anvi_left_out"
+"""Column of labels without one class, in the copies that are fitted."""
+
+
+def novelty(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    classes: Sequence[str] | None = None,
+    max_epochs: int | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Leave one cell type out: fit again without its labels, and see whether its cells stand out.
+
+    For every class the model is fitted again, with the options of the fit, to a copy of the data in which no cell of
+    the class has a label. A score that knows what it does not know is high for these cells and low for validation cells
+    of the other classes. This takes as many fits as there are classes; name some, or pass a lower `max_epochs`.
+
+    Parameters
+    ----------
+    data
+        The fitted object, with counts.
+    model
+        Key or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
+    classes
+        Which types to leave out; None: all.
+    max_epochs
+        Epochs of each fit; None: as many as the fit had.
+    device
+        "auto" or a torch device.
+
+    Returns
+    -------
+    DataFrame with a row per class that was left out. Columns:
+
+    `cells`
+        Labelled cells of the class.
+    `auroc`
+        Of the novelty score: these cells against labelled validation cells of all other classes.
+    `rejected`, `false_rejects`
+        Share of these cells, and of those validation cells, with a score above 1.
+    `taken_for`
+        The class that most of them are predicted to be.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model or class, the model has no labels, or too few cells are labelled to tell.
+
+    Notes
+    -----
+    Nothing is written. Source: demand for leave-one-type-out checks; the score is that of `obs['{key}_novelty']`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(1200, n_genes=60)
+    >>> av.tl.scanvi(mdata, max_epochs=2, train_size=0.8)
+    >>> table = av.metrics.novelty(mdata, classes=["B"])
+    >>> list(table.columns)
+    ['cells', 'auroc', 'rejected', 'false_rejects', 'taken_for']
+    """
+    check_type(data)
+    fitted, key = resolve(data, model)
+    if not fitted.config.has_labels:
+        raise ValueError(f"The model '{key}' ({fitted.name}) has no labels, so none can be left out.")
+    strangers = sorted(set(classes or ()) - set(fitted.classes))
+    if strangers:
+        raise KeyError(f"classes: '{strangers[0]}' is no class of the model; it has {', '.join(fitted.classes)}.")
+    rows = {name: _leave_out(data, fitted, name, max_epochs, device) for name in classes or fitted.classes}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("left_out")
+
+
+def _leave_out(data: Data, fitted: Model, name: str, max_epochs: int | None, device: str) -> dict:
+    from sklearn.metrics import roc_auc_score
+
+    setup, copy, key = fitted.setup, data.copy(), "anvi_left_out"
+    labels = label_column(copy, setup.labels_key, setup.unlabeled_category, setup.mods)
+    left = labels.where(labels != name).fillna(setup.unlabeled_category)
+    copy.obs[LEFT_OUT] = pd.Categorical(left.reindex(copy.obs_names).fillna(setup.unlabeled_category))
+    options = _options(fitted) | ({} if max_epochs is None else {"max_epochs": max_epochs})
+    seed = int(fitted.info.get("random_state", 0))
+    run_fit(
+        copy,
+        fitted.name,
+        _where(setup),
+        options,
+        device=device,
+        random_state=seed,
+        key_added=key,
+        copy=False,
+        checkpoint=None,
+    )
+    home = slots.home(copy, setup)
+    if slots.novelty(key) not in home.obs:
+        raise ValueError(f"Without '{name}' too few validation cells are labelled to say what is far.")
+    true, score = labels.reindex(home.obs_names), home.obs[slots.novelty(key)]
+    of_class = (true == name).to_numpy()
+    others = ((home.obs[slots.split(key)] == "validation") & true.notna()).to_numpy() & ~of_class
+    return {
+        "cells": int(of_class.sum()),
+        "auroc": float(roc_auc_score(of_class[of_class | others], score[of_class | others])),
+        "rejected": float((score[of_class] > 1).mean()),
+        "false_rejects": float((score[others] > 1).mean()),
+        "taken_for": str(home.obs[slots.prediction(key)][of_class].mode()[0]),
+    }
+
+
+def _options(fitted: Model) -> dict:
+    """Options of the network and of the training, as they were."""
+    config = fitted.config.to_dict()
+    network = {field.name: config[field.name] for field in fields(Config) if field.name not in NO_OPTIONS}
+    training = {field.name: fitted.info.get(field.name) for field in fields(Plan)}
+    return {name: value for name, value in (network | training).items() if value is not None}
+
+
+def _where(setup: Setup) -> Where:
+    """Where things are, as the fit was told, but for the labels."""
+    places = ((setup.rna_mod, setup.rna_layer), (setup.prot_mod, setup.prot_layer))
+    layers = {mod: layer for mod, layer in places if layer}
+    covariates = [key for key, _ in setup.categorical]
+    return Where(
+        labels_key=LEFT_OUT,
+        unlabeled_category=setup.unlabeled_category,
+        batch_key=setup.batch_key,
+        panel_key=setup.panel_key,
+        missing=setup.missing,
+        layer=layers or None,
+        categorical_covariate_keys=covariates or None,
+        continuous_covariate_keys=list(setup.continuous) or None,
+        size_factor_key=setup.size_factor_key,
+        rna_mod=setup.rna_mod,
+        prot_mod=setup.prot_mod,
+        prot_obsm=setup.prot_obsm,
+    )
