@@ -90,7 +90,11 @@ class Ours:
         self.cells: Cells = cells.to(torch.device(options.device))
         labelled = options.batch_size if options.objective == "scvi-tools" else None
         self.plan = Plan(
-            batch_size=options.batch_size, labelled_batch_size=labelled, adam_eps=0.01, lr=PEER_LR[name]
+            batch_size=options.batch_size,
+            labelled_batch_size=labelled,
+            adam_eps=0.01,
+            lr=PEER_LR[name],
+            hide_proteins=0.0,
         ).for_cells(len(self.train_cells), warm_start=False)
         self.state = loop._start(network, self.cells, self.plan, 0, torch.device(options.device))
         size = loop._labelled_size(network, self.plan)

@@ -365,6 +365,8 @@ def test_errors_name_the_slot(fitted):
     for metric in (av.metrics.elbo, av.metrics.marginal_likelihood, av.metrics.reconstruction_error):
         with pytest.raises(ValueError, match="n_samples=0"):
             metric(fitted, model="scvi", n_samples=0)
+        with pytest.raises(ValueError, match="n_samples=2.5 must be a whole number"):
+            metric(fitted, model="scvi", n_samples=2.5)
     del new.obs["cell_type"]
     with pytest.raises(KeyError, match="labels_key='cell_type'"):
         av.metrics.elbo(new, model=model)

@@ -388,3 +388,31 @@ def test_get_denoised_with_shared_names():
     np.testing.assert_array_equal(table["prot:G001"], mdata.obsm["totalvi_prot_denoised"]["G001"])
     with pytest.raises(ValueError, match="'G001' is in several modalities"):
         av.get.denoised(mdata, ["G001"])
+
+
+def test_get_denoised_of_an_object_that_has_lost_genes(fitted):
+    """A gene that is gone has no values, least of all those of another gene."""
+    av.tl.denoise(fitted, model="totalvi")
+    before = av.get.denoised(fitted, model="totalvi")
+    mods = {"rna": fitted["rna"][:, 30:5:-1].copy(), "prot": fitted["prot"]}
+    less = mudata_of(mods, like=fitted)
+    less.uns["totalvi"] = fitted.uns["totalvi"]
+    less.obsm["totalvi_prot_denoised"] = fitted.obsm["totalvi_prot_denoised"].loc[less.obs_names]
+    gone, kept = fitted["rna"].var_names[0], fitted["rna"].var_names[10]
+    table = av.get.denoised(less, model="totalvi")
+    assert set(table) == {*less["rna"].var_names, *fitted["prot"].var_names}
+    pd.testing.assert_frame_equal(table, before.loc[table.index, table.columns])
+    pd.testing.assert_frame_equal(av.get.denoised(less, ["P01", kept], model="totalvi"), before[["P01", kept]])
+    with pytest.raises(KeyError, match=f"'{gone}' is no longer among the genes"):
+        av.get.denoised(less, [kept, gone], model="totalvi")
+
+
+def test_a_batch_of_numbers_is_named_by_its_number():
+    mdata = cite()
+    mdata.obs["run"] = mdata.obs["batch"].cat.codes.to_numpy()
+    av.tl.totalvi(mdata, batch_key="run", max_epochs=1)
+    one, same = (av.tl.denoise(mdata, transform_batch=name, inplace=False) for name in ("1", 1))
+    np.testing.assert_array_equal(one["rna"], same["rna"])
+    assert "batch" not in av.tl.denoise(mdata, transform_batch=np.int64(1), return_mean=False).dims
+    with pytest.raises(ValueError, match="no batch '7'"):
+        av.tl.denoise(mdata, transform_batch=7)

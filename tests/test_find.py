@@ -2,6 +2,7 @@
 
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import cite, mudata_of
 
@@ -30,6 +31,46 @@ def test_a_key_that_holds_something_else_is_refused(no_training):
     mdata.uns["pca"] = {"params": 1}
     with pytest.raises(ValueError, match=r"uns\['pca'\] holds something that is no model"):
         av.tl.totalvi(mdata, key_added="pca")
+
+
+QUERIES = {
+    "latent": {},
+    "predict": {},
+    "denoise": {"modality": "rna"},
+    "foreground": {},
+    "feature_correlation": {"n_samples": 1, "n_cells": 20},
+    "attributions": {"n_cells": 2, "n_steps": 2},
+}
+
+
+@pytest.mark.parametrize("verb", QUERIES)
+def test_key_added_is_no_way_into_the_slots_of_another_fit(fitted, verb):
+    before = fitted.obsm["X_totalvi"].copy()
+    with pytest.raises(ValueError, match="under 'totalvi'.*another key_added="):
+        getattr(av.tl, verb)(fitted, model="totalanvi", key_added="totalvi", **QUERIES[verb])
+    np.testing.assert_array_equal(fitted.obsm["X_totalvi"], before)
+    av.tl.latent(fitted, model="totalanvi", key_added="totalanvi")  # its own are its own
+
+
+@pytest.mark.parametrize("theirs", ["a note", pd.DataFrame({"a": [1]}), {"params": {"n_neighbors": 15}}])
+@pytest.mark.parametrize("verb", QUERIES)
+def test_a_query_leaves_what_is_no_result_of_anvi_alone(fitted, verb, theirs):
+    fitted.uns["mine"] = theirs
+    slots = set(fitted.obsm), set(fitted.varp), set(fitted["rna"].layers)
+    with pytest.raises(
+        ValueError, match=r"uns\['mine'\] holds something that is no result of anvi.*another key_added="
+    ):
+        getattr(av.tl, verb)(fitted, model="totalanvi", key_added="mine", **QUERIES[verb])
+    assert (set(fitted.obsm), set(fitted.varp), set(fitted["rna"].layers)) == slots
+    assert type(fitted.uns["mine"]) is type(theirs) and len(fitted.uns["mine"]) == len(theirs)
+
+
+def test_what_is_left_of_a_fit_without_its_model_may_be_written_to(fitted):
+    model = av.get.model(fitted, "totalanvi")
+    del fitted.uns["totalanvi"]["model"]
+    av.tl.denoise(fitted, model=model, modality="prot")
+    av.tl.denoise(fitted, model=model, modality="rna", key_added="totalanvi")
+    assert set(fitted.uns["totalanvi"]["denoise"]) == {"rna", "prot"}
 
 
 def test_a_key_of_a_model_elsewhere_in_the_object_is_refused(fitted, no_training):

@@ -54,6 +54,17 @@ def test_missing_and_unassigned_cells_take_no_part_unless_they_are_named(mdata, 
     assert against.outside[0].sum() == 4 and against.reference == "Unassigned"
 
 
+def test_a_group_that_is_called_rest_is_a_group(mdata, setup):
+    truth = mdata.obs["true_cell_type"].astype(str)
+    mdata.obs["state"] = np.where(truth == "NK", "active", "rest")
+    found = find_groups(mdata, setup, "state")
+    assert found.names == ["active", "rest"]
+    np.testing.assert_array_equal(found.outside[1], truth == "NK")
+    masks = find_groups(mdata, setup, None, {"rest": (truth != "NK").to_numpy(), "NK": (truth == "NK").to_numpy()})
+    assert masks.names == ["rest", "NK"]
+    np.testing.assert_array_equal(masks.outside[0], truth == "NK")
+
+
 def test_some_groups_and_pairs(mdata, setup):
     truth = mdata.obs["true_cell_type"]
     some = find_groups(mdata, setup, "true_cell_type", ["NK", "B"])

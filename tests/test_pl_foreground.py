@@ -129,6 +129,20 @@ def test_a_model_from_elsewhere(mdata):
         np.testing.assert_allclose(sum(hills(ax)), seen[name], rtol=1e-6)
 
 
+def test_minified_objects_have_no_counts_to_be_divided(mdata):
+    av.tl.foreground(mdata)
+    small = av.tl.minify(mdata, copy=True)
+    with pytest.raises(ValueError, match=r"mdata\['prot'\].X is empty: av.tl.minify dropped the counts"):
+        av.pl.foreground(small, show=False)
+    adata = mdata["rna"].copy()
+    adata.obsm["protein"] = mdata["prot"].to_df().reindex(adata.obs_names)
+    av.tl.totalvi(adata, prot_obsm="protein", max_epochs=1)
+    av.tl.minify(adata)
+    av.tl.foreground(adata)
+    with pytest.raises(ValueError, match=r"obsm\['protein'\] is empty: av.tl.minify dropped the counts"):
+        av.pl.foreground(adata, show=False)
+
+
 def test_errors(fitted):
     with pytest.raises(KeyError, match=r"obsm\['totalvi_prot_foreground'\].*av.tl.foreground\(data, model='totalvi'\)"):
         av.pl.foreground(fitted, model="totalvi")

@@ -384,8 +384,10 @@ def test_latent_samples(fitted):
 
 
 def test_number_of_samples(fitted):
-    with pytest.raises(ValueError, match="n_samples=0 must be at least 1"):
+    with pytest.raises(ValueError, match="n_samples=0 must be a whole number, at least 1"):
         av.tl.latent(fitted, model="totalvi", n_samples=0)
+    with pytest.raises(ValueError, match="n_samples=2.5 must be a whole number"):
+        av.tl.latent(fitted, model="totalvi", n_samples=2.5)
 
 
 def test_answers_do_not_depend_on_the_chunk(fitted, monkeypatch):

@@ -132,12 +132,26 @@ def check_no_own_label(data: Data, setup: Setup, key: str) -> None:
 
 
 def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> str:
-    """The prefix under which a verb writes; never over the results of another model that lies in the object."""
-    if key_added is not None:
-        return slots.clean_key(key_added)
-    there = fitted(data)
-    if key in there and json.loads(str(there[key].uns[key]["model"]["config"])) != json.loads(
-        json.dumps(model.facts())
-    ):
-        raise ValueError(f"This object has a fit of its own under '{key}'; pass key_added= to write beside it.")
-    return slots.clean_key(key)
+    """The prefix under which a verb writes; never over the results of another model, nor over the user's own.
+
+    Raises
+    ------
+    ValueError
+        If another fit of the object has the prefix, or something lies there that is no result of anvi.
+    """
+    there, wanted = fitted(data), slots.clean_key(key if key_added is None else key_added)
+    another = "another " if key_added is not None else ""
+    if wanted in there:
+        config = json.loads(str(there[wanted].uns[wanted]["model"]["config"]))
+        if config != json.loads(json.dumps(model.facts())):
+            raise ValueError(
+                f"This object has a fit of its own under '{wanted}'; pass {another}key_added= to write beside it."
+            )
+        return wanted
+    joint = model.setup.joint or isinstance(data, AnnData)
+    entry = (data if joint else data.mod.get(model.setup.rna_mod, data)).uns.get(wanted)
+    if entry is not None and not slots.only_queries(entry) and not slots.is_fit(entry):
+        raise ValueError(
+            f"uns['{wanted}'] holds something that is no result of anvi; pass {another}key_added= to write beside it."
+        )
+    return wanted

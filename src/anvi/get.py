@@ -188,8 +188,8 @@ def denoised(
     data
         An object with `mdata['rna'].layers['{key}_denoised']` or `mdata.obsm['{key}_prot_denoised']`.
     features
-        Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: all that were written; a name
-        that a gene and a protein share then comes with its modality.
+        Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: all that were written and are
+        still there; a name that a gene and a protein share then comes with its modality.
     model
         Key or :class:`~anvi.Model`; None: the only fitted model there.
     key_added
@@ -203,7 +203,7 @@ def denoised(
     Raises
     ------
     KeyError, ValueError
-        If nothing was denoised yet, there is no such model or feature, or a name means two.
+        If nothing was denoised yet, there is no such model or feature, it has left the object, or a name means two.
 
     Examples
     --------
@@ -217,36 +217,33 @@ def denoised(
     fitted, key = resolve(data, model)
     setup, key = fitted.setup, key if key_added is None else key_added
     wanted = find_features(setup, features)
-    home, tables = slots.home(data, setup), []
+    home, tables = slots.home(data, setup), {}
     command = f"run av.tl.denoise(data, model='{key}') first"
     rna = containers.modality(data, setup.rna_mod, "rna_mod")
     if slots.denoised(key) in rna.layers:
-        column = rna.var_names.astype(str).get_indexer(wanted.gene_names)
-        values = rna.layers[slots.denoised(key)][:, column]
-        tables.append(pd.DataFrame(values, rna.obs_names, wanted.gene_names).reindex(home.obs_names))
+        column = rna.var_names.astype(str).get_indexer(list(wanted.gene_names))
+        there = [name for name, place in zip(wanted.gene_names, column, strict=True) if place >= 0]
+        if features is not None and len(there) < len(column):
+            gone = next(name for name in wanted.gene_names if name not in there)
+            raise KeyError(f"features: '{gone}' is no longer among the genes of the object, nor are its values.")
+        values = rna.layers[slots.denoised(key)][:, column[column >= 0]]
+        tables[setup.rna_mod] = pd.DataFrame(values, rna.obs_names, there).reindex(home.obs_names)
     elif wanted.has_genes and features is not None:
         raise KeyError(f"There is no layers['{slots.denoised(key)}'] with genes; {command}.")
     if slots.prot_denoised(key) in home.obsm:
         table = home.obsm[slots.prot_denoised(key)][[slots.column_name(name) for name in wanted.protein_names]]
-        tables.append(table.set_axis(list(wanted.protein_names), axis=1))
+        tables[setup.prot_mod] = table.set_axis(list(wanted.protein_names), axis=1)
     elif wanted.has_proteins and features is not None:
         raise KeyError(f"There is no obsm['{slots.prot_denoised(key)}']; {command}.")
     if not tables:
         raise KeyError(f"There is no layers['{slots.denoised(key)}']; {command}.")
-    out = pd.concat(tables, axis=1)
+    out = pd.concat(tables.values(), axis=1)
     if features is not None:
         return out.iloc[:, wanted.order].set_axis(list(wanted.asked), axis=1)
-    return _told_apart(out, setup)
-
-
-def _told_apart(table: pd.DataFrame, setup) -> pd.DataFrame:
-    """Columns of genes and proteins, with their modality where they share a name."""
-    if table.columns.is_unique:
-        return table
-    shared = set(setup.genes) & set(setup.proteins)
-    mods = [setup.rna_mod] * len(setup.genes) + [setup.prot_mod] * len(setup.proteins)
-    names = [f"{mod}:{name}" if name in shared else name for mod, name in zip(mods, table.columns, strict=True)]
-    return table.set_axis(names, axis=1)
+    mods = [mod for mod, table in tables.items() for _ in table]
+    shared = out.columns.duplicated(keep=False)
+    names = zip(mods, out.columns, shared, strict=True)
+    return out.set_axis([f"{mod}:{name}" if both else name for mod, name, both in names], axis=1)
 
 
 def attributions(data: Data, *, model: str | None = None, per_cell: bool = False) -> xr.Dataset:

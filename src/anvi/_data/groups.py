@@ -97,7 +97,7 @@ def _from_column(data: Data, setup: Setup, key: str, groups: str | Sequence[str]
             raise ValueError(f"groupby='{key}' has no cells with the value '{name}'; it has {known}.")
     named = {*asked, str(reference)}
     eligible = [name for name in categories if name not in nobody or name in named]
-    names = [name for name in (asked or eligible) if name != reference]
+    names = [name for name in (asked or eligible) if name != reference or reference == REST]
     if not names or len(eligible) < 2:
         there = f"a single group, '{eligible[0]}'" if eligible else "no group"
         raise ValueError(f"groupby='{key}' has {there}: there is nothing to compare.")
@@ -152,7 +152,7 @@ def _from_masks(data: Data, setup: Setup, groups: Mapping[str, Mask], reference:
             f"reference='{reference}' is neither '{REST}' nor one of the groups: {', '.join(map(repr, masks))}. "
             "Give it a mask of its own among them."
         )
-    names = [name for name in masks if name != reference]
+    names = [name for name in masks if name != reference or reference == REST]
     if not names:
         raise ValueError(f"'{reference}' is the only group: there is nothing to compare.")
     inside = [masks[name] for name in names]

@@ -169,6 +169,11 @@ def only_queries(entry) -> bool:
     return isinstance(entry, Mapping) and set(entry) <= set(QUERIES)
 
 
+def is_fit(entry) -> bool:
+    """Whether an entry of `uns` is what a fit has written, with its model or without."""
+    return isinstance(entry, Mapping) and {"params", "classes", "features"} <= set(entry)
+
+
 def remove(part: Data, *names: str) -> None:
     """Delete what lies under these names in a part, in whatever kind of slot."""
     tables = [part.obs, part.obsm, part.varm, part.varp, part.uns]

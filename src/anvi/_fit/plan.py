@@ -25,7 +25,7 @@ class Plan:
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
     protein_weight: float = 1.0
-    hide_proteins: float = 0.0  # share of cells whose proteins the encoder does not see in a step; still explained
+    hide_proteins: float = 0.5  # share of cells whose proteins the encoder does not see in a step; still explained
     adversary: bool | None = None  # None: where panels differ
     max_grad_norm: float = 50.0
     max_retries: int = 3

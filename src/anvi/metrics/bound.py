@@ -13,6 +13,7 @@ from anvi._model import Model
 from anvi._posterior.bound import Bound, bound, marginal
 from anvi.tl._ask import Asked, ask
 from anvi.tl._fit import RandomState, seed_of
+from anvi.tl._queries import check_samples
 
 
 def elbo(
@@ -80,7 +81,7 @@ def elbo(
     >>> list(av.metrics.elbo(mdata, split="validation"))[:4]
     ['elbo', 'reconstruction_rna', 'reconstruction_protein', 'kl_z']
     """
-    _check_samples(n_samples)
+    n_samples = check_samples(n_samples)
     asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
     found, index = _bound(data, asked, split, n_samples, random_state)
     present = {name: values for name, values in found._asdict().items() if values is not None}
@@ -143,7 +144,7 @@ def reconstruction_error(
     >>> sorted(av.metrics.reconstruction_error(mdata))
     ['protein', 'rna']
     """
-    _check_samples(n_samples)
+    n_samples = check_samples(n_samples)
     asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=None)
     found, index = _bound(data, asked, split, n_samples, random_state)
     present = {"rna": found.reconstruction_rna}
@@ -218,16 +219,11 @@ def marginal_likelihood(
     >>> likelihood > av.metrics.elbo(mdata, use_labels=False, n_samples=10)["elbo"]
     True
     """
-    _check_samples(n_samples)
+    n_samples = check_samples(n_samples)
     asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
     index = _cells_of(data, asked, split)
     found = marginal(asked.model, asked.cells, index, n_samples, seed_of(random_state))
     return _answer(data, asked, index, found._asdict(), per_cell)
-
-
-def _check_samples(n_samples: int) -> None:
-    if n_samples < 1:
-        raise ValueError(f"n_samples={n_samples} must be at least 1.")
 
 
 def _ask(data: Data, model, rna_mod, prot_mod, prot_obsm, device: str, *, labels: bool | None) -> Asked:

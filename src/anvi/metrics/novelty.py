@@ -94,8 +94,9 @@ def _leave_out(data: Data, fitted: Model, name: str, max_epochs: int | None, dev
 
     setup, copy, key = fitted.setup, data.copy(), "anvi_left_out"
     labels = label_column(copy, setup.labels_key, setup.unlabeled_category, setup.mods)
-    left = labels.where(labels != name).fillna(setup.unlabeled_category)
-    copy.obs[LEFT_OUT] = pd.Categorical(left.reindex(copy.obs_names).fillna(setup.unlabeled_category))
+    cells = slots.home(copy, setup).obs_names
+    left = labels.where(labels != name).reindex(cells).fillna(setup.unlabeled_category)
+    slots.writer(copy, setup, cells).obs(LEFT_OUT, pd.Categorical(left))
     options = _options(fitted) | ({} if max_epochs is None else {"max_epochs": max_epochs})
     seed = int(fitted.info.get("random_state", 0))
     run_fit(

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from anvi._data import containers, slots
 from anvi._data.containers import Data
+from anvi._data.minified import check_counts_are_there
 
 from ._figure import check_axes, finish, new_figure, shorten
 from ._slots import Fit, missing, parts, resolve
@@ -64,7 +65,7 @@ def foreground(
     KeyError
         If the slot, the counts or a protein are not there; the message names the command that writes the slot.
     ValueError
-        If there are several fits and none is named.
+        If there are several fits and none is named, or `tl.minify` has dropped the counts.
 
     Notes
     -----
@@ -135,7 +136,7 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
         slot = setup.get("prot_obsm")
         if slot not in data.obsm:
             raise missing(f"adata.obsm['{slot}']", "put the protein counts there")
-        names, values = setup["proteins"], data.obsm[slot]
+        names, values, where = setup["proteins"], data.obsm[slot], f"data.obsm['{slot}']"
         cells = data.obs_names
     else:
         mod = setup.get("prot_mod", "prot")
@@ -143,7 +144,10 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
             raise missing(f"modality '{mod}'", "add the protein counts that are to be divided")
         part = data.mod[mod]
         names, cells = part.var_names.astype(str), part.obs_names
-        values = containers.matrix(part, setup.get("prot_layer"), f"mdata['{mod}']")
+        layer, where = setup.get("prot_layer"), f"mdata['{mod}']"
+        values = containers.matrix(part, layer, where)
+        where = f"{where}.X" if layer is None else f"{where}.layers['{layer}']"
+    check_counts_are_there(values, data, where)
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)
     table = pd.DataFrame(np.array(values, dtype=float), cells, list(names))
     return table.where(_panel_mask(fit, table))

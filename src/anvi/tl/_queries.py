@@ -36,6 +36,8 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     """
     if transform_batch is None:
         return Batches(None, None)
+    if np.isscalar(transform_batch):  # a batch of numbers may be named by one
+        transform_batch = str(transform_batch)
     single = isinstance(transform_batch, str)
     if single and transform_batch == "all" and "all" not in setup.batches[1:]:
         return Batches(tuple(range(len(setup.batches))), setup.batches)

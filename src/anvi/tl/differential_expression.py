@@ -21,6 +21,7 @@ from anvi._posterior.importance import N_PROPOSALS
 
 from ._ask import Asked, ask
 from ._fit import RandomState, seed_of
+from ._queries import check_samples
 
 logger = logging.getLogger("anvi")
 
@@ -159,7 +160,7 @@ def differential_expression(
     >>> list(tables)
     ['rna', 'prot']
     """
-    how = _How(mode, delta, fdr, batch_correction, pseudocounts, n_samples, weights)
+    how = _How(mode, delta, fdr, batch_correction, pseudocounts, check_samples(n_samples), weights)
     how.check()
     key_added = slots.clean_key(key_added)
     fitted = resolve(data, model)[0]
@@ -170,7 +171,7 @@ def differential_expression(
         places = [place for place in places if _check_free(place)]
     counts = weights == "importance" or pseudocounts == "scvi"
     asked = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, counts=counts)
-    how = how._replace(n_samples=max(n_samples, fitted.config.n_batches))
+    how = how._replace(n_samples=max(how.n_samples, fitted.config.n_batches))
     rankings = _rankings(asked, data, found, places, how, seed_of(random_state))
     if not inplace:
         return {mod: ranked.table(ranking) for mod, ranking in rankings.items()}
@@ -201,7 +202,6 @@ class _How(NamedTuple):
             ("delta", self.delta is None or 0 <= self.delta < math.inf, "None or at least 0"),
             ("fdr", 0 < self.fdr < 1, "between 0 and 1"),
             ("pseudocounts", positive, "None, above 0, or 'scvi'"),
-            ("n_samples", self.n_samples >= 1, "at least 1"),
             ("weights", self.weights in ("uniform", "importance"), "'uniform' or 'importance'"),
         ):
             if not good:

@@ -8,6 +8,7 @@ from anvi._posterior import encode
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
+from ._queries import check_samples
 
 
 def latent(
@@ -64,21 +65,21 @@ def latent(
     >>> av.tl.latent(mdata, n_samples=3).dims
     ('sample', 'obs', 'latent')
     """
+    n_samples = None if n_samples is None else check_samples(n_samples)
     fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
     if n_samples is not None:
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} must be at least 1.")
         import xarray as xr
 
         samples = encode.latent_samples(fitted, cells, n_samples, seed_of(random_state))
         coords = {"obs": cells.names.astype(str)}
         samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
         return samples.reindex(obs=slots.home(data, setup).obs_names.astype(str).to_numpy())
+    key = key_to_write(data, fitted, key, key_added) if inplace else key
     mean = encode.embed(fitted, cells).mean
     if not inplace:
         return slots.in_order_of(data, setup, cells.names, mean)
     data = slots.own(data, False)
     out = slots.writer(data, setup, cells.names)
-    out.obsm(slots.latent(key_to_write(data, fitted, key, key_added)), mean)
+    out.obsm(slots.latent(key), mean)
     out.log()
     return None

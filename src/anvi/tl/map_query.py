@@ -234,6 +234,7 @@ def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float,
         train_size=train_size,
         early_stopping=early_stopping,
         adversary=False,
+        hide_proteins=0.0,
     )
     replace(plan, max_epochs=max_epochs or None).for_cells(2, warm_start=True)
     return plan
