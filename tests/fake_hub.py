@@ -65,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
                 change = json.loads(line)
                 if change["key"] == "file":
                     self.hub.files[repo][change["value"]["path"]] = base64.b64decode(change["value"]["content"])
+                elif change["key"] == "deletedFile":
+                    del self.hub.files[repo][change["value"]["path"]]
             oid = self.hub.revision(repo)
             self._answer({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}", "commitOid": oid, "success": True})
         else:

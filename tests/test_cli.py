@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import anndata
+import h5py
 import mudata
 import numpy as np
 import pytest
@@ -78,6 +79,17 @@ def test_predict_with_a_model_from_elsewhere(files, tmp_path, capsys, model):
     assert sum(json.loads(text)["predicted"].values()) == len(found)
 
 
+def test_one_of_several_models(files, tmp_path, capsys):
+    both = read(files / "fitted.h5mu")
+    av.tl.scanvi(both, batch_key="batch", max_epochs=1)
+    both.write(tmp_path / "both.h5mu")
+    command = ["predict", files / "counts.h5mu", tmp_path / "out.h5mu", "--model", tmp_path / "both.h5mu", "--json"]
+    code, text, _ = called(capsys, *command)
+    assert code == 1 and "several fitted models" in json.loads(text)["error"]
+    code, text, _ = called(capsys, *command, "--model-key", "scanvi")
+    assert code == 0 and json.loads(text)["model"] == "scanvi"
+
+
 def test_predict_with_the_model_in_the_file(files, tmp_path, capsys):
     code, text, _ = called(
         capsys, "predict", files / "fitted.h5mu", tmp_path / "out.h5mu", "--key-added", "again", "--quiet"
@@ -132,26 +144,43 @@ REFUSED = {
         "--labels-key is no option of scvi",
     ),
     "no value": (2, "fit counts.h5mu out.h5mu --set n_hidden", "NAME=VALUE"),
+    "a key of no file": (2, "predict fitted.h5mu out.h5mu --model-key totalanvi", "--model-key is for a --model"),
     "no such reference": (2, "map query.h5mu none out.h5mu", "there is no file none"),
     "no such option": (1, "fit counts.h5mu out.h5mu --set n_hiden=5", "Did you mean n_hidden"),
     "no such column": (1, "fit counts.h5mu out.h5mu --labels-key celltype", "labels_key='celltype'"),
     "no model": (1, "predict counts.h5mu out.h5mu", "There is no fitted model in this object"),
     "no such key": (1, "card fitted.h5mu --key scvi", "key='scvi' is no fitted model"),
-    "no h5mu": (1, "check text.h5mu", ""),
+    "no h5mu": (1, "check text.h5mu", "text.h5mu cannot be read as a .h5mu file"),
+    "an h5ad": (1, "check rna.h5mu", "rna.h5mu cannot be read as a .h5mu file"),
+    "another hdf5 file": (1, "check odd.h5mu", "odd.h5mu cannot be read as a .h5mu file"),
+    "a folder to read": (2, "check folder.h5mu", "must be a .h5mu or .h5ad file"),
+    "a folder in the way": (2, "fit counts.h5mu folder.h5mu --overwrite", "folder.h5mu is a folder"),
+    "a number for a column": (1, "fit counts.h5mu out.h5mu --set batch_key=3", "batch_key='3' was found in none"),
+    "no folder for a card": (2, "card fitted.h5mu --criticism --out nowhere/x.md", "there is no folder nowhere"),
+    "a folder for a card": (2, "card model --out folder.h5mu --overwrite", "folder.h5mu is a folder"),
+    "no number": (2, "fit counts.h5mu out.h5mu --max-epochs many", "invalid int value: 'many'"),
+    "nothing to write": (2, "fit counts.h5mu", "the following arguments are required: out"),
     "no address": (1, "card model --training-code-url here", "training_code_url='here'"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The HDF5 file was not created by muon:UserWarning")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused(files, capsys, monkeypatch, no_training, kind):
     expected, command, message = REFUSED[kind]
     monkeypatch.chdir(files)
     for name in ("notes.txt", "text.h5mu"):
         (files / name).write_text("all my work")
+    (files / "folder.h5mu").mkdir(exist_ok=True)
+    read(files / "counts.h5mu")["rna"].write_h5ad(files / "rna.h5mu")
+    with h5py.File(files / "odd.h5mu", "w") as file:
+        file["mod"] = file["obs"] = 3
+    monkeypatch.setattr("anvi.metrics.criticism", lambda *args, **options: pytest.fail("work was begun"))
     before = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     code, text, log = called(capsys, *command.split())
     assert (code, text) == (expected, "")
-    assert log.startswith("anvi: ") and message in log and "Traceback" not in log
+    assert log.startswith(("anvi: ", "usage: ")) and "\nanvi: " in f"\n{log}"
+    assert message in log and "Traceback" not in log
     code, text, _ = called(capsys, *command.split(), "--json")
     assert code == expected and message in json.loads(text)["error"]
     assert {path.name: path.stat().st_mtime_ns for path in files.iterdir()} == before
@@ -181,7 +210,25 @@ def test_a_write_that_fails_leaves_the_old_file(files, tmp_path, capsys, monkeyp
 
 def test_facts_are_plain():
     facts = {1: np.float32(0.5), "a": [np.int64(3), float("nan")], "b": np.array([True, False]), "c": (None, "x")}
-    assert json.loads(json.dumps(plain(facts))) == {"1": 0.5, "a": [3, None], "b": [True, False], "c": [None, "x"]}
+    facts["d"] = {"e": float("inf"), "f": np.array([-np.inf, 1.0])}
+    known = {"1": 0.5, "a": [3, None], "b": [True, False], "c": [None, "x"], "d": {"e": None, "f": [None, 1.0]}}
+    assert json.loads(json.dumps(plain(facts), allow_nan=False)) == known
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "message"),
+    [
+        ("demo --cells 5", 1, "n_obs must be at least 60"),
+        ("demo --out notes.txt", 2, "notes.txt is there already, and no folder"),
+        ("demo --cells few", 2, "invalid int value: 'few'"),
+    ],
+)
+def test_the_demo_says_what_is_wrong(tmp_path, capsys, monkeypatch, command, expected, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("all my work")
+    code, _, log = called(capsys, *command.split())
+    assert code == expected and message in log and "Traceback" not in log
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_as_a_program(files, tmp_path):

@@ -376,6 +376,9 @@ def test_what_is_refused(fitted):
         av.metrics.criticism(fitted, model="totalanvi", definition="scvi-tools")
     with pytest.raises(ValueError, match="n_samples=0"):
         av.metrics.criticism(fitted, model="totalanvi", n_samples=0)
+    for max_cells in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="max_cells="):
+            av.metrics.criticism(fitted, model="totalanvi", max_cells=max_cells)
     with pytest.raises(ValueError, match="no groups to compare"):
         av.metrics.criticism(fitted, model="scvi", metrics=["de"])
     with pytest.raises(KeyError, match="groupby='clusters'"):
@@ -547,8 +550,8 @@ def test_a_good_model_passes_and_broken_weights_fail():
     }
     noisy = av.get.model(mdata)
     with torch.no_grad():
-        noisy.network.rna.log_theta -= 2
-        noisy.network.protein.log_phi -= 2
+        noisy.network.rna.log_theta -= np.log(10)  # as docs/metrics.md has it
+        noisy.network.protein.log_phi -= np.log(10)
     found = verdicts_of(av.metrics.criticism(mdata, model=noisy, inplace=False))
     for mod in ("rna", "prot"):
         assert {

@@ -71,10 +71,11 @@ def test_slots_hold_the_dataset_and_nothing_else_is_touched(mdata):
         np.testing.assert_allclose(table.to_numpy(), found[mod].values.T, rtol=1e-6)
         for name in classes:
             assert sorted(stored["names"][name]) == sorted(mdata[mod].var_names)
-            assert (np.diff(stored["scores"][name]) <= 0).all()
+            scores, unknown = stored["scores"][name], np.isnan(stored["scores"][name])
+            assert (np.diff(scores[~unknown]) <= 0).all() and (np.diff(unknown.astype(int)) >= 0).all()
             by_name = pd.Series(stored["attributions"][name], stored["names"][name])[mdata[mod].var_names]
             np.testing.assert_array_equal(by_name, found[mod].sel({"class": name}))
-            assert (stored["scores"][name] <= stored["attributions"][name]).all()
+            assert (scores <= stored["attributions"][name])[~unknown].all()
         assert len(stored["params"]["n_cells"]) == len(stored["params"]["delta"]) == 6
         assert stored["params"]["baseline"] == "each" and stored["params"]["random_state"] == 0
         explained = mdata[mod].obs["totalanvi_explained"]
@@ -109,6 +110,29 @@ def test_the_same_cells_and_numbers_in_one_table(mdata):
         dims = wanted[name].dims
         one = found[name].sel({d: wanted[d].values for d in dims if d in ("obs", "prot_var")})
         np.testing.assert_allclose(one.values, wanted[name].values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_protein_with_a_slash_in_one_table(mdata):
+    adata = joint_adata(mdata)
+    proteins = [f"{name}/x" if i == 0 else name for i, name in enumerate(adata.obsm["protein"])]
+    adata.obsm["protein"].columns = proteins
+    with warnings.catch_warnings(), av.settings.override(progress=False, device="cpu", verbosity=0):
+        warnings.filterwarnings("ignore", message="Class names with '/'")
+        av.tl.totalanvi(adata, prot_obsm="protein", batch_key="batch", max_epochs=1)
+    options = {"model": "totalanvi", "per_cell": True} | QUICK
+    wanted = av.tl.attributions(adata, inplace=False, **options)["prot_per_cell"]
+    av.tl.attributions(adata, **options)
+    found = av.get.attributions(adata, per_cell=True)["prot_per_cell"]
+    assert set(found["prot_var"].values) == set(proteins)
+    assert found.sel(obs=wanted["obs"], prot_var=wanted["prot_var"]).equals(wanted)
+    assert av.pl.attributions(adata, cell=str(found["obs"].values[0]), show=False) is not None
+
+
+def test_what_only_looks_like_an_earlier_call_stays(mdata):
+    rna = mdata["rna"]
+    rna.obs["variance_explained"], rna.layers["variance_attributions"] = 0.5, rna.X.copy()
+    av.tl.attributions(mdata, model="totalanvi", key_added="variance", **QUICK)
+    assert (rna.obs["variance_explained"] == 0.5).all() and "variance_attributions" in rna.layers
 
 
 def test_an_rna_model_writes_to_rna_alone(mdata):
@@ -203,7 +227,9 @@ def test_scanpy_reads_and_draws_it(mdata):
         ({"target": "Bee"}, KeyError, "no class 'Bee'; it has 'B', "),
         ({"target": ("B", "B")}, ValueError, "pair of different ones"),
         ({"target": ("B", "CD4 T", "pDC")}, ValueError, "pair of different ones"),
+        ({"target": 3}, TypeError, "target=3 must be a class, or a pair"),
         ({"groups": "B"}, TypeError, r"groups=\['B'\]"),
+        ({"groups": []}, ValueError, r"groups=\[\] names none"),
         ({"groups": ["Bee"]}, KeyError, "no 'Bee' in 'totalanvi_prediction'"),
         ({"groupby": "nowhere"}, KeyError, "groupby='nowhere'"),
         ({"baseline": "nothing"}, ValueError, "not 'each', 'rest', 'zero', a number or a group: 'B'"),

@@ -1,5 +1,6 @@
 """A model as a folder: the same answers after reading, nothing of any cell inside, damage named."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -124,6 +125,28 @@ def test_a_configuration_that_does_not_fit_the_weights(folder):
     edit(folder, config=facts["config"], setup=facts["setup"] | {"classes": facts["setup"]["classes"][1:]})
     with pytest.raises(ValueError, match="its network has 6 classes, its setup 5"):
         av.read_model(folder)
+
+
+def test_a_careful_hand_cannot_make_it_fail_otherwise(folder):
+    """Files of a stranger with checksums that fit: whatever is wrong with them is said in a ValueError."""
+    text = (folder / "config.json").read_text()
+    facts = json.loads(text)
+    changes = [{"schema": "x"}, {"schema": None}, {"name": "evil"}, {"name": []}, {"info": []}, {"setup": []}]
+    for change in changes:
+        edit(folder, **change)
+        with pytest.raises(ValueError, match="damaged"):
+            av.read_model(folder)
+        (folder / "config.json").write_text(text)
+    for odd in ("[" * 100_000, json.dumps(facts | {"sha256": []})):
+        (folder / "config.json").write_text(odd)
+        with pytest.raises(ValueError, match="config.json is damaged"):
+            av.read_model(folder)
+    for odd in (b"", b"junk" * 10, (2**62).to_bytes(8, "little") + b"{}"):
+        (folder / "model.safetensors").write_bytes(odd)
+        checksums = facts["sha256"] | {"model.safetensors": hashlib.sha256(odd).hexdigest()}
+        (folder / "config.json").write_text(json.dumps(facts | {"sha256": checksums}))
+        with pytest.raises(ValueError, match="model.safetensors is damaged"):
+            av.read_model(folder)
 
 
 def test_a_newer_schema_is_refused(folder):

@@ -142,6 +142,13 @@ def test_an_anndata_and_a_layer(fitted):
     assert places == {"RNA counts": "`adata.layers['raw']`", "batch": "`adata.obs['batch']`"}
 
 
+def test_any_text_is_the_same_in_yaml(fitted):
+    odd = ["🫁", 'a: "b" \\ #c', "- x\n---\ny", "Ä\x7f\x85\u2028", "{a: [b]}", "yes", "1"]
+    card = ModelCard(av.io.model_card(fitted, key="scvi", license="x: 🫁", tissues=odd))
+    assert card.data.license == "x: 🫁"
+    assert [tag.removeprefix("tissue:") for tag in card.data.tags if tag.startswith("tissue:")] == odd
+
+
 def test_what_the_user_says(fitted):
     text = av.io.model_card(
         fitted,

@@ -93,6 +93,16 @@ def test_an_anndata_goes_with_it(hub, here, fitted, tmp_path):
     assert isinstance(back, anndata.AnnData) and back.shape == fitted["rna"].shape
 
 
+def test_data_of_an_earlier_upload_do_not_stay_in_the_way(hub, here, fitted, tmp_path):
+    av.write_model(fitted, tmp_path / "rna", model="scvi")
+    av.io.push_to_hub(tmp_path / "rna", "lab/twice", data=fitted, **here)
+    av.io.push_to_hub(tmp_path / "rna", "lab/twice", **here)
+    assert set(hub.files["lab/twice"]) == FILES | {"data.h5mu"}
+    av.io.push_to_hub(tmp_path / "rna", "lab/twice", data=fitted["rna"], **here)
+    assert set(hub.files["lab/twice"]) == FILES | {"data.h5ad"}
+    assert isinstance(av.io.data_from_hub("lab/twice", cache_dir=tmp_path / "cache", **here), anndata.AnnData)
+
+
 def test_only_files_with_known_names_are_fetched(hub, here, folder, tmp_path):
     """A repository may hold anything; a pickle in it never reaches this machine."""
     av.io.push_to_hub(folder, "lab/odd", **here)

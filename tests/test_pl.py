@@ -428,6 +428,14 @@ def test_history_of_chosen_terms(fits):
         av.pl.history(mdata)
 
 
+def test_history_without_an_epoch(mdata):
+    table = mdata.uns["totalanvi"]["history"]
+    for empty in (table.iloc[:0], table.iloc[:0, :0]):
+        mdata.uns["totalanvi"]["history"] = empty
+        with pytest.raises(ValueError, match="ran no epoch"):
+            av.pl.history(mdata, model="totalanvi")
+
+
 def test_history_of_one_epoch_without_validation_cells(mdata):
     table = mdata.uns["totalanvi"]["history"].iloc[:1]
     table = table[[name for name in table if not name.startswith("validation")]]

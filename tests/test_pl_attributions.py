@@ -171,7 +171,7 @@ def test_an_rna_model_has_one_panel_and_one_table_two(written):
 def test_a_contrast_says_so():
     mdata = cite(300)
     with av.settings.override(progress=False, device="cpu", verbosity=0):
-        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=4)
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=8)
         av.tl.attributions(mdata, target=("B", "CD4 T"), n_cells=5, n_steps=5)
     fig = av.pl.attributions(mdata, kind="bar", return_fig=True)
     assert fig.get_suptitle().startswith("why B and not CD4 T")
@@ -199,6 +199,9 @@ def test_figures_are_returned(written):
     [
         ({"kind": "violin"}, ValueError, "not one of 'heatmap', 'bar', 'dot'"),
         ({"group": "Bee"}, KeyError, "there is no 'Bee'; there are 'B', "),
+        ({"group": []}, ValueError, r"group=\[\] names none"),
+        ({"n_features": 0}, ValueError, "n_features=0 must be a whole number"),
+        ({"kind": "bar", "n_features": -1}, ValueError, "n_features=-1 must be a whole number"),
         ({"cell": "nobody"}, KeyError, "'nobody' was not explained"),
         ({"model": "other"}, KeyError, "under 'other'; there are: 'totalanvi'"),
     ],

@@ -79,6 +79,23 @@ def test_features_that_go_together_stand_together():
     assert _order(table[:2, :2]).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("names", [("rna", "prot"), ("gex", "adt")])
+def test_a_correlation_under_another_prefix(names):
+    """`key_added`, and a model that is not in the object, leave no fit beside the slot."""
+    source = cite()
+    source = mudata_of(dict(zip(names, (source["rna"], source["prot"]), strict=True)), like=source)
+    av.tl.totalvi(source, rna_mod=names[0], prot_mod=names[1], max_epochs=1)
+    av.tl.feature_correlation(source, n_samples=1)
+    av.tl.feature_correlation(source, n_samples=1, key_added="mine")
+    pd.testing.assert_frame_equal(drawn(source, model="mine"), drawn(source))
+    model = av.get.model(source)
+    del source.uns["totalvi"], source.varp["totalvi_correlation"]
+    av.tl.feature_correlation(source, model=model, n_samples=1, key_added="mine")
+    assert "P01" in drawn(source)
+    with pytest.raises(KeyError, match="model='other' is no fitted model"):
+        av.pl.correlation(source, model="other", show=False)
+
+
 def test_shared_names():
     mdata = cite()
     mdata["prot"].var_names = ["G001", *mdata["prot"].var_names[1:]]

@@ -8,6 +8,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 import anvi as av
 from anvi.pl._slots import resolve
@@ -95,7 +96,23 @@ def test_a_class_that_is_never_found_is_named(fitted):
 def test_names_cannot_break_the_page(fitted):
     odd = fitted.copy()
     odd.uns["totalanvi"]["params"]["batch_key"] = "<script>alert(1)</script>"
-    assert "<script>" not in av.pl.report(odd)
+    verdict = odd.uns["totalanvi"]["criticism"]["verdict"].astype(object)
+    odd.uns["totalanvi"]["criticism"]["verdict"] = verdict.assign(verdict="'><script>alert(2)</script>", source="<b>")
+    page = av.pl.report(odd)
+    assert "<script>" not in page and "<b>" not in page
+    assert "&lt;script&gt;alert(2)" in page
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_other(fitted):
+    """matplotlib takes what stands between two dollars for a formula, and fails only when it draws."""
+    odd = fitted.copy()
+    first = odd.obs["totalanvi_prediction"].cat.categories[0]
+    for column in ("totalanvi_prediction", "cell_type"):
+        odd.obs[column] = odd.obs[column].cat.rename_categories({first: r"$\frac{$"})
+    before = plt.get_fignums()
+    page = av.pl.report(odd)
+    assert "class='none'" in page and "Course of the fit" in Page(page).headings
+    assert len(Page(page).images) >= 3 and plt.get_fignums() == before
 
 
 def test_what_is_missing_is_said_in_its_place(fitted):
@@ -103,6 +120,15 @@ def test_what_is_missing_is_said_in_its_place(fitted):
     del bare.obsm["X_totalanvi"]
     page = av.pl.report(bare)
     assert "class='none'" in page and len(Page(page).images) == 5
+
+
+def test_labels_that_were_deleted_since(fitted):
+    bare = fitted.copy()
+    del bare.obs["cell_type"]
+    lines = {line.what: line for line in checks(resolve(bare, None))}
+    assert lines["labels"].verdict == "unknown"
+    assert lines["cells of no known type"].found.endswith("of the cells without a label")
+    assert "<h2>Predictions</h2>" in av.pl.report(bare)
 
 
 def test_a_fit_without_labels_after_a_file(tmp_path):
@@ -120,6 +146,8 @@ def test_no_file_is_overwritten(fitted, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         av.pl.report(fitted, path)
     av.pl.report(fitted, path, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        av.pl.report(fitted, tmp_path / "nowhere" / "page.html")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 

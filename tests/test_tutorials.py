@@ -49,4 +49,4 @@ def test_it_is_stored_as_it_ran(path):
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs]
-    assert not re.search(r"(^|[\s'\"])/[a-z]+/\w", "".join("".join(text) for text in texts), re.MULTILINE)
+    assert not re.search(r"(^|[\s'\"])/[a-z]+/\w", "\n".join("".join(text) for text in texts), re.MULTILINE)

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -14,9 +15,13 @@ from . import _cli
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0, 1 if the data or the model are the matter, 2 if the command is."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parser().parse_args(arguments)
+    except _cli.UsageError as error:
+        return _refuse("--json" in arguments, error, 2)
     if options.command == "demo":
-        return demo(options.out, options.cells, options.epochs)
+        return _demo(options)
     from .settings import settings
 
     quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
@@ -32,13 +37,13 @@ def _run(options: argparse.Namespace) -> int:
     try:
         answer = _cli.run(options)
     except _cli.UsageError as error:
-        return _refuse(options, error, 2)
+        return _refuse(options.json, error, 2)
     except _USER_ERRORS as error:
         if options.debug:
             raise
-        return _refuse(options, error, 1)
+        return _refuse(options.json, error, 1)
     except KeyboardInterrupt:
-        return _refuse(options, RuntimeError("interrupted"), 130)
+        return _refuse(options.json, RuntimeError("interrupted"), 130)
     print(json.dumps(_cli.plain(answer.facts), indent=1) if options.json else answer.text)
     return answer.code
 
@@ -46,16 +51,36 @@ def _run(options: argparse.Namespace) -> int:
 _USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
 
 
-def _refuse(options: argparse.Namespace, error: BaseException, code: int) -> int:
+def _demo(options: argparse.Namespace) -> int:
+    """The demo, or what is wrong with its options."""
+    try:
+        if options.out.exists() and not options.out.is_dir():
+            raise _cli.UsageError(f"{options.out} is there already, and no folder.")
+        return demo(options.out, options.cells, options.epochs)
+    except _cli.UsageError as error:
+        return _refuse(False, error, 2)
+    except _USER_ERRORS as error:
+        return _refuse(False, error, 1)
+
+
+def _refuse(in_json: bool, error: BaseException, code: int) -> int:
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     print(f"anvi: {message}", file=sys.stderr)
-    if options.json:
+    if in_json:
         print(json.dumps({"error": message}))
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Hands on what is wrong with a command, so that it is said in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise _cli.UsageError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m anvi", description=__doc__)
+    parser = _Parser(prog="python -m anvi", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_add_fit, _add_predict, _add_map, _add_check, _add_card, _add_demo):
         add(commands)
@@ -101,6 +126,7 @@ def _add_predict(commands) -> None:
     one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
     _add_out(one)
     one.add_argument("--model", default=None, help="folder, fitted file, or key in the file; default: the one in it")
+    one.add_argument("--model-key", default=None, help="key of the model in the fitted file; default: the one in it")
     _add_texts(one, *_PLACES, "key_added", "device")
 
 

@@ -5,6 +5,7 @@ Defaults are those of the verbs: an option that was not given is not passed on.
 
 import inspect
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ def fit(options: Namespace) -> Answer:
     import anvi as av
 
     verb = getattr(av.tl, options.method)
-    given = _given(options, verb, options.method) | _settings(options.set)
+    given = _given(options, verb, options.method) | _settings(options.set, verb)
     _check_out(options)
     data = _read(options.file)
     verb(data, **given)
@@ -56,7 +57,9 @@ def predict(options: Namespace) -> Answer:
     _check_out(options)
     data, asked = _read(options.file), options.model
     if asked is not None and Path(asked).suffix in ENDINGS:
-        asked = find_reference(_existing(Path(asked)), None)[0]
+        asked = find_reference(_existing(Path(asked)), options.model_key)[0]
+    elif options.model_key is not None:
+        raise UsageError("--model-key is for a --model that is a fitted file.")
     model, key = resolve(data, asked)
     av.tl.predict(data, model=asked, **given)
     key = str(given.get("key_added", key)).removeprefix("X_")
@@ -104,8 +107,8 @@ def card(options: Namespace) -> Answer:
     """Write the model card of a fit."""
     import anvi as av
 
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise UsageError(f"{options.out} is there already; --overwrite replaces it.")
+    if options.out is not None:
+        _check_place(options.out, options.overwrite)
     given = _given(options, av.io.model_card, "card")
     if _existing(options.source).is_dir():
         if options.criticism:
@@ -132,12 +135,14 @@ def _given(options: Namespace, verb: Callable, name: str) -> dict:
     return given
 
 
-_NOT_PASSED = "command file out reference source method model set json quiet debug overwrite criticism".split()
+_NOT_PASSED = (
+    "command file out reference source method model model_key set json quiet debug overwrite criticism".split()
+)
 
 
-def _settings(pairs: list[str]) -> dict:
-    """Further arguments from NAME=VALUE; a value is JSON where it can be, and text otherwise."""
-    found = {}
+def _settings(pairs: list[str], verb: Callable) -> dict:
+    """Further arguments from NAME=VALUE; a value is JSON where it can be and the verb does not ask for text."""
+    found, own = {}, inspect.signature(verb).parameters
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name in ("copy", "data"):
@@ -146,6 +151,9 @@ def _settings(pairs: list[str]) -> dict:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
+        kind = str(own[name].annotation) if name in own else ""
+        if kind.partition(" |")[0] == "str" and isinstance(found[name], int | float):
+            found[name] = value  # a column or a key may be called 3
     return found
 
 
@@ -160,7 +168,13 @@ def _check_out(options: Namespace) -> None:
     source, out = _existing(options.file), options.out
     if out.suffix != source.suffix:
         raise UsageError(f"{out} must end in {source.suffix}, as the file that is read.")
-    if out.exists() and not options.overwrite:
+    _check_place(out, options.overwrite)
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder.")
+    if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already; --overwrite replaces it.")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}")
@@ -170,9 +184,19 @@ def _read(path: Path):
     import anndata
     import mudata
 
-    if _existing(path).suffix not in ENDINGS:
+    if _existing(path).suffix not in ENDINGS or path.is_dir():
         raise UsageError(f"{path} must be a .h5mu or .h5ad file.")
-    return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+    try:
+        return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # of what is not its own
+        raise ValueError(f"{path} cannot be read as a {path.suffix} file ({error}).") from error
 
 
 def _write(data, path: Path) -> None:
@@ -203,11 +227,11 @@ def _told(facts: dict) -> str:
 
 
 def plain(value):
-    """Facts as JSON can hold them: numbers of numpy as numbers, missing ones as null."""
+    """Facts as JSON can hold them: numbers of numpy as numbers, missing and infinite ones as null."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

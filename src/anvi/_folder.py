@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ._model import SCHEMA, Model
@@ -95,11 +96,11 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
             raise FileNotFoundError(f"{path} has no {name}: it is no model folder of anvi.")
     try:
         facts = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
+        checksums = facts.pop("sha256", {}) if isinstance(facts, dict) else None
+        if not isinstance(checksums, dict) or not isinstance(facts.get("schema", 0), int):
+            raise ValueError("it does not hold what it should")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path / CONFIG} is damaged ({error}). Write the model again.") from error
-    checksums = facts.pop("sha256", {})
     if facts.get("schema", 0) > SCHEMA:
         raise ValueError(
             f"{path} was written by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
@@ -110,4 +111,8 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
         if checksums.get(name) != checksum:
             raise ValueError(f"{path / name} is truncated or was edited: its checksum is not the one in {CONFIG}.")
     history = pd.read_csv(io.BytesIO(table))
-    return Model.from_parts(facts, load(weights), history).on(choose_device(device))
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS} is damaged ({error}). Write the model again.") from error
+    return Model.from_parts(facts, tensors, history).on(choose_device(device))

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ._data.setup import Setup
-from .nn import VAE, Config
+from .nn import PRESETS, VAE, Config
 
 SCHEMA = 1
 """Version of the stored form; raised when an older anvi could not read it."""
@@ -117,6 +117,8 @@ class Model:
                 raise ValueError(
                     f"The model was stored by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
                 )
+            if facts["name"] not in PRESETS or not isinstance(facts["info"], dict):
+                raise TypeError("its name is no model's, or its facts are none")
             config, setup = Config.from_dict(facts["config"]), Setup.from_dict(facts["setup"])
             _check_sizes(config, setup)
             network = VAE(config)
@@ -124,7 +126,7 @@ class Model:
             network.load_state_dict({name: value for name, value in weights.items() if name not in marks})
             landmarks = Landmarks(*(marks[f"{LANDMARKS}.{name}"] for name in Landmarks._fields)) if marks else None
             return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:
             raise ValueError(f"The stored weights do not fit the stored configuration: {str(error)[:300]}") from error

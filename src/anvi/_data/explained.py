@@ -74,10 +74,11 @@ class Part(NamedTuple):
         if slot not in place or target not in self.home.obs:
             return None
         inside = self.home.obs[target].notna().to_numpy()
-        values = place[slot][inside]
-        columns = values.columns if self.beside else self.home.var_names.astype(str)
+        values, features = place[slot][inside], self.table().index
+        if self.beside:  # the columns of a table have no "/"
+            return values[list(map(slots.column_name, features))].set_axis(features, axis=1)
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
-        return pd.DataFrame(values, self.home.obs_names[inside], columns)[self.table().index]
+        return pd.DataFrame(values, self.home.obs_names[inside], self.home.var_names.astype(str))[features]
 
     def counts(self, cell: str, features: Sequence[str]) -> np.ndarray:
         """What the object holds of some features of a cell, NaN where nothing."""
@@ -159,7 +160,8 @@ def write(part: Part, key: str, grouping: pd.Series, single: Single | None) -> l
     The slots that were written.
     """
     slot, target = slots.attributions(key), slots.explained(key)
-    slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
+    if ranked.is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
+        slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.Writer(part.home, part.home, None, grouping.index)
     column = _write_groups(out, grouping, f"{slot}_groups")
     if not part.beside:

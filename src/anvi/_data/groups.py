@@ -16,8 +16,6 @@ from .setup import Setup
 logger = logging.getLogger("anvi")
 
 REST = "rest"
-UNASSIGNED = "Unassigned"
-"""A value of a column of cell types that says of none: its cells are in no group, nor in the rest."""
 
 Mask = np.ndarray | pd.Series | Sequence[bool] | str
 
@@ -86,7 +84,7 @@ def _from_column(data: Data, setup: Setup, key: str, groups: str | Sequence[str]
     mods = _not_pushed(data, key, setup.mods)
     text = containers.text_column(data, key, "groupby", mods)
     categories = [name for name in _categories(data, key, mods) if (text == name).any()]
-    nobody = {UNASSIGNED, setup.unlabeled_category}
+    nobody = {slots.UNASSIGNED, setup.unlabeled_category}
     if isinstance(groups, str):
         asked = [] if groups == "all" else [groups]
     else:

@@ -25,15 +25,16 @@ class Plan:
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
     protein_weight: float = 1.0
-    hide_proteins: float = 0.5  # share of cells whose proteins the encoder does not see in a step; still explained
+    hide_proteins: float | None = None  # share of cells whose proteins the encoder does not see in a step
     adversary: bool | None = None  # None: where panels differ
     max_grad_norm: float = 50.0
     max_retries: int = 3
 
-    def for_cells(self, n_train: int, *, warm_start: bool) -> "Plan":
-        """Fill in what depends on the number of training cells, and check the rest.
+    def for_cells(self, n_train: int, *, warm_start: bool, unstained: bool = False) -> "Plan":
+        """Fill in what depends on the training cells, and check the rest.
 
-        About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up.
+        About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. Where
+        some cells have no proteins (`unstained`), the encoder learns to do without those of others in half of the cases.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -44,7 +45,15 @@ class Plan:
         patience = self.patience if self.patience is not None else max(5, epochs // 5)
         labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2
         warmup = 0.0 if warm_start else self.warmup
-        return replace(self, max_epochs=epochs, patience=patience, labelled_batch_size=labelled, warmup=warmup)
+        hidden = self.hide_proteins if self.hide_proteins is not None else 0.5 * unstained
+        return replace(
+            self,
+            max_epochs=epochs,
+            patience=patience,
+            labelled_batch_size=labelled,
+            warmup=warmup,
+            hide_proteins=hidden,
+        )
 
     def _check(self) -> None:
         for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "max_retries"):
@@ -64,7 +73,7 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.warmup > 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
-        if not 0 <= self.hide_proteins < 1:
+        if self.hide_proteins is not None and not 0 <= self.hide_proteins < 1:
             raise ValueError(f"hide_proteins={self.hide_proteins} is a share of cells: at least 0 and below 1.")
         if not 0 < self.train_size <= 1:
             raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")

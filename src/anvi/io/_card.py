@@ -117,7 +117,7 @@ def model_card(
 
 
 def _front_matter(model: Model, license: str, tissues: Sequence[str]) -> str:
-    """Front matter; every text is a JSON string, which YAML reads as the same text whatever is in it."""
+    """Front matter; every text is quoted, so that YAML reads it as the same text whatever is in it."""
     proteins = model.config.has_protein
     tags = ["biology", "genomics", "single-cell", *(["CITE-seq"] if proteins else [])]
     tags.append(f"model_cls_name:{model.name.upper()}")
@@ -130,7 +130,9 @@ def _front_matter(model: Model, license: str, tissues: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(str(text))
+    """A JSON string but for what lies outside ASCII: JSON has it in two halves, which YAML does not put together."""
+    plain = json.dumps(str(text), ensure_ascii=False)
+    return "".join(letter if " " <= letter <= "~" else f"\\U{ord(letter):08x}" for letter in plain)
 
 
 def _json(values: dict) -> str:

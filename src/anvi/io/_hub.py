@@ -60,7 +60,8 @@ def push_to_hub(
     Returns
     -------
     Address of the commit. One commit has the four files of the folder and, with `data`, `data.h5mu` or `data.h5ad`.
-    Other files of the folder stay here, other files of the repository stay there.
+    Other files of the folder stay here, other files of the repository stay there, but for data of the other kind,
+    which these replace.
 
     Raises
     ------
@@ -89,7 +90,8 @@ def push_to_hub(
             data.write_h5mu(Path(staging) / DATA[0])
         elif isinstance(data, AnnData):
             data.write_h5ad(Path(staging) / DATA[1])
-        commit = api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=message)
+        stale = None if data is None else [name for name in DATA if not (Path(staging) / name).is_file()]
+        commit = api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=message, delete_patterns=stale)
     logger.info(f"{repo_id}: uploaded, {commit.commit_url}")
     return str(commit.commit_url)
 

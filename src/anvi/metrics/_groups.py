@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
 from ._checks import agreement
@@ -122,9 +123,11 @@ def _scanpy_test(values: sparse.csr_matrix, groups: pd.Categorical, method: str)
         return {}
     obs = pd.DataFrame({"group": groups}, index=np.arange(len(groups)).astype(str))
     adata = AnnData(values, obs=obs, var=pd.DataFrame(index=np.arange(values.shape[1]).astype(str)))
+    n_threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fragmented tables and of logarithms of 0: genes that a group does not have
         sc.tl.rank_genes_groups(adata, "group", groups=large, use_raw=False, method=method)
+    torch.set_num_threads(n_threads)  # numba, which scanpy starts, sets it for torch, too
     tables = {}
     for group in large:
         inside = np.asarray(groups == group)

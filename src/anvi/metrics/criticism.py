@@ -109,6 +109,8 @@ def criticism(
     ['modality', 'metric', 'statistic']
     """
     n_samples = check_samples(n_samples)
+    if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
+        raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
     metrics = _check_metrics(metrics, definition)
     places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
     asked = ask(data, model, **places, device=device, counts=True)

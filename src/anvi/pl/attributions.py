@@ -98,7 +98,7 @@ def attributions(
     KeyError
         If there are no attributions, or no such class or cell among them.
     ValueError
-        If `kind` is none of the three, or there are several attributions and none is named.
+        If `kind`, `group` or `n_features` makes no sense, or there are several attributions and none is named.
 
     Notes
     -----
@@ -116,6 +116,8 @@ def attributions(
     containers.check_type(data)
     if kind not in ("heatmap", "bar", "dot"):
         raise ValueError(f"kind='{kind}' is not one of 'heatmap', 'bar', 'dot'.")
+    if n_features is not None and (not isinstance(n_features, int | np.integer) or n_features < 1):
+        raise ValueError(f"n_features={n_features!r} must be a whole number, at least 1.")
     key, parts = explained.resolve(data, model)
     colors = _colors(data, parts[0])
     if cell is not None:
@@ -150,6 +152,8 @@ def _chosen(part: Part, group: str | Sequence[str] | None) -> list[str]:
     if group is None:
         return [name for name in part.groups if n_cells[name]]
     wanted = [group] if isinstance(group, str) else list(group)
+    if not wanted:
+        raise ValueError(f"group={group!r} names none; None: all.")
     for name in wanted:
         if name not in n_cells:
             raise KeyError(f"group: there is no '{name}'; there are {', '.join(map(repr, part.groups))}.")

@@ -13,7 +13,7 @@ from anvi._data import slots
 from anvi._data.containers import Data
 
 from ._figure import check_axes, finish, new_figure, shorten
-from ._slots import Fit, missing, resolve
+from ._slots import Fit, missing, parts, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def correlation(
     data
         An object in which :func:`anvi.tl.feature_correlation` has written its slot.
     model
-        Key of the fit; None: the only one there.
+        Key of the fit, or prefix of the slot; None: the only one there.
     features
         Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: the proteins, and for each the
         gene that goes with it most, 40 features at most; of a model without proteins, the genes whose correlations
@@ -75,7 +75,7 @@ def correlation(
     >>> av.tl.feature_correlation(mdata, n_samples=2)
     >>> ax = av.pl.correlation(mdata, features=["G001", "G002", "P01"], show=False)
     """
-    fit = resolve(data, model)
+    fit = _fit(data, model)
     slot = slots.correlation(fit.key)
     if slot not in fit.home.varp:
         raise missing(f"{fit.where}.varp['{slot}']", f"run av.tl.feature_correlation(data, model='{fit.key}')")
@@ -99,6 +99,20 @@ def correlation(
     return finish(fig, ax, show=show, return_fig=return_fig, own=given is None)
 
 
+def _fit(data: Data, model: str | None) -> Fit:
+    """The fit, or the prefix of slots that were written under `key_added` or by a model from elsewhere."""
+    try:
+        return resolve(data, model)
+    except KeyError:
+        ending = slots.correlation("")
+        homes = {slot.removesuffix(ending): part for part in parts(data) for slot in part.varp if slot.endswith(ending)}
+        key = next(iter(homes)) if model is None and len(homes) == 1 else model
+        asked = homes[key].uns.get(key, {}).get("correlation") if key in homes else None
+        if asked is None:
+            raise
+        return Fit(data, homes[key], key, {mod: str(asked[mod]) for mod in ("rna_mod", "prot_mod")})
+
+
 def _names(fit: Fit) -> pd.DataFrame:
     """Modality and name of every feature of `fit.home`, in its order."""
     home = fit.home
@@ -114,7 +128,7 @@ def _default(matrix: np.ndarray, names: pd.DataFrame, inside: np.ndarray, fit: F
     """Places of the features that are drawn if none are named."""
     proteins = np.flatnonzero(inside & (names["mod"] == fit.setup["prot_mod"]).to_numpy())
     genes = np.flatnonzero(inside & (names["mod"] == fit.setup["rna_mod"]).to_numpy())
-    if not fit.joint or not len(proteins) or not len(genes):
+    if not len(proteins) or not len(genes):
         size = np.nanmean(np.square(matrix[np.ix_(genes, genes)], dtype=np.float64), axis=1)
         return np.sort(genes[np.argsort(-size, kind="stable")[:MAX_FEATURES]])
     proteins = proteins[: MAX_FEATURES // 2]

@@ -12,7 +12,6 @@ from scipy import sparse
 
 from anvi._data import containers, slots
 from anvi._data.containers import Data
-from anvi._data.minified import check_counts_are_there
 
 from ._figure import check_axes, finish, new_figure, shorten
 from ._slots import Fit, missing, parts, resolve
@@ -147,7 +146,8 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
         layer, where = setup.get("prot_layer"), f"mdata['{mod}']"
         values = containers.matrix(part, layer, where)
         where = f"{where}.X" if layer is None else f"{where}.layers['{layer}']"
-    check_counts_are_there(values, data, where)
+    if sparse.issparse(values) and not values.nnz:
+        raise ValueError(f"{where} is empty, as av.tl.minify leaves it; draw the object from before, with its counts.")
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)
     table = pd.DataFrame(np.array(values, dtype=float), cells, list(names))
     return table.where(_panel_mask(fit, table))

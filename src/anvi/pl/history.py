@@ -75,7 +75,7 @@ def history(
     KeyError
         If nothing was fitted, or a term was not recorded.
     ValueError
-        If there are several fits and none is named.
+        If there are several fits and none is named, or the fit ran no epoch.
 
     Notes
     -----
@@ -92,6 +92,8 @@ def history(
     fit = resolve(data, model)
     table = pd.DataFrame(fit.stored("history"))
     names = _terms(table, [terms] if isinstance(terms, str) else terms)
+    if not len(table) or not names:
+        raise ValueError(f"'{fit.key}' ran no epoch (a mapping with max_epochs=0), so there is no course to draw.")
     axes = check_axes(ax, len(names), ", ".join(names))
     own = axes is None
     if own:

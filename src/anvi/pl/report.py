@@ -73,6 +73,8 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
         If there are several fits and none is named.
     FileExistsError
         If the file is there and `overwrite` is False.
+    FileNotFoundError
+        If there is no such folder.
 
     Notes
     -----
@@ -90,6 +92,8 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
     fit = resolve(data, model)
     if path is not None and Path(path).exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {Path(path).parent} to write the page into.")
     sections = [_facts(fit), _lines(checks(fit)), *(_figure(data, fit.key, picture) for picture in _pictures(fit))]
     title = html.escape(f"{fit.key}: report of a fit")
     page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
@@ -139,9 +143,10 @@ def _training(fit: Fit) -> list[Line]:
 
 
 def _labels(fit: Fit) -> list[Line]:
-    if fit.setup["labels_key"] is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
+    labels = _given(fit)
+    if labels is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
         return [Line("unknown", "labels", "no labelled validation cells")]
-    labels = fit.labels(fit.setup["labels_key"]).astype(object)
+    labels = labels.astype(object)
     frame = pd.DataFrame({"true": labels, "predicted": fit.prediction().astype(object)})
     split = fit.split().to_numpy()
     frame = frame[(split == "validation") & frame["true"].notna().to_numpy() & frame["predicted"].notna().to_numpy()]
@@ -154,6 +159,15 @@ def _labels(fit: Fit) -> list[Line]:
     lines = [Line("pass" if right.mean() >= 0.8 else "warn", "labels", text)]
     found = ", ".join(poor) if poor else f"no class is found in less than {RECALL_LIMIT:.0%} of its cells"
     return [*lines, Line("warn" if poor else "pass", "recall of every class", found)]
+
+
+def _given(fit: Fit) -> pd.Series | None:
+    """The labels of the fit; None where it had none, or their column was deleted since."""
+    key = fit.setup["labels_key"]
+    try:
+        return None if key is None else fit.labels(key)
+    except KeyError:
+        return None
 
 
 def _confidence(fit: Fit) -> list[Line]:
@@ -174,8 +188,8 @@ def _confidence(fit: Fit) -> list[Line]:
             lines.append(Line(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
     column = f"{fit.key}_label"
     if column in fit.home.obs:
-        key = fit.setup["labels_key"]
-        asked = np.ones(len(fit.home.obs), dtype=bool) if key is None else fit.labels(key).isna().to_numpy()
+        labels = _given(fit)
+        asked = np.ones(len(fit.home.obs), dtype=bool) if labels is None else labels.isna().to_numpy()
         share = float((fit.home.obs[column].astype(object) == "Unassigned")[asked].mean())
         if np.isfinite(share):
             verdict = "pass" if share <= UNASSIGNED_LIMIT else "warn"
@@ -208,13 +222,15 @@ def _figure(data: Data, key: str, picture: Picture) -> str:
     from matplotlib import pyplot as plt
 
     title = html.escape(picture.title)
+    file, before = io.BytesIO(), plt.get_fignums()
     try:
         fig = picture.draw(data, model=key, return_fig=True)
-    except (KeyError, ValueError) as error:  # a slot was deleted, no cell of a split is labelled, ...
+        fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    except (KeyError, ValueError) as error:  # a slot was deleted, a name is no formula though it has two "$", ...
         return f"<h2>{title}</h2>\n<p class='none'>{html.escape(str(error.args[0]))}</p>"
-    file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    plt.close(fig)
+    finally:
+        for number in set(plt.get_fignums()) - set(before):
+            plt.close(number)
     image = base64.b64encode(file.getvalue()).decode()
     return f"<h2>{title}</h2>\n<img alt='{title}' src='data:image/png;base64,{image}'>"
 
@@ -233,9 +249,8 @@ def _facts(fit: Fit) -> str:
 
 def _lines(lines: list[Line]) -> str:
     rows = "".join(
-        f"<tr><td><span class='{line.verdict}'>{line.verdict}</span></td><th>{html.escape(line.what)}</th>"
-        f"<td>{html.escape(line.found)}</td></tr>"
-        for line in lines
+        f"<tr><td><span class='{verdict}'>{verdict}</span></td><th>{what}</th><td>{found}</td></tr>"
+        for verdict, what, found in (map(html.escape, line) for line in lines)  # a file may be a stranger's
     )
     return f"<h2>Checks</h2>\n<table class='checks'>{rows}</table>"
 

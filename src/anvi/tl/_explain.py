@@ -45,11 +45,13 @@ def find_aim(target: str | tuple[str, str] | None, classes: tuple[str, ...]) -> 
     ------
     KeyError
         If it names no class.
-    ValueError
+    TypeError, ValueError
         If it is neither one class nor two different ones.
     """
     if target is None:
         return Aim(None, None)
+    if not isinstance(target, Sequence):
+        raise TypeError(f"target={target!r} must be a class, or a pair of different ones.")
     names = [target] if isinstance(target, str) else list(target)
     if len(names) not in (1, 2) or len(set(names)) < len(names):
         raise ValueError(f"target={target!r} must be a class, or a pair of different ones.")
@@ -89,6 +91,8 @@ def find_groups(
         column, names, code = _column(data, setup, cells, groupby)
     if len(set(map(slots.column_name, names))) < len(names):
         raise ValueError(f"groupby='{groupby}' has groups that are the same in a file, which cannot hold '/'; rename.")
+    if groups is not None and not len(groups):
+        raise ValueError(f"groups={groups!r} names none; None: all.")
     if groups is not None:
         unknown = [name for name in groups if name not in names]
         if unknown:

@@ -138,7 +138,8 @@ def run_fit(
         raise ValueError(f"{len(cells)} cells leave {len(train_cells)} to train on; at least two are needed.")
     if not len(validation_cells) and plan.early_stopping:
         logger.info("too few cells for a validation split: no early stopping")
-    plan = plan.for_cells(len(train_cells), warm_start=source is not None)
+    unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
+    plan = plan.for_cells(len(train_cells), warm_start=source is not None, unstained=unstained)
     network = make_network(config, cells, init_seed)
     if source is not None:
         start_from(network, setup, source.network, source.setup, train)

@@ -170,7 +170,16 @@ def differential_expression(
     if inplace:
         places = [place for place in places if _check_free(place)]
     counts = weights == "importance" or pseudocounts == "scvi"
-    asked = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, counts=counts)
+    asked = ask(
+        data,
+        model,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        labels=None,  # importance weights need the likelihood, which may be by label
+        counts=counts,
+    )
     how = how._replace(n_samples=max(how.n_samples, fitted.config.n_batches))
     rankings = _rankings(asked, data, found, places, how, seed_of(random_state))
     if not inplace:

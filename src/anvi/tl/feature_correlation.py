@@ -136,6 +136,8 @@ def feature_correlation(
         "n_cells": len(index),
         "transform_batch": None if batches.codes is None else [setup.batches[code] for code in batches.codes],
         "random_state": sweep.seed,
+        "rna_mod": setup.rna_mod,
+        "prot_mod": setup.prot_mod,
     }
     out.params(key, "correlation", asked)
     out.log()
