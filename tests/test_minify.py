@@ -16,7 +16,7 @@ from scipy import sparse
 import anvi as av
 from anvi._data import minified
 from anvi._data.cells import read_cells
-from anvi._posterior import decode, encode
+from anvi._posterior import encode
 from anvi.tl._ask import ask
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
@@ -45,9 +45,9 @@ def answers(data, name: str, model=None) -> dict[str, np.ndarray]:
     cells = ask(data, **asked).cells
     found["library"], found["names"] = cells.log_library.numpy(), cells.names
     if "total" in name:
-        fitted = av.get.model(data, name) if model is None else model
-        readout = decode.read_proteins(fitted, cells)
-        found |= {"rate": readout.rate, "foreground": readout.foreground, "measured": cells.measured.numpy()}
+        found["rate"] = av.tl.denoise(data, modality="prot", inplace=False, **asked)["prot"].to_numpy()
+        found |= {"foreground": av.tl.foreground(data, inplace=False, **asked).to_numpy()}
+        found["measured"] = cells.measured.numpy()
         found["panel"] = cells.panel.numpy()
     return found
 

@@ -192,3 +192,14 @@ def test_answers_say_what_the_fit_wrote(fitted):
     proba, latent = answers(fitted)
     np.testing.assert_array_equal(proba, fitted.obsm["totalanvi_proba"])
     np.testing.assert_array_equal(latent, fitted.obsm["X_totalanvi"])
+
+
+def test_sizes_that_do_not_fit_the_weights_take_no_memory():
+    """A stranger's file could ask for more memory than there is; its weights cannot."""
+    mdata = av.datasets.synthetic_cite(60, n_genes=30)
+    av.tl.scvi(mdata, max_epochs=1)
+    model = av.get.model(mdata)
+    facts = model.facts()
+    facts["config"] = facts["config"] | {"n_hidden": 10**9}  # a layer of four exabytes
+    with pytest.raises(ValueError, match="do not fit the stored configuration"):
+        type(model).from_parts(facts, model.weights(), model.history)

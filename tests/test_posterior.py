@@ -6,7 +6,7 @@ import torch
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._posterior import decode, encode
+from anvi._posterior import encode
 from anvi.nn import Draws
 
 
@@ -19,25 +19,17 @@ def fitted():
 
 def test_answers_do_not_depend_on_the_chunk_and_equal_one_cell_at_a_time(monkeypatch):
     _, model, cells = fitted()
-    whole, proteins = encode.embed(model, cells), decode.read_proteins(model, cells)
+    whole = encode.embed(model, cells)
     monkeypatch.setattr(encode, "CHUNK", 7)
-    parts, protein_parts = encode.embed(model, cells), decode.read_proteins(model, cells)
+    parts = encode.embed(model, cells)
     # float32 products of another size may round otherwise in the last digits
     np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(parts.proba, whole.proba, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(protein_parts.rate, proteins.rate, rtol=1e-4)
     with torch.no_grad():
         for i in (0, 123, 299):
             batch = take(cells, torch.tensor([i]))
             mean = model.network.encode(batch, Draws()).mean
             np.testing.assert_allclose(whole.mean[i], mean[0], rtol=1e-5, atol=1e-5)
-            rates = model.network.decode(mean, batch, Draws())[1]
-            for t in range(3):
-                background = 1 / (1 + np.exp(-float(rates.mixing[0, t])))
-                rate = background * np.exp(float(rates.log_back[0, t]))
-                rate += (1 - background) * np.exp(float(rates.log_fore[0, t]))
-                np.testing.assert_allclose(proteins.rate[i, t], rate, rtol=1e-4)
-                np.testing.assert_allclose(proteins.foreground[i, t], 1 - background, rtol=1e-4)
 
 
 def test_samples_have_the_posterior_mean_and_variance():

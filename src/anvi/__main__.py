@@ -222,14 +222,8 @@ def _scores(mdata) -> list[str]:
     from sklearn.metrics import roc_auc_score
 
     import anvi as av
-    from anvi._data.cells import read_cells
-    from anvi._posterior.decode import read_proteins
 
-    rng = np.random.default_rng(0)
-    model = av.get.model(mdata)
-    cells = read_cells(mdata, model.setup)
-    readout = read_proteins(model, cells)
-    obs = mdata.obs.loc[cells.names]
+    rng, obs = np.random.default_rng(0), mdata.obs
     truth, predicted = obs["true_cell_type"].to_numpy(str), obs["totalanvi_prediction"].to_numpy(str)
     unlabelled = (obs["cell_type"] == "Unknown").to_numpy()
     rna_only = (obs["panel"] == "none").to_numpy()
@@ -237,14 +231,16 @@ def _scores(mdata) -> list[str]:
     for what, chosen in (("unlabelled cells", unlabelled), ("RNA-only batch", rna_only)):
         right, chance = (predicted == truth)[chosen].mean(), (predicted == rng.permutation(truth))[chosen].mean()
         lines.append(f"accuracy of labels, {what}: {right:.3f} ({chance:.3f})")
-    foreground = mdata.obsm["true_foreground"].loc[cells.names].to_numpy() > 0
-    auroc = roc_auc_score(foreground.ravel(), readout.foreground.ravel())
-    chance = roc_auc_score(rng.permutation(foreground.ravel()), readout.foreground.ravel())
+    av.tl.foreground(mdata)
+    foreground = mdata.obsm["true_foreground"].to_numpy().ravel() > 0
+    called = mdata.obsm["totalanvi_prot_foreground"].to_numpy().ravel()
+    auroc, chance = roc_auc_score(foreground, called), roc_auc_score(rng.permutation(foreground), called)
     lines.append(f"AUROC of protein foreground, all cells: {auroc:.3f} ({chance:.3f})")
-    hidden = ~cells.measured.numpy()
-    counts = np.log1p(mdata.obsm["true_protein_counts"].loc[cells.names].to_numpy())
-    imputed = np.log1p(readout.rate)
-    pairs = [(imputed[rows, j], counts[rows, j]) for j, rows in enumerate(hidden.T)]
+    av.tl.denoise(mdata, modality="prot", include_background=True)
+    counts = np.log1p(mdata.obsm["true_protein_counts"].to_numpy())
+    imputed = np.log1p(mdata.obsm["totalanvi_prot_denoised"].to_numpy())
+    seen = mdata["prot"].to_df().reindex(mdata.obs_names).notna().to_numpy()
+    pairs = [(imputed[rows, j], counts[rows, j]) for j, rows in enumerate(~seen.T)]
     pearson = np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])
     chance = np.mean([np.corrcoef(a, rng.permutation(b))[0, 1] for a, b in pairs])
     lines.append(f"mean Pearson correlation of hidden proteins (log1p): {pearson:.3f} ({chance:.3f})")

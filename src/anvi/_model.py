@@ -121,9 +121,11 @@ class Model:
                 raise TypeError("its name is no model's, or its facts are none")
             config, setup = Config.from_dict(facts["config"]), Setup.from_dict(facts["setup"])
             _check_sizes(config, setup)
-            network = VAE(config)
+            with torch.device("meta"):  # sizes only: what does not fit the weights takes no memory
+                network = VAE(config)
             marks = {name: value for name, value in weights.items() if name.startswith(f"{LANDMARKS}.")}
-            network.load_state_dict({name: value for name, value in weights.items() if name not in marks})
+            own = {name: value for name, value in weights.items() if name not in marks}
+            network.load_state_dict(own, assign=True)
             landmarks = Landmarks(*(marks[f"{LANDMARKS}.{name}"] for name in Landmarks._fields)) if marks else None
             return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
         except (AttributeError, KeyError, TypeError) as error:

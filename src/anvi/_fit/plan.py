@@ -34,7 +34,7 @@ class Plan:
         """Fill in what depends on the training cells, and check the rest.
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. Where
-        some cells have no proteins (`unstained`), the encoder learns to do without those of others in half of the cases.
+        some cells have no proteins (`unstained`), the encoder learns to do without those of half of the others.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))

@@ -107,11 +107,14 @@ def _pale(color: str) -> bool:
 
 
 def shorten(name: str, length: int = 32) -> str:
-    """A name that does not push everything else out of a figure; the middle goes, since both ends tell types apart."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) * 2 // 3
-    return f"{name[:head]}…{name[head + 1 - length :]}"
+    """A name that does not push everything else out of a figure; the middle goes, since both ends tell types apart.
+
+    Two dollar signs would be read as a formula.
+    """
+    if len(name) > length:
+        head = (length - 1) * 2 // 3
+        name = f"{name[:head]}…{name[head + 1 - length :]}"
+    return name.replace("$", r"\$")
 
 
 def text_color(background) -> str:
