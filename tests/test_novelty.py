@@ -30,12 +30,42 @@ def test_scores_by_a_loop(fitted):
     latent = encode.embed(model, cells).mean
     found = novelty.novelty(model, cells, latent)
     marks, quantiles = (part.numpy() for part in model.landmarks)
-    measured = cells.measured.any(1).numpy()
-    for i in (0, 5, 900, 1_999):
+    measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
+
+    def plain(i: int) -> float:
         kind = 0 if measured[i] else 1
         distances = sorted(np.linalg.norm(marks[kind] - latent[i], axis=1))[: novelty.NEIGHBOURS]
-        assert found.score[i] == pytest.approx(np.mean(distances) / quantiles[kind, 95], rel=1e-3)
+        return np.mean(distances) / quantiles[kind, 95]
+
+    every = np.array([plain(i) for i in range(len(cells))])
+    for i in (0, 5, 900, 1_999):
+        kind = 0 if measured[i] else 1
+        alike = (batch == batch[i]) & (measured == measured[i])
+        assert alike.sum() >= novelty.MIN_BATCH
+        unit = np.quantile(every[alike], 0.25) / (quantiles[kind, 25] / quantiles[kind, 95])
+        assert found.score[i] == pytest.approx(every[i] / np.clip(unit, 1, novelty.LONGEST_UNIT), rel=1e-3)
         assert found.kind[i] == kind
+
+
+def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
+    model = av.get.model(fitted)
+    cells = read_cells(fitted, model.setup)
+    cells = replace(cells, batch=torch.zeros_like(cells.batch), mask_table=torch.zeros_like(cells.mask_table))
+    near = model.landmarks.latent[-1, 0].numpy()
+    # every cell at a distance of its own from one landmark, spread as that of held-out cells
+    place = np.linspace(0, 100, len(cells))
+    distance = np.interp(place, np.arange(101), model.landmarks.quantiles[-1].numpy())
+    marks = Landmarks(torch.from_numpy(near)[None, None], model.landmarks.quantiles[-1:])
+    alone = replace(model, landmarks=marks)
+
+    def rejected(factor: float) -> float:
+        latent = np.tile(near, (len(cells), 1))
+        latent[:, 0] += factor * distance
+        return novelty.novelty(alone, cells, latent).unassigned(0.05).mean()
+
+    assert rejected(1.0) == pytest.approx(0.05, abs=0.005)
+    assert rejected(1.3) == pytest.approx(0.05, abs=0.005)  # all are farther, none for its type
+    assert rejected(4.0) > 0.5  # too far for that: new types
 
 
 def test_the_limit_keeps_the_stated_share_of_held_out_cells(fitted):

@@ -2,8 +2,9 @@
 
 Distances are taken in the latent space to landmarks, some labelled training cells of every class. Cells without
 proteins are compared to landmarks whose proteins were hidden as well. What is far is told by held-out labelled cells
-seen as queries are seen: a score of 1 is the distance that 5 % of them exceed. Source: k-nearest-neighbour detection of
-out-of-distribution cases, Sun et al. 2022.
+seen as queries are seen: a score of 1 is the distance that 5 % of them exceed. A batch whose nearest cells lie farther
+away than those of the held-out cells is off as a whole, which says nothing of types, and is measured by a longer unit.
+Source: k-nearest-neighbour detection of out-of-distribution cases, Sun et al. 2022.
 """
 
 from typing import NamedTuple
@@ -22,6 +23,10 @@ from .calibration import FITTED_ON, MIN_CELLS
 PER_CLASS = 100
 """Landmarks of a class, at most."""
 NEIGHBOURS = 5
+MIN_BATCH = 100
+"""Cells of a batch below which its distances are taken as they are."""
+LONGEST_UNIT = 1.5
+"""How much longer the unit of a batch may be; a batch of new types alone must not pass for one that is merely off."""
 FALSE_REJECTS = 0.05
 """Share of held-out labelled cells that a score above 1 would reject."""
 
@@ -123,4 +128,11 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray) -> Novelty | None:
         distance[kind == i] = _distance(torch.from_numpy(latent)[kind == i], some)
     place = round((1 - FALSE_REJECTS) * 100)
     unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
-    return Novelty((distance / unit[kind, 0]).numpy(), kind.numpy(), (quantiles / unit).numpy())
+    score, scores = distance / unit[kind, 0], quantiles / unit
+    for batch in cells.batch.unique().tolist():
+        for i in range(len(marks)):
+            some = ((cells.batch == batch).cpu()) & (kind == i)
+            if int(some.sum()) >= MIN_BATCH:
+                longer = float(score[some].quantile(0.25) / scores[i, 25].clamp(min=1e-12))
+                score[some] /= min(max(1.0, longer), LONGEST_UNIT)
+    return Novelty(score.numpy(), kind.numpy(), scores.numpy())
