@@ -103,16 +103,32 @@ def test_names_cannot_break_the_page(fitted):
     assert "&lt;script&gt;alert(2)" in page
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_other(fitted):
-    """matplotlib takes what stands between two dollars for a formula, and fails only when it draws."""
+def test_names_with_dollars_are_no_formulas(fitted):
+    """matplotlib takes what stands between two dollars for one, and fails when it draws."""
     odd = fitted.copy()
     first = odd.obs["totalanvi_prediction"].cat.categories[0]
     for column in ("totalanvi_prediction", "cell_type"):
         odd.obs[column] = odd.obs[column].cat.rename_categories({first: r"$\frac{$"})
-    before = plt.get_fignums()
     page = av.pl.report(odd)
-    assert "class='none'" in page and "Course of the fit" in Page(page).headings
-    assert len(Page(page).images) >= 3 and plt.get_fignums() == before
+    assert "class='none'" not in page and len(Page(page).images) == len(Page(av.pl.report(fitted)).images)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_other(fitted, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, original = [], Figure.savefig
+
+    def fails_once(figure, *args, **options):
+        drawn.append(figure)
+        if len(drawn) == 2:
+            raise ValueError("cannot be drawn")
+        return original(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", fails_once)
+    before = plt.get_fignums()
+    page = av.pl.report(fitted)
+    assert "cannot be drawn" in page and len(Page(page).images) == len(drawn) - 1
+    assert plt.get_fignums() == before
 
 
 def test_what_is_missing_is_said_in_its_place(fitted):
