@@ -188,7 +188,8 @@ def attributions() -> Query:
     def peer(s: Sides) -> list[np.ndarray]:
         cells = s.adata[:N_EXPLAINED].copy()
         mean = s.peer.predict(cells, ig_interpretability=True)[1].set_index("feature")["attribution_mean"]
-        return [mean.reindex(s.ours.setup.genes).to_numpy()]  # it names no proteins
+        mean = mean[~mean.index.duplicated()]  # it does not tell a gene from a protein of the same name
+        return [mean.reindex(s.ours.setup.genes).to_numpy()]
 
     def ours(s: Sides) -> list[np.ndarray]:
         cells = s.adata[:N_EXPLAINED].copy()

@@ -24,6 +24,7 @@ def quiet_mudata() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"From 0\.4 \.update\(\)", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
+        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)
         yield
 
 
@@ -59,7 +60,7 @@ def contents(data: AnnData | MuData, where: str = "") -> dict[str, object]:
             found |= contents(mod, f"{where}{name} ")
         return found
     found[f"{where}X"] = data.X.copy()
-    return found | {f"{where}layers {key}": value.copy() for key, value in data.layers.items()}
+    return found | {f"{where}layers {key}": value.copy() for key, value in data.layers.items() if key is not None}
 
 
 def _copied(value):

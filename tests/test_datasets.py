@@ -301,6 +301,8 @@ def test_foreground_is_brighter_by_the_factor(mdata):
 def test_building_warns_of_nothing():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message="The 'future.infer_string' option")  # anndata's under pandas 3.1
+        warnings.filterwarnings("ignore", message="The inplace keyword in DataFrame.drop")  # mudata's
         datasets.synthetic_cite(100)
     assert said == []
 

@@ -91,7 +91,7 @@ def hostile_programs(sentinel: Path) -> dict[str, tuple[bytes, str]]:
             "builtins.dict.fromkeys",
         ),
         "an allowed module, another name": (b"\x80\x04" + text("numpy") + text("load") + call, "'numpy.load'"),
-        "a pandas reader": (pickle.dumps(pd.read_pickle, 2), "'pandas.io.pickle.read_pickle'"),
+        "a pandas reader": (pickle.dumps(pd.read_pickle, 2), f"'{pd.read_pickle.__module__}.read_pickle'"),
         "a name that is no text": (b"\x80\x04K\x01K\x02" + call, "by a value that is no text"),
         "protocol 0": (
             b"(S'" + command.encode() + b"'\ni" + " ".join(system).replace(" ", "\n").encode() + b"\n.",

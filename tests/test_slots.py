@@ -338,7 +338,7 @@ def write_and_read(data, path, form):
     data = data.copy()
     for part in [data, *data.mod.values()] if isinstance(data, MuData) else [data]:
         for slots_of in (part.obsm, part.varm, part.layers if isinstance(part, AnnData) else {}, part.uns):
-            for slot in [slot for slot in slots_of if slot.startswith("tru")]:
+            for slot in [slot for slot in slots_of if slot and slot.startswith("tru")]:
                 del slots_of[slot]
     file = path / f"data.{form}"
     with quiet_mudata(), warnings.catch_warnings():

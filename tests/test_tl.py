@@ -277,7 +277,7 @@ def test_predict_leaves_what_the_user_gave(fitted, name):
     label, prediction = (home(fitted, name).obs[f"{name}_{what}"] for what in ("label", "prediction"))
     assert list(label.cat.categories) == [*prediction.cat.categories, "odd"]
     for cell, said in before.items():
-        assert label[cell] == (prediction[cell] if said in (None, "", "Unknown") else said)
+        assert label[cell] == (prediction[cell] if pd.isna(said) or said in ("", "Unknown") else said)
 
 
 def test_labels_of_an_object_without_labels_are_the_predictions(fitted, caplog):

@@ -187,7 +187,10 @@ def _read(path: Path):
     if _existing(path).suffix not in ENDINGS or path.is_dir():
         raise UsageError(f"{path} must be a .h5mu or .h5ad file.")
     try:
-        return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+        data = mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+        if path.suffix == ".h5mu" and not data.mod:  # mudata 0.4 reads an .h5ad as nothing
+            raise ValueError("it has no modality")
+        return data
     except (
         AttributeError,
         LookupError,

@@ -50,12 +50,12 @@ def matrix(adata: AnnData, layer: str | None, where: str):
     """Counts of a modality as they are stored: dense, csr, csc; those of a backed object are read."""
     if layer is None:
         if adata.X is None:
-            raise ValueError(f"{where}.X is empty; pass layer=... ({_list(adata.layers)} are there).")
+            raise ValueError(f"{where}.X is empty; pass layer=... ({_list(filter(None, adata.layers))} are there).")
         counts = adata.X
     elif layer in adata.layers:
         counts = adata.layers[layer]
     else:
-        raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {_list(adata.layers)}.")
+        raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {_list(filter(None, adata.layers))}.")
     return counts.to_memory() if isinstance(counts, CSRDataset | CSCDataset) else counts
 
 

@@ -188,7 +188,7 @@ def _draw_classes(ax: Axes, plane: np.ndarray, values: pd.Series, colors: dict[s
     from matplotlib.colors import to_rgba_array
 
     style = point_style(len(plane))
-    codes = pd.Categorical(values, categories=list(colors)).codes  # -1: no label
+    codes = pd.Index(list(colors)).get_indexer(np.asarray(values, dtype=object))  # -1: no label
     ax.scatter(*plane[codes < 0].T, c=UNLABELLED, **(style | {"alpha": 1.0}))
     order = order[codes[order] >= 0]
     ax.scatter(*plane[order].T, c=to_rgba_array(list(colors.values()))[codes[order]], **style)

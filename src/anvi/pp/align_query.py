@@ -110,7 +110,7 @@ def align_query(
 
 def _with_genes(rna: AnnData, setup: Setup, column: np.ndarray, where: str) -> AnnData:
     counts = containers.matrix(rna, setup.rna_layer, where)
-    layers = {name: _columns(values, column) for name, values in rna.layers.items()}
+    layers = {name: _columns(values, column) for name, values in rna.layers.items() if name is not None}  # None: X
     var = pd.DataFrame({PADDED: column < 0}, index=pd.Index(setup.genes, dtype=object))
     aligned = AnnData(_columns(counts, column), obs=rna.obs.copy(), var=var, uns=deepcopy(dict(rna.uns)), layers=layers)
     aligned.obsm.update({key: value.copy() for key, value in rna.obsm.items()})
