@@ -329,6 +329,7 @@ def test_sizes_are_no_options(mdata, size):
         ({"gene_likelihood": "gaussian"}, "gene_likelihood='gaussian' is not one of 'nb', 'zinb'"),
         ({"label_prior": "flat"}, "label_prior='flat' is not one of 'uniform'"),
         ({"n_latent": 0}, "n_latent=0 must be at least 1"),
+        ({"n_latent": 2.5}, "n_latent=2.5 must be a whole number"),
         ({"dropout_encoder": 1.0}, "dropout_encoder=1.0 must be at least 0 and below 1"),
         ({"latent_distribution": "ln"}, "not built: latent_distribution='ln' with labels"),
         ({"gene_likelihood": "normal"}, "not built: gene_likelihood='normal' outside scvi"),

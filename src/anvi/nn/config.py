@@ -107,6 +107,8 @@ class Config:
             if getattr(config, name) not in choices:
                 raise ValueError(f"{name}='{getattr(config, name)}' is not one of {', '.join(map(repr, choices))}.")
         for name in ("n_hidden", "n_latent", "n_layers_encoder", "n_layers_decoder"):
+            if not isinstance(getattr(config, name), int):
+                raise ValueError(f"{name}={getattr(config, name)!r} must be a whole number.")
             if getattr(config, name) < 1:
                 raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
         for name in ("dropout_encoder", "dropout_decoder", "dropout_u"):
