@@ -29,7 +29,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 
 import anvi as av
-from anvi._posterior.calibration import expected_error, reliability
+from anvi._data.reliability import expected_error, reliability
 
 N_QUERY = 1_500
 
@@ -232,7 +232,7 @@ def score(problem: Problem, answer: Answer) -> dict[str, float]:
     scores = {
         "accuracy": float((predicted == query)[known].mean()),
         "macro_f1": float(f1_score(query[known], predicted[known], average="macro", zero_division=0)),
-        "ece": expected_error(reliability(proba[known], code[known])),
+        "ece": expected_error(reliability(proba[known].max(1), (predicted == query)[known])),
         "brier": float(((proba - hot)[known] ** 2).sum(1).mean()),
     }
     for name in np.unique(query[known]):

@@ -98,6 +98,7 @@ def test_plots_read_slots_only(file):
         "containers",
         "setup",
         "ranked",
+        "reliability",
         "explained",
     }
 

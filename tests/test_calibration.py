@@ -7,6 +7,7 @@ import torch
 from helpers import cite
 
 import anvi as av
+from anvi._data.reliability import BINS, expected_error, reliability
 from anvi._posterior import calibration, encode
 
 
@@ -41,10 +42,10 @@ def test_reliability_by_a_loop():
     rng = np.random.default_rng(1)
     proba = rng.dirichlet(np.ones(4), size=500)
     target = rng.integers(0, 4, 500)
-    table = calibration.reliability(proba, target)
+    table = reliability(proba.max(1), proba.argmax(1) == target)
     error = 0.0
-    for b in range(calibration.BINS):
-        inside = [i for i in range(500) if min(int(proba[i].max() * calibration.BINS), calibration.BINS - 1) == b]
+    for b in range(BINS):
+        inside = [i for i in range(500) if min(int(proba[i].max() * BINS), BINS - 1) == b]
         row = table[table["bin"] == b]
         assert len(row) == bool(inside)
         if inside:
@@ -52,7 +53,7 @@ def test_reliability_by_a_loop():
             accuracy = np.mean([proba[i].argmax() == target[i] for i in inside])
             np.testing.assert_allclose(row[["cells", "confidence", "accuracy"]], [[len(inside), confidence, accuracy]])
             error += len(inside) / 500 * abs(confidence - accuracy)
-    assert calibration.expected_error(table) == pytest.approx(error)
+    assert expected_error(table) == pytest.approx(error)
 
 
 @pytest.fixture(scope="module")

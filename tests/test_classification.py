@@ -8,7 +8,8 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from sklearn import metrics as sk
 
 import anvi as av
-from anvi.metrics.classification import calibration_error, score
+from anvi._data.reliability import expected_error, reliability
+from anvi.metrics.classification import score
 
 CLASSES = ("B", "CD4 T", "NK/T", "pDC")
 
@@ -71,12 +72,14 @@ def test_calibration_error_with_confidence_on_the_edges_of_bins(seed):
     rng = np.random.default_rng(seed)
     confidence = np.concatenate([rng.random(200), np.arange(1, 16) / 15, [1.0, 1.0]])
     right = rng.random(len(confidence)) < 0.5
-    assert calibration_error(right, confidence) == pytest.approx(expected_calibration_error(right, confidence))
+    assert expected_error(reliability(confidence, right)) == pytest.approx(
+        expected_calibration_error(right, confidence)
+    )
 
 
 def test_confidence_that_is_what_it_says_has_no_error_and_certainty_that_is_not_has_all():
-    assert calibration_error(np.array([True, True, False, False]), np.full(4, 0.5)) == 0
-    assert calibration_error(np.zeros(5, dtype=bool), np.ones(5)) == 1
+    assert expected_error(reliability(np.full(4, 0.5), np.array([True, True, False, False]))) == 0
+    assert expected_error(reliability(np.ones(5), np.zeros(5, dtype=bool))) == 1
 
 
 @pytest.mark.parametrize("key", ["scanvi", "totalanvi"])

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from anndata import AnnData
 from helpers import assert_same, cite, contents, mudata_of
-from queries import by_hand, well_fitted
+from queries import by_hand
 
 import anvi as av
 from anvi._data.batches import take
@@ -275,10 +275,13 @@ def test_errors(fitted, options, match):
 def test_against_the_data():
     """Means and variances of features across cells, drawn over measured; scvi-tools draws proteins 2.5 times too large.
 
-    Measured after 150 epochs: means of genes 1.05 (0.97 to 1.19) and of proteins 1.04 (1.00 to 1.11), variances 1.36
-    and 1.35, which come nearer to 1 with the length of the fit (1.08 and 1.12 on 2000 cells after 230 epochs).
+    A default fit of 2,000 cells (334 epochs) measured 1.01 and 0.98 for the means, 1.10 and 0.97 for the variances: a
+    posterior mean that has not found all of a gene's structure leaves the rest to its dispersion. A fit of 600 cells
+    that is cut short after 150 epochs has variances of 1.36.
     """
-    mdata = well_fitted()
+    mdata = cite(2_000)
+    with av.settings.override(progress=False, device="cpu", verbosity=0):
+        av.tl.totalvi(mdata, batch_key="batch", panel_key="panel")
     drawn = av.tl.posterior_predictive(mdata, n_samples=10)
     x = mdata["rna"].X.toarray()
     seen = x.mean(0) > 0.5  # of rarer genes, chance decides
@@ -291,10 +294,10 @@ def test_against_the_data():
         "prot var": y_drawn.var("obs").mean("sample").values / y.var(ddof=0).to_numpy(),
     }
     for name, low, high in (
-        ("rna mean", 0.9, 1.15),
-        ("prot mean", 0.9, 1.15),
-        ("rna var", 0.8, 1.6),
-        ("prot var", 0.8, 1.6),
+        ("rna mean", 0.95, 1.05),
+        ("prot mean", 0.95, 1.05),
+        ("rna var", 0.85, 1.2),
+        ("prot var", 0.85, 1.2),
     ):
         assert low < np.median(ratios[name]) < high, (name, ratios[name])
     assert (ratios["prot mean"] < 1.3).all()

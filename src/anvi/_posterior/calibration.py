@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from anvi._data.cells import Cells
+from anvi._data.reliability import reliability
 from anvi._data.shifted import Shift, shifted
 from anvi._model import Model
 from anvi.nn import Draws
@@ -27,7 +28,6 @@ JUDGED_ON = (Shift(0.85, 0.5), Shift(0.55, 0.2), Shift(0.3, 0.3))
 """What they are put through, with other efficiencies, to say how good it is; never used for fitting."""
 MIN_CELLS = 50
 """Held-out labelled cells below which nothing is fitted: a temperature from fewer is mostly noise."""
-BINS = 15
 
 
 class Calibration(NamedTuple):
@@ -66,7 +66,8 @@ def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibr
         logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
         temperature[name] = fit_temperature(fit_logits, fit_target)
         for when, t in (("before", 1.0), ("after", temperature[name])):
-            table = reliability((logits / t).softmax(-1).numpy(), target.numpy())
+            confidence, predicted = (logits / t).softmax(-1).max(-1)
+            table = reliability(confidence.numpy(), (predicted == target).numpy())
             tables.append(table.assign(cells_seen=name, when=when))
     return Calibration(temperature, pd.concat(tables, ignore_index=True))
 
@@ -96,27 +97,3 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target))
 
     return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(20.0)), method="bounded").x))
-
-
-def reliability(probabilities: np.ndarray, target: np.ndarray) -> pd.DataFrame:
-    """Cells by confidence, in bins of equal width: how many, how sure, how often right.
-
-    Parameters
-    ----------
-    probabilities
-        `(cells, classes)`.
-    target
-        Class codes `(cells,)`.
-    """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == target
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    table = pd.DataFrame({"bin": place, "confidence": confidence, "accuracy": right.astype(float)})
-    means = table.groupby("bin").mean()
-    means.insert(0, "cells", table.groupby("bin").size())
-    return means.reset_index()
-
-
-def expected_error(table: pd.DataFrame) -> float:
-    """Expected calibration error of a reliability table: the mean over cells of |accuracy - confidence|."""
-    gap = (table["accuracy"] - table["confidence"]).abs()
-    return float((gap * table["cells"]).sum() / table["cells"].sum())

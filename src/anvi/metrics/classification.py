@@ -9,12 +9,11 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data, check_type, obs_column, text_column
+from anvi._data.reliability import expected_error, reliability
 from anvi._data.setup import Setup, label_column
 from anvi._find import resolve
 from anvi._model import Model
 
-BINS = 15
-"""Bins of equal width into which confidence is cut; the number of Guo et al. 2017."""
 OVERALL = "overall"
 """Name of the row over all classes."""
 
@@ -217,7 +216,7 @@ def score(true: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, class
     overall |= {
         "accuracy": (true == predicted).mean(),
         "confidence": _mean(confidence),
-        "ece": calibration_error(true == predicted, confidence),
+        "ece": _calibration_error(true == predicted, confidence),
     }
     table = pd.DataFrame([overall, *rows.values()], index=[OVERALL, *names])
     return table.astype({"cells": int, "predicted": int})
@@ -228,16 +227,6 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def calibration_error(right: np.ndarray, confidence: np.ndarray, n_bins: int = BINS) -> float:
-    """Expected calibration error: mean over cells of the distance between accuracy and confidence of their bin.
-
-    Bins are (0, 1/n], (1/n, 2/n], ...; NaN without confidence.
-    """
+def _calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
     known = np.isfinite(confidence)
-    right, confidence = right[known].astype(float), confidence[known].astype(float)
-    if not len(confidence):
-        return float("nan")
-    edges = np.linspace(0, 1, n_bins + 1)[1:-1]
-    place = np.searchsorted(edges, confidence, side="left")
-    gap = np.bincount(place, right - confidence, minlength=n_bins)  # cells of the bin times the distance
-    return float(np.abs(gap).sum() / len(confidence))
+    return expected_error(reliability(confidence[known].astype(float), right[known]))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data
+from anvi._data.reliability import expected_error
 
 from ._figure import check_axes, finish, new_figure
 from ._slots import missing, resolve
@@ -93,8 +94,7 @@ def _draw(ax: Axes, table: pd.DataFrame, title: str) -> None:
     ax.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
     for when, color in COLORS.items():
         part = table[table["when"] == when]
-        cells = part["cells"].to_numpy(float)
-        error = float(((part["accuracy"] - part["confidence"]).abs() * cells).sum() / cells.sum())
+        cells, error = part["cells"].to_numpy(float), expected_error(part)
         ax.plot(part["confidence"], part["accuracy"], color=color, linewidth=1)
         size = 8 + 90 * np.sqrt(cells / cells.max())  # area by the number of cells, few still seen
         ax.scatter(

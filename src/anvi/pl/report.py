@@ -15,6 +15,7 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.reliability import expected_error
 
 from ._slots import Fit, resolve
 from .calibration import calibration
@@ -179,18 +180,16 @@ def _confidence(fit: Fit) -> list[Line]:
     elif table is None:
         lines.append(Line("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
     else:
-        table = table.assign(gap=(table["accuracy"] - table["confidence"]).abs() * table["cells"])
         for kind, part in table.groupby("cells_seen", observed=True):
-            sums = part.groupby("when", observed=True)[["gap", "cells"]].sum()
-            error = sums["gap"] / sums["cells"]
+            error = {when: expected_error(some) for when, some in part.groupby("when", observed=True)}
             verdict = "pass" if error["after"] <= ECE_LIMIT else "warn"
             text = f"error {error['after']:.3f} (before {error['before']:.3f}) on cells thinned as queries are"
             lines.append(Line(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
-    column = f"{fit.key}_label"
+    column = slots.label(fit.key)
     if column in fit.home.obs:
         labels = _given(fit)
         asked = np.ones(len(fit.home.obs), dtype=bool) if labels is None else labels.isna().to_numpy()
-        share = float((fit.home.obs[column].astype(object) == "Unassigned")[asked].mean())
+        share = float((fit.home.obs[column].astype(object) == slots.UNASSIGNED)[asked].mean())
         if np.isfinite(share):
             verdict = "pass" if share <= UNASSIGNED_LIMIT else "warn"
             lines.append(Line(verdict, "cells of no known type", f"{share:.1%} of the cells without a label"))
