@@ -1,6 +1,7 @@
 """What a user can get wrong, and what is said about it: before training, with the slot, the cells and the next step."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -471,3 +472,19 @@ def test_a_label_with_a_single_cell_reaches_training(mdata):
     mdata.obs["cell_type"] = ["A"] + ["B", "C"] * 100 + ["Unknown"] * 99
     with pytest.raises(pytest.fail.Exception, match="training was reached"):
         fit(mdata)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "models"),
+    [
+        ("scvi", {"linear_classifier": True}, "labels (tl.scanvi, tl.totalanvi)"),
+        ("totalvi", {"labelled_batch_size": 8}, "labels (tl.scanvi, tl.totalanvi)"),
+        ("scanvi", {"hide_proteins": 0.5}, "proteins (tl.totalvi, tl.totalanvi)"),
+        ("scvi", {"protein_weight": 2.0}, "proteins (tl.totalvi, tl.totalanvi)"),
+    ],
+)
+def test_an_option_of_another_model_is_refused_by_name(name, option, models):
+    with pytest.raises(
+        TypeError, match=re.escape(f"no option '{next(iter(option))}': it belongs to models with {models}")
+    ):
+        getattr(av.tl, name)(cite(), max_epochs=1, **option)

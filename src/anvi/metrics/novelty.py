@@ -14,7 +14,7 @@ from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS
 from anvi._model import Model
 from anvi.nn import Config
-from anvi.tl._fit import Where, run_fit
+from anvi.tl._fit import Where, foreign_options, run_fit
 
 LEFT_OUT = "anvi_left_out"
 """Column of labels without one class, in the copies that are fitted."""
@@ -130,7 +130,8 @@ def _options(fitted: Model) -> dict:
     config = fitted.config.to_dict()
     network = {field.name: config[field.name] for field in fields(Config) if field.name not in NO_OPTIONS}
     training = {field.name: fitted.info.get(field.name) for field in fields(Plan)}
-    return {name: value for name, value in (network | training).items() if value is not None}
+    foreign = foreign_options(fitted.name)
+    return {name: value for name, value in (network | training).items() if value is not None and name not in foreign}
 
 
 def _where(setup: Setup) -> Where:

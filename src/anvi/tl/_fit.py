@@ -37,6 +37,8 @@ from ._trust import how_far, trusted
 logger = logging.getLogger("anvi")
 
 RandomState = int | np.random.Generator | None
+OF_LABELS = ("linear_classifier", "label_prior", "dropout_u", "classification_ratio", "labelled_batch_size")
+OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "efficiency")
 
 
 class Options(TypedDict, total=False):
@@ -118,7 +120,7 @@ def run_fit(
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
-    network_options, plan_options = _sort_options({key: value for key, value in options.items() if value is not None})
+    network_options, plan_options = _sort_options(name, {k: value for k, value in options.items() if value is not None})
     check_type(data)
     key = slots.clean_key(key_added or name)
     check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=where["rna_mod"])
@@ -232,7 +234,14 @@ def _keys(setup: Setup) -> dict:
     return {name: getattr(setup, name) for name in ("batch_key", "labels_key", "panel_key", "unlabeled_category")}
 
 
-def _sort_options(options: dict) -> tuple[dict, dict]:
+def foreign_options(name: str) -> dict[str, str]:
+    """Options that a model does not have, and which models do."""
+    labels, proteins = "labels (tl.scanvi, tl.totalanvi)", "proteins (tl.totalvi, tl.totalanvi)"
+    of_labels = {} if name.endswith("anvi") else dict.fromkeys(OF_LABELS, labels)
+    return of_labels if name.startswith("total") else of_labels | dict.fromkeys(OF_PROTEINS, proteins)
+
+
+def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     """Options of the network and of the training; an unknown one raises a TypeError that names its neighbours."""
     network_names = {field.name for field in fields(Config)} - set(NO_OPTIONS)
     plan_names = {field.name for field in fields(Plan)}
@@ -241,6 +250,10 @@ def _sort_options(options: dict) -> tuple[dict, dict]:
         near = difflib.get_close_matches(unknown[0], sorted(network_names | plan_names), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
+    foreign = foreign_options(model)
+    for key in options:
+        if key in foreign:
+            raise TypeError(f"tl.{model} has no option '{key}': it belongs to models with {foreign[key]}.")
     options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     network = {key: value for key, value in options.items() if key in network_names}
     return network, {key: value for key, value in options.items() if key in plan_names}
