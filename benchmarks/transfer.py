@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 import torch
 from mudata import MuData
+from scipy.stats import chi2
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.metrics import f1_score, roc_auc_score, silhouette_score
+from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
 import anvi as av
 from anvi._data.reliability import expected_error, reliability
@@ -86,6 +87,7 @@ class Answer:
     proba: pd.DataFrame  # (query cells, classes)
     imputed: np.ndarray | None = None  # (query cells, proteins)
     novelty: np.ndarray | None = None  # (query cells,)
+    latent: np.ndarray | None = None  # (cells, latent), reference and query
 
 
 def labelled_part(path: Path) -> MuData:
@@ -145,7 +147,7 @@ def totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     names = mdata.obs_names[problem.query]
     novelty = mdata.obs.loc[names, "totalanvi_novelty"].to_numpy() if "totalanvi_novelty" in mdata.obs else None
     imputed = mdata.obsm["totalanvi_prot_denoised"].loc[names].to_numpy()
-    return Answer(av.get.proba(mdata).loc[names], imputed, novelty)
+    return Answer(av.get.proba(mdata).loc[names], imputed, novelty, np.asarray(mdata.obsm["X_totalanvi"]))
 
 
 def scanvi(problem: Problem, seed: int, options: dict) -> Answer:
@@ -155,7 +157,7 @@ def scanvi(problem: Problem, seed: int, options: dict) -> Answer:
     part = mdata["rna"]
     names = part.obs_names[problem.query]
     novelty = part.obs.loc[names, "scanvi_novelty"].to_numpy() if "scanvi_novelty" in part.obs else None
-    return Answer(av.get.proba(mdata).loc[names], None, novelty)
+    return Answer(av.get.proba(mdata).loc[names], None, novelty, np.asarray(part.obsm["X_scanvi"]))
 
 
 def scvi_tools_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
@@ -175,7 +177,8 @@ def scvi_tools_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     model.train(enable_progress_bar=False, **options)
     proba = model.predict(soft=True)
     _, imputed = model.get_normalized_expression(n_samples=1, return_mean=True, include_protein_background=True)
-    return Answer(proba.loc[rna.obs_names[problem.query]], imputed.to_numpy()[problem.query])
+    latent = model.get_latent_representation()
+    return Answer(proba.loc[rna.obs_names[problem.query]], imputed.to_numpy()[problem.query], None, latent)
 
 
 def components(problem: Problem) -> np.ndarray:
@@ -203,7 +206,7 @@ def linear(problem: Problem, seed: int, options: dict) -> Answer:
     neighbours = KNeighborsRegressor(15).fit(pcs[reference], np.log1p(problem.proteins[reference]))
     imputed = np.expm1(neighbours.predict(pcs[problem.query]))
     names = problem.mdata.obs_names[problem.query]
-    return Answer(pd.DataFrame(proba, names, classifier.classes_), imputed, 1 - proba.max(1))
+    return Answer(pd.DataFrame(proba, names, classifier.classes_), imputed, 1 - proba.max(1), pcs)
 
 
 def majority(problem: Problem, seed: int, options: dict) -> Answer:
@@ -246,10 +249,21 @@ def score(problem: Problem, answer: Answer) -> dict[str, float]:
         scores["spearman"] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in ranks]))
     if answer.novelty is not None and novel.any():
         scores["novelty_auroc"] = float(roc_auc_score(novel, answer.novelty))
+    if answer.latent is not None:
+        scores["mixing"] = mixing(answer.latent, problem.query)
+        scores["silhouette"] = float(silhouette_score(answer.latent, problem.truth, sample_size=2_000, random_state=0))
     return scores
 
 
-SHOWN = ("accuracy", "macro_f1", "ece", "brier", "pearson", "spearman", "novelty_auroc")
+def mixing(latent: np.ndarray, query: np.ndarray, k: int = 50) -> float:
+    """Share of cells whose k neighbours have the query share of the data, by a chi-square test at 5 % (as in kBET)."""
+    near = NearestNeighbors(n_neighbors=k + 1).fit(latent).kneighbors(latent, return_distance=False)[:, 1:]
+    found, expected = query[near].sum(1), k * query.mean()
+    statistic = (found - expected) ** 2 / expected + (found - expected) ** 2 / (k - expected)
+    return float((chi2.sf(statistic, 1) > 0.05).mean())
+
+
+SHOWN = ("accuracy", "macro_f1", "ece", "brier", "pearson", "spearman", "novelty_auroc", "mixing", "silhouette")
 
 
 def main() -> None:
