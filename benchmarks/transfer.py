@@ -143,7 +143,7 @@ def totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     """anvi's joint model, query cells in the fit."""
     mdata = problem.mdata.copy()
     av.tl.totalanvi(mdata, batch_key="batch", random_state=seed, **options)
-    av.tl.denoise(mdata, modality="prot")
+    av.tl.denoise(mdata, modality="prot", include_background=True)
     names = mdata.obs_names[problem.query]
     novelty = mdata.obs.loc[names, "totalanvi_novelty"].to_numpy() if "totalanvi_novelty" in mdata.obs else None
     imputed = mdata.obsm["totalanvi_prot_denoised"].loc[names].to_numpy()

@@ -29,7 +29,7 @@ def test_scores_by_a_loop(fitted):
     cells = read_cells(fitted, model.setup, labels=True)
     latent = encode.embed(model, cells).mean
     found = novelty.novelty(model, cells, latent)
-    marks, quantiles = (part.numpy() for part in model.landmarks)
+    marks, quantiles = model.landmarks.latent.numpy(), model.landmarks.quantiles.numpy()
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
 
     def plain(i: int) -> float:
@@ -55,7 +55,8 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
     # every cell at a distance of its own from one landmark, spread as that of held-out cells
     place = np.linspace(0, 100, len(cells))
     distance = np.interp(place, np.arange(101), model.landmarks.quantiles[-1].numpy())
-    marks = Landmarks(torch.from_numpy(near)[None, None], model.landmarks.quantiles[-1:])
+    last = model.landmarks
+    marks = Landmarks(torch.from_numpy(near)[None, None], last.quantiles[-1:], last.own[-1:])
     alone = replace(model, landmarks=marks)
 
     def rejected(factor: float) -> float:
@@ -71,10 +72,8 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
 def test_the_limit_keeps_the_stated_share_of_held_out_cells(fitted):
     model = av.get.model(fitted)
     scores = np.linspace(0, 3, 1_001, dtype=np.float32)  # of held-out cells, evenly spread
-    marks = Landmarks(
-        model.landmarks.latent, torch.from_numpy(np.tile(np.quantile(scores, np.linspace(0, 1, 101)), (2, 1)))
-    )
-    some = novelty.Novelty(scores, np.zeros(len(scores), dtype=int), marks.quantiles.numpy())
+    quantiles = np.tile(np.quantile(scores, np.linspace(0, 1, 101)), (2, 1))
+    some = novelty.Novelty(scores, np.zeros(len(scores), dtype=int), quantiles)
     for share in (0.01, 0.05, 0.123, 0.5):
         assert some.unassigned(share).mean() == pytest.approx(share, abs=2e-3)  # a grid of 1,001
     assert not some.unassigned(0).any()

@@ -22,10 +22,11 @@ LANDMARKS = "landmarks"
 
 
 class Landmarks(NamedTuple):
-    """Some labelled training cells of every class, and how far from them held-out labelled cells lie."""
+    """Some labelled training cells of every class, and what held-out labelled cells say of new ones."""
 
     latent: Tensor  # (kinds, landmarks, latent) with proteins and without; without alone where the model has none
     quantiles: Tensor  # (kinds, 101) of the distance of held-out labelled cells, from 0 to 1
+    own: Tensor  # (kinds, classes, cells) what held-out cells give their own class, ascending; NaN behind the last
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ def write_predictions(
     soft: bool,
     known: pd.Series | None = None,
     far: Far | None = None,
+    sets: np.ndarray | None = None,
 ) -> None:
     """Write what a model says of the cell types.
 
@@ -41,6 +42,8 @@ def write_predictions(
         What the user says of each cell; the label where it says something.
     far
         How far cells are from the classes; the label of those beyond the limit is `slots.UNASSIGNED`.
+    sets
+        Which classes each cell may be `(cells, classes)` bool.
     """
     best = probabilities.argmax(1)
     out.obs(slots.prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
@@ -56,12 +59,15 @@ def write_predictions(
         named[far.beyond] = slots.UNASSIGNED
     named = named if known is None else known.reindex(out.cells).astype(object).fillna(named)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
+    columns = [slots.column_name(name) for name in classes]
+    for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
+        if table is not None:
+            out.obsm(slot, table, columns)
+        elif slot in out.home.obsm:
+            del out.home.obsm[slot]  # of another prediction
     if soft:
         if any("/" in name for name in classes):
             containers.warn(
                 f"Class names with '/' are written with '|' in the columns of obsm['{slots.proba(key)}'], since files "
                 f"cannot hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
             )
-        out.obsm(slots.proba(key), probabilities, [slots.column_name(name) for name in classes])
-    elif slots.proba(key) in out.home.obsm:
-        del out.home.obsm[slots.proba(key)]  # of another prediction

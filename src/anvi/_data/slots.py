@@ -65,6 +65,11 @@ def proba(key: str) -> str:
     return f"{key}_proba"
 
 
+def sets(key: str) -> str:
+    """`obsm` slot of prediction sets: the classes that a cell may well be."""
+    return f"{key}_sets"
+
+
 def measured() -> str:
     """`varm` slot of the panel table."""
     return "measured"

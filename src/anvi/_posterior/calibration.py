@@ -21,6 +21,7 @@ from anvi._model import Model
 from anvi.nn import Draws
 
 from . import encode
+from .prediction_sets import own_probability
 
 FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
 """What held-out cells are put through before the temperature is fitted."""
@@ -35,6 +36,7 @@ class Calibration(NamedTuple):
 
     temperature: dict[str, float]  # by encode.GROUPS
     table: pd.DataFrame  # a row per group, "before" or "after", and bin of confidence
+    own: Tensor  # (groups, classes, cells) what held-out cells give their own class, see prediction_sets
 
 
 @torch.no_grad()
@@ -59,17 +61,20 @@ def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibr
     known = held_out[cells.label[held_out] >= 0]
     if len(known) < MIN_CELLS:
         return None
-    temperature, tables = {}, []
+    temperature, tables, own = {}, [], []
+    one_shift = torch.arange(len(known)) % len(FITTED_ON) * len(known) + torch.arange(len(known))  # of every cell
     for proteins in (True, False) if model.config.has_protein else (False,):
         name = encode.GROUPS[proteins]
         fit_logits, fit_target = _seen(model, cells, known, FITTED_ON, proteins, seed)
         logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
         temperature[name] = fit_temperature(fit_logits, fit_target)
+        proba = (fit_logits[one_shift] / temperature[name]).softmax(-1)
+        own.append(own_probability(proba, fit_target[one_shift], seed))
         for when, t in (("before", 1.0), ("after", temperature[name])):
             confidence, predicted = (logits / t).softmax(-1).max(-1)
             table = reliability(confidence.numpy(), (predicted == target).numpy())
             tables.append(table.assign(cells_seen=name, when=when))
-    return Calibration(temperature, pd.concat(tables, ignore_index=True))
+    return Calibration(temperature, pd.concat(tables, ignore_index=True), torch.stack(own))
 
 
 def _seen(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):

@@ -141,6 +141,15 @@ def temperatures(model: Model, cells: Cells) -> Tensor | None:
     return torch.where(measured, fitted.get(GROUPS[True], without), without)[:, None].float()
 
 
+def kind_of(model: Model, cells: Cells) -> np.ndarray:
+    """Which of the held-out cells a cell is to be compared with `(cells,)`: 0 with proteins, last those without."""
+    last = len(model.landmarks.latent) - 1
+    if cells.mask_table is None:
+        return np.full(len(cells), last)
+    measured = cells.mask_table.any(1)[cells.mask_row].cpu().numpy()
+    return np.where(measured, 0, last)
+
+
 @torch.no_grad()
 def posterior(model: Model, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the latent posterior, before the softmax of a logistic-normal one `(cells, latent)`."""

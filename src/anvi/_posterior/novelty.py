@@ -48,7 +48,9 @@ class Novelty(NamedTuple):
 
 
 @torch.no_grad()
-def place_landmarks(model: Model, cells: Cells, trained: Tensor, held_out: Tensor, seed: int) -> Landmarks | None:
+def place_landmarks(
+    model: Model, cells: Cells, trained: Tensor, held_out: Tensor, own: Tensor, seed: int
+) -> Landmarks | None:
     """Choose the landmarks of a model and see how far held-out labelled cells lie from them.
 
     Parameters
@@ -59,6 +61,8 @@ def place_landmarks(model: Model, cells: Cells, trained: Tensor, held_out: Tenso
         The cells of the fit, with labels.
     trained, held_out
         Positions of training and of validation cells.
+    own
+        What held-out cells give their own class, kept beside the landmarks.
     seed
         Of the choice and the shifts.
 
@@ -81,7 +85,7 @@ def place_landmarks(model: Model, cells: Cells, trained: Tensor, held_out: Tenso
         grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=marks.device)
         latent.append(marks)
         quantiles.append(torch.quantile(torch.cat(distances).double(), grid).float())
-    return Landmarks(torch.stack(latent).cpu(), torch.stack(quantiles).cpu())
+    return Landmarks(torch.stack(latent).cpu(), torch.stack(quantiles).cpu(), own)
 
 
 def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,11 +122,8 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray) -> Novelty | None:
     """
     if model.landmarks is None:
         return None
-    marks, quantiles = model.landmarks
-    hidden = torch.ones(len(cells), dtype=torch.bool)
-    if cells.mask_table is not None:
-        hidden = ~cells.mask_table.any(1)[cells.mask_row].cpu()
-    kind = torch.where(hidden, len(marks) - 1, 0)  # (cells,) which set of landmarks
+    marks, quantiles = model.landmarks.latent, model.landmarks.quantiles
+    kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
     distance = torch.zeros(len(cells))
     for i, some in enumerate(marks):
         distance[kind == i] = _distance(torch.from_numpy(latent)[kind == i], some)

@@ -40,7 +40,7 @@ def trusted(
     model = replace(
         model,
         info=model.info | {"temperature": found.temperature},
-        landmarks=place_landmarks(model, cells, train, validation, seed),
+        landmarks=place_landmarks(model, cells, train, validation, found.own, seed),
     )
     return model, found.table
 

@@ -1,5 +1,6 @@
 """tl.predict."""
 
+import numpy as np
 import pandas as pd
 
 from anvi._data import slots
@@ -9,7 +10,9 @@ from anvi._data.setup import known_labels
 from anvi._find import check_no_own_label, key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
+from anvi._posterior.calibration import MIN_CELLS
 from anvi._posterior.novelty import FALSE_REJECTS
+from anvi._posterior.prediction_sets import prediction_sets
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
@@ -23,6 +26,7 @@ def predict(
     soft: bool = True,
     use_posterior_mean: bool = True,
     false_rejects: float = FALSE_REJECTS,
+    coverage: float | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
     prot_obsm: str | None = None,
@@ -48,6 +52,9 @@ def predict(
         Classify the mean of the latent posterior; False: one sample of it.
     false_rejects
         Share of cells of known types that may be called "Unassigned" in `obs['{key}_label']`; 0 calls none so.
+    coverage
+        Also write (or return) prediction sets: the classes that a cell may be, its own among them in this share of
+        cells, class by class, if they are to the model as held-out cells are that were thinned as queries often are.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -57,7 +64,8 @@ def predict(
     key_added
         Prefix of the slots; default: the model's key.
     inplace
-        Write the slots; False returns a DataFrame of probabilities (`soft`) or a Series of classes.
+        Write the slots; False returns a DataFrame of sets (`coverage`), of probabilities (`soft`) or a Series of
+        classes.
 
     Returns
     -------
@@ -76,12 +84,14 @@ def predict(
         something, a class of the model or not; else "Unassigned" where the novelty is too high; else the prediction.
     `obsm['{key}_proba']` : DataFrame (cells, classes)
         With `soft`: all probabilities.
+    `obsm['{key}_sets']` : DataFrame (cells, classes)
+        With `coverage`: 1 for the classes in the set of the cell, else 0.
 
     Raises
     ------
     KeyError, ValueError
-        If there is no such model, it has no labels, genes are missing, a batch is unknown, or a column of the user's
-        own is where the labels go.
+        If there is no such model, it has no labels, genes are missing, a batch is unknown, a column of the user's own
+        is where the labels go, or `coverage` is asked of a model with too few labelled validation cells.
 
     Examples
     --------
@@ -98,12 +108,18 @@ def predict(
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
         )
+    if coverage is not None:
+        _check_coverage(fitted, key, coverage)
     if inplace:
         key = key_to_write(data, fitted, key, key_added)
         check_no_own_label(data, setup, key)
     seed = None if use_posterior_mean else seed_of(random_state)
     embedding = encode.embed(fitted, cells, sample_seed=seed)
+    sets = None if coverage is None else prediction_sets(fitted, cells, embedding.proba, coverage)
     if not inplace:
+        if sets is not None:
+            table = pd.DataFrame(sets.astype(np.float32), cells.names, list(fitted.classes))
+            return table.reindex(slots.home(data, setup).obs_names)
         table = pd.DataFrame(embedding.proba, index=cells.names, columns=list(fitted.classes))
         table = table.reindex(slots.home(data, setup).obs_names)
         return (
@@ -113,6 +129,16 @@ def predict(
     out = slots.writer(data, setup, cells.names)
     known = known_labels(data, setup, pd.Index(cells.names))
     far = how_far(fitted, cells, embedding.mean, false_rejects)
-    write_predictions(out, key, fitted.classes, embedding.proba, soft=soft, known=known, far=far)
+    write_predictions(out, key, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
     out.log()
     return None
+
+
+def _check_coverage(model: Model, key: str, coverage: float) -> None:
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage={coverage} is a share of cells: above 0 and below 1.")
+    if model.landmarks is None:
+        raise ValueError(
+            f"The model '{key}' has no labelled validation cells to take prediction sets from: it was fitted with fewer "
+            f"than {MIN_CELLS}. Leave coverage=None, or fit with more labels or a lower train_size."
+        )
