@@ -163,6 +163,19 @@ class TestPlan:
         plan = Plan().for_cells(128 * 50, warm_start=True)
         assert plan.max_epochs == 33 and plan.warmup == 0 and plan.kl_weight(0) == 1
 
+    def test_a_model_that_labels_cells_hides_counts_and_weighs_divergences_less(self):
+        plan, other = (Plan().for_cells(6_400, warm_start=False, transfer=transfer) for transfer in (True, False))
+        assert (plan.thin_counts, plan.label_smoothing, plan.max_kl_weight) == (0.5, 0.1, 0.1)
+        assert (other.thin_counts, other.label_smoothing, other.max_kl_weight) == (0, 0, 1)
+        given = {"thin_counts": 0.2, "label_smoothing": 0.0, "max_kl_weight": 0.7}
+        plan = Plan(**given).for_cells(6_400, warm_start=False, transfer=True)
+        assert {name: getattr(plan, name) for name in given} == given
+
+    def test_the_weight_of_the_divergences_rises_as_far_as_it_may(self):
+        plan = Plan(max_epochs=20, warmup=0.5, max_kl_weight=0.35).for_cells(5000, warm_start=False)
+        assert [plan.kl_weight(epoch) for epoch in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.35, 0.35])
+        assert plan.last_warmup_epoch == 2
+
     def test_what_depends_on_other_options(self):
         plan = Plan(batch_size=100).for_cells(5000, warm_start=False)
         assert plan.labelled_batch_size == 50 and plan.patience == plan.max_epochs // 5
@@ -172,6 +185,10 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"max_kl_weight": 0}, "max_kl_weight=0 must be above 0"),
+            ({"max_kl_weight": 1.5}, "at most 1"),
+            ({"thin_counts": 1.0}, "thin_counts=1.0 is a share"),
+            ({"label_smoothing": -0.1}, "label_smoothing=-0.1 is a share"),
             ({"batch_size": 0}, "batch_size=0 must be above 0"),
             ({"batch_size": 1}, "batch_size=1 leaves batch norm nothing"),
             ({"batch_size": "128"}, "batch_size='128' must be a whole number"),

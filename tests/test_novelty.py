@@ -69,8 +69,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
     assert rejected(4.0) > 0.5  # too far for that: new types
 
 
-def test_the_limit_keeps_the_stated_share_of_held_out_cells(fitted):
-    model = av.get.model(fitted)
+def test_the_limit_keeps_the_stated_share_of_held_out_cells():
     scores = np.linspace(0, 3, 1_001, dtype=np.float32)  # of held-out cells, evenly spread
     quantiles = np.tile(np.quantile(scores, np.linspace(0, 1, 101)), (2, 1))
     some = novelty.Novelty(scores, np.zeros(len(scores), dtype=int), quantiles)

@@ -170,3 +170,17 @@ def test_the_incumbent_averages_labelled_cells_over_all_classes(model):
         parts = naive.bound(batch, noise, n)
         expected = parts["class_probabilities"] @ parts["kl_u_by_class"]
         assert float(terms.kl_u[n]) == pytest.approx(expected, rel=1e-11)
+
+
+@torch.no_grad()
+def test_label_smoothing_spreads_a_share_of_each_label_over_all_classes():
+    terms, _, network, _ = run("scanvi")
+    log_p = terms.logits.log_softmax(-1)
+    expected = 0.0
+    for row, code in zip(log_p, terms.target, strict=True):
+        wanted = [0.2 / len(row) + 0.8 * (c == int(code)) for c in range(len(row))]
+        expected -= sum(w * float(value) for w, value in zip(wanted, row, strict=True)) / len(log_p)
+    assert float(classification_loss(terms, 0.2)) == pytest.approx(expected, rel=1e-12)
+    plain, smooth = (loss(terms, torch.ones(len(terms.z)), Weights(smoothing=s), network.config) for s in (0.0, 0.2))
+    gap = 50 * (classification_loss(terms, 0.2) - classification_loss(terms))
+    torch.testing.assert_close(smooth - plain, gap, rtol=1e-10, atol=1e-10)

@@ -103,5 +103,5 @@ def test_bad_coverage(fitted, coverage):
 def test_a_model_without_held_out_labels_says_so():
     mdata = av.datasets.synthetic_cite(200, n_genes=60)
     av.tl.totalanvi(mdata, max_epochs=1)
-    with pytest.raises(ValueError, match="labelled validation cells"):
+    with pytest.raises(ValueError, match="labelled validation cells, too few"):
         av.tl.predict(mdata, coverage=0.9)

@@ -8,7 +8,7 @@ import anvi as av
 from anvi._data.batches import Minibatches, split, take
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
-from anvi._fit import loop, step
+from anvi._fit import loop, step, veil
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
 from anvi.nn import Draws, Weights
@@ -101,8 +101,9 @@ def test_entries_with_room_are_those_of_the_cells(prepared):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_with_room_has_fixed_shapes_and_waits_for_nothing(prepared, name, monkeypatch):
-    state, cells, minibatches, group, plan = prepared(name)
+@pytest.mark.parametrize("options", [{}, {"thin_counts": 0.5, "hide_proteins": 0.5, "label_smoothing": 0.1}], ids=str)
+def test_a_step_with_room_has_fixed_shapes_and_waits_for_nothing(prepared, name, options, monkeypatch):
+    state, cells, minibatches, group, plan = prepared(name, **options)
     # the optimisers are torch's, and on a CPU they do read their step count
     monkeypatch.setattr(state.optimizer, "step", lambda: None)
     if state.adversary is not None:
@@ -187,7 +188,7 @@ def test_hidden_proteins_are_not_seen_but_explained(prepared):
     state, cells, minibatches, _, _ = prepared("totalanvi")
     network, choice = state.network.eval(), minibatches.plan()[0]
     batch = take(cells, choice.index, None, choice.n_labelled)
-    hidden = step._hide(batch, 0.5, torch.Generator().manual_seed(0))
+    hidden = veil._without_proteins(batch, 0.5, torch.Generator().manual_seed(0))
     seen = hidden.shown.any(1)[batch.measured.any(1)].float().mean()
     assert abs(float(seen) - 0.5) < 4 * 0.5 / len(batch.label) ** 0.5  # four standard errors of a share
     blind = batch._replace(y=torch.where(hidden.shown, batch.y, 0.0), measured=hidden.shown)

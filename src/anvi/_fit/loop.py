@@ -17,7 +17,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .graph import CapturedStep
 from .plan import Plan
 from .progress import Progress
-from .step import State, run_step, summarise
+from .step import DIVERGENCES, State, run_step, summarise
 
 logger = logging.getLogger("anvi")
 
@@ -155,7 +155,7 @@ def _adversary_groups(cells: Cells) -> Tensor:
 
 def _epoch(state, run, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
     """One epoch and its bookkeeping; None if it was rolled back."""
-    weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio)
+    weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio, plan.label_smoothing)
     lr = plan.learning_rate(state.epoch) * state.lr_scale
     for part in state.optimizer.param_groups:
         if isinstance(part["lr"], Tensor):  # a graph reads it from this place
@@ -227,7 +227,7 @@ def _averages(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:
 
 @torch.no_grad()
 def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random_state: int) -> dict[str, float]:
-    """Terms and loss at full weight, with the same noise in every epoch, so that epochs can be compared."""
+    """Terms, and the loss at the weights after the warm-up; the noise is the same in every epoch."""
     network.eval()
     draws = Draws(generator(random_state, cells.label.device))
     sums: dict[str, Tensor] = {}
@@ -237,6 +237,8 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
     row = _averages(sums, "validation")
     weighed = -row["validation_elbo"] + plan.classification_ratio * row.get("validation_classification_loss", 0.0)
     weighed += (plan.protein_weight - 1) * row.get("validation_reconstruction_protein", 0.0)
+    divergences = sum(row.get(f"validation_{name}", 0.0) for name in DIVERGENCES)
+    weighed -= (1 - plan.max_kl_weight) * divergences
     return {"validation_loss": weighed} | row
 
 

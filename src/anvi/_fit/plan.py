@@ -19,22 +19,27 @@ class Plan:
     lr: float = 4e-3
     weight_decay: float = 1e-6
     adam_eps: float = 1e-8
-    warmup: float = 0.4  # share of the planned epochs over which divergences rise from weight 0 to 1
+    warmup: float = 0.4  # share of the planned epochs over which divergences would rise from weight 0 to 1
     train_size: float = 0.9
     early_stopping: bool = True
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
     protein_weight: float = 1.0
+    label_smoothing: float | None = None  # share of each label's weight that is spread over all classes in training
     hide_proteins: float | None = None  # share of cells whose proteins the encoder does not see in a step
+    thin_counts: float | None = None  # share of cells of whose RNA counts the encoder sees only some in a step
+    max_kl_weight: float | None = None  # where the weight of the divergences stops rising
     adversary: bool | None = None  # None: where panels differ
     max_grad_norm: float = 50.0
     max_retries: int = 3
 
-    def for_cells(self, n_train: int, *, warm_start: bool, unstained: bool = False) -> "Plan":
+    def for_cells(self, n_train: int, *, warm_start: bool, transfer: bool = False, unstained: bool = False) -> "Plan":
         """Fill in what depends on the training cells, and check the rest.
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. Where
-        some cells have no proteins (`unstained`), the encoder learns to do without those of half of the others.
+        some cells have no proteins (`unstained`), the encoder learns to do without those of half of the others. A model
+        that is to label cells (`transfer`) sees half of them thinned, takes no label for certain, and its
+        divergences count less.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -46,13 +51,19 @@ class Plan:
         labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2
         warmup = 0.0 if warm_start else self.warmup
         hidden = self.hide_proteins if self.hide_proteins is not None else 0.5 * unstained
+        thin = self.thin_counts if self.thin_counts is not None else 0.5 * transfer
+        smoothing = self.label_smoothing if self.label_smoothing is not None else 0.1 * transfer
+        max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
         return replace(
             self,
             max_epochs=epochs,
             patience=patience,
             labelled_batch_size=labelled,
             warmup=warmup,
+            label_smoothing=smoothing,
             hide_proteins=hidden,
+            thin_counts=thin,
+            max_kl_weight=max_kl_weight,
         )
 
     def _check(self) -> None:
@@ -73,17 +84,20 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.warmup > 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
-        if self.hide_proteins is not None and not 0 <= self.hide_proteins < 1:
-            raise ValueError(f"hide_proteins={self.hide_proteins} is a share of cells: at least 0 and below 1.")
+        for name in ("hide_proteins", "thin_counts", "label_smoothing"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a share: at least 0 and below 1.")
+        if self.max_kl_weight is not None and not 0 < self.max_kl_weight <= 1:
+            raise ValueError(f"max_kl_weight={self.max_kl_weight} must be above 0 and at most 1.")
         if not 0 < self.train_size <= 1:
             raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
         if self.early_stopping and self.train_size == 1:
             raise ValueError("train_size=1 leaves no validation cells to stop early by; pass early_stopping=False.")
 
     def kl_weight(self, epoch: int) -> float:
-        """Weight of the divergences in an epoch (from 0): rises to 1 over the warm-up and stays there."""
+        """Weight of the divergences in an epoch (from 0): rises towards 1 over the warm-up, as far as it may."""
         ramp = self.warmup * self.max_epochs
-        return 1.0 if ramp < 1 else min(1.0, (epoch + 1) / ramp)
+        return self.max_kl_weight if ramp < 1 else min(self.max_kl_weight, (epoch + 1) / ramp)
 
     def learning_rate(self, epoch: int) -> float:
         """Cosine from `lr` down to a hundredth of it over the planned epochs."""
@@ -91,8 +105,9 @@ class Plan:
 
     @property
     def last_warmup_epoch(self) -> int:
-        """The last epoch in which the divergences have less than their full weight; -1 if there is none."""
-        return max((epoch for epoch in range(self.max_epochs) if self.kl_weight(epoch) < 1), default=-1)
+        """The last epoch in which the divergences have less weight than in the end; -1 if there is none."""
+        rising = (epoch for epoch in range(self.max_epochs) if self.kl_weight(epoch) < self.max_kl_weight)
+        return max(rising, default=-1)
 
     def to_dict(self) -> dict:
         """As a dict that JSON can hold."""

@@ -16,17 +16,10 @@ from anvi.settings import settings
 
 from .adversary import Adversary
 from .plan import Plan
+from .veil import veil
 
-TERMS = (
-    "reconstruction_rna",
-    "reconstruction_protein",
-    "kl_z",
-    "kl_u",
-    "kl_label",
-    "kl_library",
-    "kl_background",
-    "penalty",
-)
+DIVERGENCES = ("kl_z", "kl_u", "kl_label", "kl_library", "kl_background", "penalty")
+TERMS = ("reconstruction_rna", "reconstruction_protein", *DIVERGENCES)
 
 
 @dataclass
@@ -121,19 +114,11 @@ def run_step(
     labelled = None
     if choice.balanced is not None:
         labelled = take(cells, choice.balanced, None, len(choice.balanced), dense=dense, room=balanced_entries)
-    if plan.hide_proteins > 0 and batch.y is not None:
-        batch, labelled = (_hide(part, plan.hide_proteins, state.noise) for part in (batch, labelled))
+    batch, *rest = veil([batch] if labelled is None else [batch, labelled], cells.x.n_columns, plan, state.noise)
+    labelled = rest[0] if rest else None
     with arithmetic():
         terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
     return Done(value, summarise(terms, batch))
-
-
-def _hide(batch: Batch | None, share: float, noise: torch.Generator) -> Batch | None:
-    """Let the encoder see some cells without their proteins, so that it knows what to make of such cells."""
-    if batch is None:
-        return None
-    seen = torch.empty_like(batch.weight).uniform_(generator=noise) >= share  # (cells,)
-    return batch._replace(shown=batch.measured & seen[:, None])
 
 
 def step(

@@ -18,10 +18,12 @@ from anvi._data.shifted import Shift, shifted
 from anvi._model import Landmarks, Model
 
 from . import encode
-from .calibration import FITTED_ON, MIN_CELLS
+from .calibration import FITTED_ON
 
 PER_CLASS = 100
 """Landmarks of a class, at most."""
+MIN_CELLS = 50
+"""Held-out labelled cells below which there is no telling what is far."""
 NEIGHBOURS = 5
 MIN_BATCH = 100
 """Cells of a batch below which its distances are taken as they are."""

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,10 @@ class Entries(NamedTuple):
         """Found in a dense matrix; this waits for the device, so minibatches bring their own."""
         row, column = x.nonzero(as_tuple=True)
         return cls(row, column, x[row, column])
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The matrix `(cells, genes)` that they are the counts of."""
+        return torch.zeros_like(like).index_put_((self.row, self.column), self.count, accumulate=True)
 
 
 class Batch(NamedTuple):
@@ -35,3 +40,4 @@ class Batch(NamedTuple):
     n_labelled: int = 0  # the first so many cells are labelled; the same in every minibatch of a fit
     entries: Entries | None = None  # the non-zero counts of x; None: to be looked for
     shown: Tensor | None = None  # (cells, proteins) bool, of the measured ones those that the encoder sees; None: all
+    seen: Entries | None = None  # the counts that the encoder sees; None: all

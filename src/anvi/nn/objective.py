@@ -16,6 +16,7 @@ class Weights(NamedTuple):
     kl: Tensor | float = 1.0  # warm-up weight of the divergences
     protein: float = 1.0  # of the protein likelihood
     classification: float = 50.0  # of the mean cross-entropy of labelled cells
+    smoothing: float = 0.0  # share of a label's weight that is spread over all classes in that cross-entropy
 
 
 def negative_elbo(terms: Terms) -> Tensor:
@@ -33,18 +34,20 @@ def weighed_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:
     return reconstruction + weights.kl * _sum(*_divergences(terms))
 
 
-def classification_loss(terms: Terms) -> Tensor:
+def classification_loss(terms: Terms, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the labelled cells that count, in nats; 0 where there are none."""
     if terms.logits is None:
         return torch.zeros((), device=terms.z.device)
-    per_cell = cross_entropy(terms.logits, terms.target, reduction="none")
+    per_cell = cross_entropy(terms.logits, terms.target, reduction="none", label_smoothing=smoothing)
     return (terms.target_weight * per_cell).sum() / terms.target_weight.sum().clamp(min=1)
 
 
 def loss(terms: Terms, cell_weight: Tensor, weights: Weights, config: Config) -> Tensor:
     """What one step minimises: the mean weighed bound of the cells that count, and the classification term."""
     bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / cell_weight.sum()
-    return bound if terms.logits is None else bound + weights.classification * classification_loss(terms)
+    if terms.logits is None:
+        return bound
+    return bound + weights.classification * classification_loss(terms, weights.smoothing)
 
 
 def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:

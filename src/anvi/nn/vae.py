@@ -111,7 +111,7 @@ class VAE(nn.Module):
 
     def _fill_features(self, batch: Batch, out: Tensor) -> None:
         """The same as `_features`, from the non-zero counts, into zeros `(cells, features)`."""
-        config, (row, column, count) = self.config, batch.entries
+        config, (row, column, count) = self.config, batch.seen or batch.entries
         if config.has_protein:
             total = count.new_zeros(len(out)).index_add_(0, row, count)
             count = count / (1 + total / config.n_genes)[row]
@@ -132,12 +132,12 @@ class VAE(nn.Module):
 
     def _features(self, batch: Batch) -> Tensor:
         """What the encoder sees of the cells of one minibatch, by the definition."""
-        config = self.config
+        config, x = self.config, batch.x if batch.seen is None else batch.seen.dense(batch.x)
         if not config.has_protein:
-            parts = [torch.log1p(batch.x) if config.log_variational else batch.x]
+            parts = [torch.log1p(x) if config.log_variational else x]
         else:
             y, mean = self._protein_features(batch)
-            parts = [torch.log1p(batch.x / (1 + batch.x.mean(1, keepdim=True))), torch.log1p(y / (1 + mean))]
+            parts = [torch.log1p(x / (1 + x.mean(1, keepdim=True))), torch.log1p(y / (1 + mean))]
         if config.encode_covariates and batch.continuous is not None:
             parts.append(batch.continuous)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -164,8 +164,8 @@ def _draw_term(ax: Axes, table: pd.DataFrame, name: str) -> None:
 
 
 def _warm_up(table: pd.DataFrame) -> int | None:
-    """The last epoch in which divergences have less than their full weight."""
-    warm = table.loc[table["kl_weight"] < 1, "epoch"] if "kl_weight" in table else []
+    """The last epoch in which divergences have less weight than in the end."""
+    warm = table.loc[table["kl_weight"] < table["kl_weight"].max(), "epoch"] if "kl_weight" in table else []
     return int(max(warm)) if len(warm) else None
 
 

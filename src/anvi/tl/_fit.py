@@ -37,7 +37,14 @@ from ._trust import how_far, trusted
 logger = logging.getLogger("anvi")
 
 RandomState = int | np.random.Generator | None
-OF_LABELS = ("linear_classifier", "label_prior", "dropout_u", "classification_ratio", "labelled_batch_size")
+OF_LABELS = (
+    "linear_classifier",
+    "label_prior",
+    "dropout_u",
+    "classification_ratio",
+    "labelled_batch_size",
+    "label_smoothing",
+)
 OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "efficiency")
 
 
@@ -67,6 +74,9 @@ class Options(TypedDict, total=False):
     patience: int
     protein_weight: float
     hide_proteins: float
+    thin_counts: float
+    label_smoothing: float
+    max_kl_weight: float
     adversary: bool
     max_grad_norm: float
     max_retries: int
@@ -141,7 +151,8 @@ def run_fit(
     if not len(validation_cells) and plan.early_stopping:
         logger.info("too few cells for a validation split: no early stopping")
     unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
-    plan = plan.for_cells(len(train_cells), warm_start=source is not None, unstained=unstained)
+    transfer = config.has_labels and config.objective == "bound"
+    plan = plan.for_cells(len(train_cells), warm_start=source is not None, transfer=transfer, unstained=unstained)
     network = make_network(config, cells, init_seed)
     if source is not None:
         start_from(network, setup, source.network, source.setup, train)

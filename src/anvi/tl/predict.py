@@ -10,8 +10,7 @@ from anvi._data.setup import known_labels
 from anvi._find import check_no_own_label, key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.calibration import MIN_CELLS
-from anvi._posterior.novelty import FALSE_REJECTS
+from anvi._posterior.novelty import FALSE_REJECTS, MIN_CELLS
 from anvi._posterior.prediction_sets import prediction_sets
 
 from ._ask import ask
@@ -139,6 +138,6 @@ def _check_coverage(model: Model, key: str, coverage: float) -> None:
         raise ValueError(f"coverage={coverage} is a share of cells: above 0 and below 1.")
     if model.landmarks is None:
         raise ValueError(
-            f"The model '{key}' has no labelled validation cells to take prediction sets from: it was fitted with fewer "
-            f"than {MIN_CELLS}. Leave coverage=None, or fit with more labels or a lower train_size."
+            f"The model '{key}' has fewer than {MIN_CELLS} labelled validation cells, too few to take prediction sets "
+            "from. Leave coverage=None, or fit with more labels or a lower train_size."
         )
