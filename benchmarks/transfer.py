@@ -160,6 +160,18 @@ def scanvi(problem: Problem, seed: int, options: dict) -> Answer:
     return Answer(av.get.proba(mdata).loc[names], None, novelty, np.asarray(part.obsm["X_scanvi"]))
 
 
+def mapped_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
+    """anvi's joint model fitted to the reference alone, query cells mapped onto it afterwards."""
+    reference, query = problem.mdata[~problem.query].copy(), problem.mdata[problem.query].copy()
+    av.tl.totalanvi(reference, batch_key="batch", random_state=seed, **options)
+    av.tl.map_query(query, reference, random_state=seed)
+    av.tl.denoise(query, modality="prot", include_background=True)
+    novelty = query.obs["totalanvi_novelty"].to_numpy() if "totalanvi_novelty" in query.obs else None
+    latent = np.zeros((problem.mdata.n_obs, query.obsm["X_totalanvi"].shape[1]))
+    latent[problem.query], latent[~problem.query] = query.obsm["X_totalanvi"], reference.obsm["X_totalanvi"]
+    return Answer(av.get.proba(query), query.obsm["totalanvi_prot_denoised"].to_numpy(), novelty, latent)
+
+
 def scvi_tools_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     """The incumbent's joint model with its own defaults."""
     import scvi
@@ -217,7 +229,7 @@ def majority(problem: Problem, seed: int, options: dict) -> Answer:
     return Answer(pd.DataFrame(np.tile(share.to_numpy(), (len(names), 1)), names, share.index.astype(str)))
 
 
-METHODS = {f.__name__: f for f in (totalanvi, scanvi, scvi_tools_totalanvi, linear, majority)}
+METHODS = {f.__name__: f for f in (totalanvi, mapped_totalanvi, scanvi, scvi_tools_totalanvi, linear, majority)}
 
 
 # scores -----------------------------------------------------------------------------------------------------------
