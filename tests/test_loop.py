@@ -165,9 +165,9 @@ class TestPlan:
 
     def test_a_model_that_labels_cells_hides_counts_and_weighs_divergences_less(self):
         plan, other = (Plan().for_cells(6_400, warm_start=False, transfer=transfer) for transfer in (True, False))
-        assert (plan.thin_counts, plan.label_smoothing, plan.max_kl_weight) == (0.5, 0.1, 0.1)
-        assert (other.thin_counts, other.label_smoothing, other.max_kl_weight) == (0, 0, 1)
-        given = {"thin_counts": 0.2, "label_smoothing": 0.0, "max_kl_weight": 0.7}
+        assert (plan.thin_counts, plan.max_kl_weight) == (0.5, 0.1)
+        assert (other.thin_counts, other.max_kl_weight) == (0, 1)
+        given = {"thin_counts": 0.2, "max_kl_weight": 0.7}
         plan = Plan(**given).for_cells(6_400, warm_start=False, transfer=True)
         assert {name: getattr(plan, name) for name in given} == given
 

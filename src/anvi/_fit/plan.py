@@ -25,7 +25,7 @@ class Plan:
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
     protein_weight: float = 1.0
-    label_smoothing: float | None = None  # share of each label's weight that is spread over all classes in training
+    label_smoothing: float = 0.0  # share of each label's weight that is spread over all classes in training
     hide_proteins: float | None = None  # share of cells whose proteins the encoder does not see in a step
     thin_counts: float | None = None  # share of cells of whose RNA counts the encoder sees only some in a step
     max_kl_weight: float | None = None  # where the weight of the divergences stops rising
@@ -38,8 +38,7 @@ class Plan:
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. Where
         some cells have no proteins (`unstained`), the encoder learns to do without those of half of the others. A model
-        that is to label cells (`transfer`) sees half of them thinned, takes no label for certain, and its
-        divergences count less.
+        that is to label cells (`transfer`) sees half of them thinned, and its divergences count less.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -52,7 +51,6 @@ class Plan:
         warmup = 0.0 if warm_start else self.warmup
         hidden = self.hide_proteins if self.hide_proteins is not None else 0.5 * unstained
         thin = self.thin_counts if self.thin_counts is not None else 0.5 * transfer
-        smoothing = self.label_smoothing if self.label_smoothing is not None else 0.1 * transfer
         max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
         return replace(
             self,
@@ -60,7 +58,6 @@ class Plan:
             patience=patience,
             labelled_batch_size=labelled,
             warmup=warmup,
-            label_smoothing=smoothing,
             hide_proteins=hidden,
             thin_counts=thin,
             max_kl_weight=max_kl_weight,
