@@ -165,8 +165,11 @@ class TestPlan:
 
     def test_a_model_that_labels_cells_hides_counts_and_weighs_divergences_less(self):
         plan, other = (Plan().for_cells(6_400, warm_start=False, transfer=transfer) for transfer in (True, False))
-        assert (plan.thin_counts, plan.max_kl_weight) == (0.5, 0.1)
-        assert (other.thin_counts, other.max_kl_weight) == (0, 1)
+        assert (plan.thin_counts, plan.hide_proteins, plan.max_kl_weight) == (0.5, 0.2, 0.1)
+        assert (other.thin_counts, other.hide_proteins, other.max_kl_weight) == (0, 0, 1)
+        for transfer in (True, False):
+            unstained = Plan().for_cells(6_400, warm_start=False, transfer=transfer, unstained=True)
+            assert unstained.hide_proteins == 0.5
         given = {"thin_counts": 0.2, "max_kl_weight": 0.7}
         plan = Plan(**given).for_cells(6_400, warm_start=False, transfer=True)
         assert {name: getattr(plan, name) for name in given} == given

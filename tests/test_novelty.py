@@ -27,15 +27,17 @@ def fitted():
 def test_scores_by_a_loop(fitted):
     model = av.get.model(fitted)
     cells = read_cells(fitted, model.setup, labels=True)
-    latent = encode.embed(model, cells).mean
-    found = novelty.novelty(model, cells, latent)
+    found_by = encode.embed(model, cells)
+    latent, proba = found_by.mean, found_by.proba.astype(float)
+    found = novelty.novelty(model, cells, latent, found_by.proba)
     marks, quantiles = model.landmarks.latent.numpy(), model.landmarks.quantiles.numpy()
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
 
     def plain(i: int) -> float:
         kind = 0 if measured[i] else 1
         distances = sorted(np.linalg.norm(marks[kind] - latent[i], axis=1))[: novelty.NEIGHBOURS]
-        return np.mean(distances) / quantiles[kind, 95]
+        entropy = -sum(p * np.log(p) for p in proba[i] if p > 0) / np.log(len(proba[i]))
+        return np.mean(distances) * (1 + entropy) / quantiles[kind, 95]
 
     every = np.array([plain(i) for i in range(len(cells))])
     for i in (0, 5, 900, 1_999):
@@ -62,7 +64,8 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
     def rejected(factor: float) -> float:
         latent = np.tile(near, (len(cells), 1))
         latent[:, 0] += factor * distance
-        return novelty.novelty(alone, cells, latent).unassigned(0.05).mean()
+        sure = np.eye(len(model.classes), dtype=np.float32)[np.zeros(len(cells), dtype=int)]
+        return novelty.novelty(alone, cells, latent, sure).unassigned(0.05).mean()
 
     assert rejected(1.0) == pytest.approx(0.05, abs=0.005)
     assert rejected(1.3) == pytest.approx(0.05, abs=0.005)  # all are farther, none for its type
@@ -119,4 +122,4 @@ def test_landmarks_are_labelled_training_cells_of_every_class(fitted):
 def test_a_model_without_landmarks_says_nothing(fitted):
     model = replace(av.get.model(fitted), landmarks=None)
     cells = read_cells(fitted, model.setup)
-    assert novelty.novelty(model, cells, np.zeros((len(cells), 20), dtype=np.float32)) is None
+    assert novelty.novelty(model, cells, np.zeros((len(cells), 20)), np.ones((len(cells), 1))) is None

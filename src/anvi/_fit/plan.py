@@ -36,9 +36,9 @@ class Plan:
     def for_cells(self, n_train: int, *, warm_start: bool, transfer: bool = False, unstained: bool = False) -> "Plan":
         """Fill in what depends on the training cells, and check the rest.
 
-        About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. Where
-        some cells have no proteins (`unstained`), the encoder learns to do without those of half of the others. A model
-        that is to label cells (`transfer`) sees half of them thinned, and its divergences count less.
+        About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. A model
+        that is to label cells (`transfer`) sees half of them thinned and a fifth without their proteins, or half where
+        some have none (`unstained`), and its divergences count less.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -49,7 +49,9 @@ class Plan:
         patience = self.patience if self.patience is not None else max(5, epochs // 5)
         labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2
         warmup = 0.0 if warm_start else self.warmup
-        hidden = self.hide_proteins if self.hide_proteins is not None else 0.5 * unstained
+        hidden = self.hide_proteins
+        if hidden is None:
+            hidden = 0.5 if unstained else 0.2 if transfer else 0.0
         thin = self.thin_counts if self.thin_counts is not None else 0.5 * transfer
         max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
         return replace(

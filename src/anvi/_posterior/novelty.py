@@ -1,10 +1,12 @@
-"""None of these: how far a cell lies from the labelled cells that the model knows.
+"""None of these: how far a cell lies from the labelled cells that the model knows, and how undecided it is.
 
 Distances are taken in the latent space to landmarks, some labelled training cells of every class. Cells without
-proteins are compared to landmarks whose proteins were hidden as well. What is far is told by held-out labelled cells
-seen as queries are seen: a score of 1 is the distance that 5 % of them exceed. A batch whose nearest cells lie farther
-away than those of the held-out cells is off as a whole, which says nothing of types, and is measured by a longer unit.
-Source: k-nearest-neighbour detection of out-of-distribution cases, Sun et al. 2022.
+proteins are compared to landmarks whose proteins were hidden as well. A cell between two classes is stranger than one
+as far away beside a single class, so the distance is lengthened by the entropy of its probabilities, at most twofold.
+What is far is told by held-out labelled cells seen as queries are seen: a score of 1 is what 5 % of them exceed. A
+batch whose nearest cells lie farther away than those of the held-out cells is off as a whole, which says nothing of
+types, and is measured by a longer unit. Source: k-nearest-neighbour detection of out-of-distribution cases, Sun et al.
+2022.
 """
 
 from typing import NamedTuple
@@ -79,15 +81,17 @@ def place_landmarks(
     kinds = (True, False) if model.config.has_protein else (False,)
     latent, quantiles = [], []
     for proteins in kinds:
-        marks = _latent(model, shifted(cells, chosen, Shift(proteins=proteins), seed))
-        distances = []
+        seen = shifted(cells, chosen, Shift(proteins=proteins), seed)
+        marks = torch.from_numpy(encode.embed(model, seen).mean)
+        scores = []
         for i, shift in enumerate(FITTED_ON):
             as_query = shifted(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
-            distances.append(_distance(_latent(model, as_query), marks))
-        grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=marks.device)
+            found = encode.embed(model, as_query)
+            scores.append(_strangeness(found.mean, found.proba, marks))
+        grid = torch.linspace(0, 1, 101, dtype=torch.float64)
         latent.append(marks)
-        quantiles.append(torch.quantile(torch.cat(distances).double(), grid).float())
-    return Landmarks(torch.stack(latent).cpu(), torch.stack(quantiles).cpu(), own)
+        quantiles.append(torch.quantile(torch.cat(scores).double(), grid).float())
+    return Landmarks(torch.stack(latent), torch.stack(quantiles), own)
 
 
 def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,39 +103,40 @@ def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) ->
     return torch.cat(parts).sort().values.to(label.device)
 
 
-def _latent(model: Model, cells: Cells) -> Tensor:
-    return torch.cat([model.network.to_latent(block.q_z.mean) for block in encode.blocks(model, cells)])
-
-
-def _distance(latent: Tensor, marks: Tensor) -> Tensor:
-    """Mean distance to the nearest landmarks `(cells,)`."""
-    n = min(NEIGHBOURS, len(marks))
-    return torch.cat([torch.cdist(part, marks).topk(n, largest=False).values.mean(1) for part in latent.split(4_096)])
+def _strangeness(latent: np.ndarray, proba: np.ndarray, marks: Tensor) -> Tensor:
+    """Mean distance to the nearest landmarks, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
+    n, p = min(NEIGHBOURS, len(marks)), torch.from_numpy(proba)
+    parts = torch.from_numpy(latent).split(4_096)
+    distance = torch.cat([torch.cdist(part, marks).topk(n, largest=False).values.mean(1) for part in parts])
+    return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
 
 
 @torch.no_grad()
-def novelty(model: Model, cells: Cells, latent: np.ndarray) -> Novelty | None:
-    """Score cells by their latent vectors; None where the model has no landmarks.
+def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -> Novelty | None:
+    """Score cells by their latent vectors and class probabilities; None where the model has no landmarks.
 
     Parameters
     ----------
     model
         The model.
     cells
-        The cells, in the order of `latent`.
+        The cells, in the order of the arrays.
     latent
         Posterior means `(cells, latent)`.
+    proba
+        Calibrated probabilities `(cells, classes)`.
     """
     if model.landmarks is None:
         return None
     marks, quantiles = model.landmarks.latent, model.landmarks.quantiles
     kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
-    distance = torch.zeros(len(cells))
+    strangeness = torch.zeros(len(cells))
     for i, some in enumerate(marks):
-        distance[kind == i] = _distance(torch.from_numpy(latent)[kind == i], some)
+        here = (kind == i).numpy()
+        strangeness[kind == i] = _strangeness(latent[here], proba[here], some)
     place = round((1 - FALSE_REJECTS) * 100)
     unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
-    score, scores = distance / unit[kind, 0], quantiles / unit
+    score, scores = strangeness / unit[kind, 0], quantiles / unit
     for batch in cells.batch.unique().tolist():
         for i in range(len(marks)):
             some = ((cells.batch == batch).cpu()) & (kind == i)

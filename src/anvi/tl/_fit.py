@@ -212,7 +212,7 @@ def write_fit(
     out.clear(key)
     out.obsm(slots.latent(key), embedding.mean)
     if embedding.proba is not None:
-        far = how_far(model, cells, embedding.mean, FALSE_REJECTS)
+        far = how_far(model, cells, embedding, FALSE_REJECTS)
         write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
         if colors is None and setup.labels_key is not None:
             colors = colors_of(data, setup.labels_key, model.classes)

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -11,6 +10,7 @@ from anvi._data.cells import Cells
 from anvi._data.predictions import Far
 from anvi._model import Model
 from anvi._posterior.calibration import MIN_CELLS, calibrate
+from anvi._posterior.encode import Embedding
 from anvi._posterior.novelty import novelty, place_landmarks
 
 logger = logging.getLogger("anvi")
@@ -37,15 +37,11 @@ def trusted(
     if found is None:
         logger.info(f"fewer than {MIN_CELLS} labelled validation cells: probabilities are not calibrated")
         return model, None
-    model = replace(
-        model,
-        info=model.info | {"temperature": found.temperature},
-        landmarks=place_landmarks(model, cells, train, validation, found.own, seed),
-    )
-    return model, found.table
+    model = replace(model, info=model.info | {"temperature": found.temperature})
+    return replace(model, landmarks=place_landmarks(model, cells, train, validation, found.own, seed)), found.table
 
 
-def how_far(model: Model, cells: Cells, latent: np.ndarray, false_rejects: float) -> Far | None:
+def how_far(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> Far | None:
     """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
-    found = novelty(model, cells, latent)
+    found = novelty(model, cells, embedding.mean, embedding.proba)
     return None if found is None else Far(found.score, found.unassigned(false_rejects))
