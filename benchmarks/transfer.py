@@ -282,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default="report", help="'choose', 'report' or names separated by ';'")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--methods", default="totalanvi,linear,majority")
     parser.add_argument("--option", action="append", default=[], help="name=value, passed to the fits")
     parser.add_argument("--threads", type=int, default=1)
@@ -295,7 +296,7 @@ def main() -> None:
     names = {"choose": list(CHOOSE), "report": list(REPORT)}.get(arguments.tasks, arguments.tasks.split(";"))
     source = labelled_part(Path(os.environ["ANVI_DATA_DIR"]) / "pbmc_citeseq.h5mu")
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in names:
             problem = pose(source, every[name], seed)
             for method in arguments.methods.split(","):

@@ -153,8 +153,9 @@ def test_the_weight_of_an_epoch_reaches_the_loss(start, monkeypatch):
 
 
 class TestPlan:
-    def test_about_5000_steps(self):
+    def test_about_5000_steps_or_2000_where_cells_are_labelled(self):
         assert Plan().for_cells(128 * 50, warm_start=False).max_epochs == 100
+        assert Plan().for_cells(128 * 50, warm_start=False, transfer=True).max_epochs == 40
         assert Plan().for_cells(100, warm_start=False).max_epochs == 400
         assert Plan().for_cells(10**6, warm_start=False).max_epochs == 15
         assert Plan(max_epochs=7).for_cells(100, warm_start=False).max_epochs == 7
