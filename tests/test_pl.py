@@ -414,8 +414,17 @@ def test_history_draws_every_term_and_marks_the_best_epoch(fits):
     np.testing.assert_array_equal(lines["validation"].get_ydata(), table["validation_loss"])
     best = fits.uns["totalanvi"]["params"]["best_epoch"]
     legend = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
-    assert legend == ["train", "validation", f"best, kept: epoch {best}", "warm-up"]
-    assert axes[0].patches[0].get_width() == 2  # 40 % of 6 epochs at less than the full weight: two epochs
+    assert legend == ["train", "validation", f"best, kept: epoch {best}"]
+
+
+def test_history_shades_the_warmup(mdata):
+    table = mdata.uns["totalanvi"]["history"]
+    weights = np.full(len(table), 0.6)
+    weights[:2] = 0.2, 0.4
+    mdata.uns["totalanvi"]["history"] = table.assign(kl_weight=weights)
+    axes = av.pl.history(mdata, model="totalanvi")
+    assert axes[0].figure.legends[0].get_texts()[-1].get_text() == "warm-up"
+    assert axes[0].patches[0].get_width() == 2  # two epochs of less weight than the last
 
 
 def test_history_of_chosen_terms(fits):
@@ -441,7 +450,7 @@ def test_history_of_one_epoch_without_validation_cells(mdata):
     table = table[[name for name in table if not name.startswith("validation")]]
     mdata.uns["totalanvi"]["history"] = table
     fig = av.pl.history(mdata, model="totalanvi", terms="loss", return_fig=True)
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["train", "warm-up"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["train"]
     assert inside(fig)
 
 
