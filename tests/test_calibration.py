@@ -9,6 +9,7 @@ from helpers import cite
 import anvi as av
 from anvi._data.reliability import BINS, expected_error, reliability
 from anvi._posterior import calibration, encode
+from anvi.tl import _trust
 
 
 def problem(n: int = 4_000, true_temperature: float = 2.0, seed: int = 0):
@@ -124,3 +125,11 @@ def test_it_survives_a_file(fitted, tmp_path):
     pd.testing.assert_frame_equal(av.get.proba(back), av.get.proba(fitted), atol=1e-6)
     pd.testing.assert_series_equal(back.obs["totalanvi_novelty"], fitted.obs["totalanvi_novelty"], rtol=1e-4)
     assert len(back.uns["totalanvi"]["calibration"]) == len(fitted.uns["totalanvi"]["calibration"])
+
+
+def test_of_many_held_out_cells_some_will_do():
+    index = torch.arange(10, 10_010)
+    chosen = _trust._at_most(500, index, 0)
+    assert len(chosen.unique()) == 500 and torch.equal(chosen, chosen.sort().values)
+    assert 4_000 < float(chosen.double().mean()) < 6_000  # the standard error of the mean of 500 is 130
+    assert torch.equal(_trust._at_most(20_000, index, 0), index)

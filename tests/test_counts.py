@@ -3,6 +3,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from anvi._data import counts as counts_module
 from anvi._data.counts import check_counts, check_no_empty_cells, looks_like_counts
 
 CELLS, FEATURES = ["c0", "c1", "c2"], ["g0", "g1", "g2", "g3"]
@@ -69,3 +70,23 @@ def test_empty_cells_are_counted_and_three_are_named():
         check_no_empty_cells(np.array([1, 0, 2]), CELLS, "data.X")
     with pytest.raises(ValueError, match=r"5 cells without a single count \('c0', 'c1', 'c2', \.\.\.\)"):
         check_no_empty_cells(np.zeros(5), [f"c{i}" for i in range(5)], "data.X")
+
+
+def test_the_check_needs_little_memory_beside_the_counts():
+    import tracemalloc
+
+    values = np.ones((20_000, 1_000), dtype=np.float32)  # 80 MB
+    tracemalloc.start()
+    check_counts(values, None, None, "X", None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes / 2
+
+
+def test_offences_are_counted_over_all_blocks(monkeypatch):
+    monkeypatch.setattr(counts_module, "BLOCK", 3)
+    values = np.ones((4, 5))
+    values[1, 1], values[2, 4], values[3, 0] = 0.5, -1, -2
+    names = list("abcd"), list("vwxyz")
+    with pytest.raises(ValueError, match=r"negative values .* -1 at cell 'c', feature 'z', and 1 more"):
+        check_counts(values, *names, "X", None)

@@ -1,8 +1,15 @@
 """Are these raw counts? Checks that name the slot, the cell, the feature and the next command."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
+
+OFFENCES = ("NaN", "infinite", "negative", "non-integer")
+"""What is wrong with a value that is no count; the first one found is the one that is named."""
+BLOCK = 1_000_000
+"""Values that are looked at together: the check must not need as much memory as the counts."""
 
 
 def check_counts(
@@ -33,22 +40,32 @@ def check_counts(
         Whether NaN means "not measured" (proteins) and is fine.
     """
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
-    missing = np.isnan(values)
-    offences = (
-        ("NaN", missing & (not missing_allowed)),
-        ("infinite", np.isinf(values)),
-        ("negative", values < 0),
-        ("non-integer", ~missing & (values != np.rint(values))),
-    )
-    for kind, offends in offences:
-        if offends.any():
-            position = int(np.flatnonzero(offends)[0])
+    first, number = dict.fromkeys(OFFENCES), dict.fromkeys(OFFENCES, 0)
+    for start in range(0, len(values), BLOCK):
+        for kind, offends in _offences(values[start : start + BLOCK], missing_allowed):
+            if offends.any():
+                first[kind] = start + int(offends.argmax()) if first[kind] is None else first[kind]
+                number[kind] += int(offends.sum())
+    for kind, position in first.items():
+        if position is not None:
             row, column = _place(counts, position)
             raise ValueError(
                 f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
-                f"'{cell_names[row]}', feature '{feature_names[column]}', and {offends.sum() - 1} more. "
+                f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more. "
                 f"{_advice(adata, where, mod, missing_allowed)}"
             )
+
+
+def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """For each kind of offence, in the order of `OFFENCES`, which values commit it."""
+    missing = np.isnan(values)
+    each = (
+        missing & (not missing_allowed),
+        np.isinf(values),
+        values < 0,
+        ~missing & (values != np.rint(values)),
+    )
+    return zip(OFFENCES, each, strict=True)
 
 
 def check_no_empty_cells(sums: np.ndarray, cell_names, where: str) -> None:

@@ -15,6 +15,9 @@ from anvi._posterior.novelty import novelty, place_landmarks
 
 logger = logging.getLogger("anvi")
 
+HELD_OUT = 5_000
+"""Labelled validation cells that are thinned again and again; more would cost memory and tell no more."""
+
 
 def trusted(
     model: Model, cells: Cells, train: torch.Tensor, validation: torch.Tensor, seed: int
@@ -33,12 +36,19 @@ def trusted(
     if not model.config.has_labels:
         return model, None
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
+    validation = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
     found = calibrate(model, cells, validation, seed)
     if found is None:
         logger.info(f"fewer than {MIN_CELLS} labelled validation cells: probabilities are not calibrated")
         return model, None
     model = replace(model, info=model.info | {"temperature": found.temperature})
     return replace(model, landmarks=place_landmarks(model, cells, train, validation, found.own, seed)), found.table
+
+
+def _at_most(n: int, index: torch.Tensor, seed: int) -> torch.Tensor:
+    """So many of some cells, in their order."""
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    return index[chosen.to(index.device)]
 
 
 def how_far(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> Far | None:
