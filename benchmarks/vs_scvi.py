@@ -53,6 +53,8 @@ def read_data(options) -> mudata.MuData:
             n_proteins=options.proteins,
             n_classes=options.labels,
             n_batches=options.batches,
+            n_panels=1,
+            rna_only_batch=options.batches > 1,
         )
     return mdata
 
