@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 BASE = {"cells": 2_000, "genes": 2_000, "proteins": 14, "labels": 10, "batches": 2}
-INSTEAD = {"labels": {"cells": 10_000}}
+INSTEAD = {"labels": {"cells": 10_000, "proteins": 300}}
 """What else is different along an axis: every class needs cells in every batch."""
 SIZES = {
     "cells": ("scanvi", (1_000, 4_000, 16_000)),

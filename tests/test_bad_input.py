@@ -488,3 +488,17 @@ def test_an_option_of_another_model_is_refused_by_name(name, option, models):
         TypeError, match=re.escape(f"no option '{next(iter(option))}': it belongs to models with {models}")
     ):
         getattr(av.tl, name)(cite(), max_epochs=1, **option)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gene_likelihood": "normal", "thin_counts": 0.5}, "thin_counts thins counts"),
+        ({"objective": "scvi-tools", "max_kl_weight": 0.5}, "always weighed 1"),
+    ],
+    ids=str,
+)
+def test_training_options_that_mean_nothing_for_the_network(options, message):
+    mdata = av.datasets.synthetic_cite(200, n_genes=60)
+    with pytest.raises(ValueError, match=message):
+        av.tl.scvi(mdata, max_epochs=1, **options)

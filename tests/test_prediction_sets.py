@@ -81,6 +81,27 @@ def test_another_prediction_takes_the_sets_away(fitted):
     assert "totalanvi_sets" not in fitted.obsm
 
 
+def test_a_refit_takes_the_sets_away_and_leaves_the_users_own():
+    mdata = av.datasets.synthetic_cite(900, n_genes=60)
+    mine = np.ones((900, 2), dtype=np.float32)
+    mdata["rna"].obsm["scanvi_sets"] = mine
+    av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
+    np.testing.assert_array_equal(mdata["rna"].obsm["scanvi_sets"], mine)
+    av.tl.predict(mdata, coverage=0.9)
+    assert mdata["rna"].obsm["scanvi_sets"].shape[1] > 2
+    av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
+    assert "scanvi_sets" not in mdata["rna"].obsm
+
+
+def test_a_model_stored_without_sets_still_loads(fitted):
+    model = av.get.model(fitted)
+    weights = {name: value for name, value in model.weights().items() if name != "landmarks.own"}
+    back = av.Model.from_parts(model.facts(), weights, model.history)
+    assert back.landmarks.own is None and "landmarks.own" not in back.weights()
+    with pytest.raises(ValueError, match="keeps no labelled validation cells"):
+        av.tl.predict(fitted, model=back, coverage=0.9)
+
+
 def test_sets_survive_a_file_and_come_from_a_model_alone(fitted, tmp_path):
     import mudata
 
@@ -94,7 +115,7 @@ def test_sets_survive_a_file_and_come_from_a_model_alone(fitted, tmp_path):
     np.testing.assert_array_equal(again, before)
 
 
-@pytest.mark.parametrize("coverage", [0, 1, 1.5, -0.1])
+@pytest.mark.parametrize("coverage", [0, 0.999, 1, 1.5, -0.1])
 def test_bad_coverage(fitted, coverage):
     with pytest.raises(ValueError, match="share of cells"):
         av.tl.predict(fitted, coverage=coverage)
@@ -103,5 +124,5 @@ def test_bad_coverage(fitted, coverage):
 def test_a_model_without_held_out_labels_says_so():
     mdata = av.datasets.synthetic_cite(200, n_genes=60)
     av.tl.totalanvi(mdata, max_epochs=1)
-    with pytest.raises(ValueError, match="labelled validation cells, too few"):
+    with pytest.raises(ValueError, match="keeps no labelled validation cells"):
         av.tl.predict(mdata, coverage=0.9)

@@ -26,7 +26,7 @@ class Landmarks(NamedTuple):
 
     latent: Tensor  # (kinds, landmarks, latent) with proteins and without; without alone where the model has none
     quantiles: Tensor  # (kinds, 101) of the distance of held-out labelled cells, from 0 to 1
-    own: Tensor  # (kinds, classes, cells) what held-out cells give their own class, ascending; NaN behind the last
+    own: Tensor | None = None  # (kinds, classes, cells) what these give their own class, ascending; then NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,8 @@ class Model:
         """Parameters and buffers of the network, and the landmarks, on the CPU."""
         tensors = self.network.state_dict()
         if self.landmarks is not None:
-            tensors |= {f"{LANDMARKS}.{name}": value for name, value in self.landmarks._asdict().items()}
+            stored = {name: value for name, value in self.landmarks._asdict().items() if value is not None}
+            tensors |= {f"{LANDMARKS}.{name}": value for name, value in stored.items()}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def fingerprint(self) -> str:
@@ -127,7 +128,8 @@ class Model:
             marks = {name: value for name, value in weights.items() if name.startswith(f"{LANDMARKS}.")}
             own = {name: value for name, value in weights.items() if name not in marks}
             network.load_state_dict(own, assign=True)
-            landmarks = Landmarks(*(marks[f"{LANDMARKS}.{name}"] for name in Landmarks._fields)) if marks else None
+            marks = {name.removeprefix(f"{LANDMARKS}."): value for name, value in marks.items()}
+            landmarks = Landmarks(**marks) if marks else None
             return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error

@@ -45,6 +45,7 @@ def write_predictions(
     sets
         Which classes each cell may be `(cells, classes)` bool.
     """
+    again = slots.prediction(key) in out.home.obs  # then what is not wanted now is of another prediction
     best = probabilities.argmax(1)
     out.obs(slots.prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
     ordered = np.sort(probabilities, axis=1)
@@ -63,9 +64,9 @@ def write_predictions(
     for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
         if table is not None:
             out.obsm(slot, table, columns)
-        elif slot in out.home.obsm:
-            del out.home.obsm[slot]  # of another prediction
-    if soft:
+        elif again and slot in out.home.obsm:
+            del out.home.obsm[slot]
+    if soft or sets is not None:
         if any("/" in name for name in classes):
             containers.warn(
                 f"Class names with '/' are written with '|' in the columns of obsm['{slots.proba(key)}'], since files "

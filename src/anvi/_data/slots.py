@@ -217,7 +217,8 @@ class Writer:
             for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
                 if name in table.obs:
                     del table.obs[name]
-        remove(self.home, latent(key), proba(key), *(f"{slot}_colors" for slot in (*ours, prediction(key))))
+        own_sets = (sets(key),) if ours else ()
+        remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))
         for part in (self.data, *(self.data.mod.values() if isinstance(self.data, MuData) else ())):
             pushed = [prediction(key)] if self.home is self.data is not part else []
             remove(part, *(f"{key}_{result}" for result in _RESULTS), *pushed)

@@ -134,7 +134,7 @@ def step(
     with _autocast(batch.label.device):
         terms = network.terms(batch, labelled, draws)
         total = objective = loss(terms, batch.weight, weights, network.config)
-        if fooling:  # fades out with the warm-up, as published
+        if fooling:  # fades as the divergences gain weight, as published; where these stop early, it stays
             state.adversary.train()
             total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
     state.optimizer.zero_grad(set_to_none=True)

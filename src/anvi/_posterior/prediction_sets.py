@@ -6,6 +6,7 @@ in the set with at least the stated probability, whatever the classifier. Source
 inductive conformal predictors; Sadinle et al. 2019, Least ambiguous set-valued classifiers.
 """
 
+import logging
 import math
 
 import numpy as np
@@ -17,8 +18,12 @@ from anvi._model import Model
 
 from . import encode
 
+logger = logging.getLogger("anvi")
+
 PER_CLASS = 200
 """Held-out cells of a class that are kept, at most."""
+HIGHEST = 0.995
+"""Coverage that so many cells can just tell from 1."""
 
 
 def own_probability(proba: Tensor, target: Tensor, seed: int) -> Tensor:
@@ -54,7 +59,8 @@ def thresholds(own: Tensor, coverage: float) -> Tensor:
     """
     found = torch.zeros(len(own))
     for code, values in enumerate(own):
-        k = math.floor((int(values.isfinite().sum()) + 1) * (1 - coverage) + 1e-9)
+        n = int(values.isfinite().sum())
+        k = min(n, math.floor((n + 1) * (1 - coverage) + 1e-9))
         if k > 0:
             found[code] = values[k - 1]
     return found
@@ -76,4 +82,7 @@ def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: flo
     """
     own = model.landmarks.own  # (kinds, classes, held-out cells)
     limit = torch.stack([thresholds(some, coverage) for some in own]).numpy()  # (kinds, classes)
+    mute = [name for name, low in zip(model.classes, limit.min(0), strict=True) if low == 0]
+    if mute:
+        logger.info(f"too few held-out cells to leave out {', '.join(mute)}: in every set at coverage={coverage}")
     return proba >= limit[encode.kind_of(model, cells)]

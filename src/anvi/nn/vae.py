@@ -154,7 +154,8 @@ class VAE(nn.Module):
         """Log library size `(cells, 1)`, and its KL `(cells,)` where it is latent."""
         if self.library_encoder is None:
             return batch.log_library, None
-        q = self.library_encoder(self.features(batch), batch.codes, draws)
+        # of all counts: a cell of which only some are shown would hide its depth
+        q = self.library_encoder(self.features(batch._replace(seen=None)), batch.codes, draws)
         prior_mean, prior_var = self.library_mean[batch.batch, None], self.library_var[batch.batch, None]
         sample = q.sample(draws)
         if self.config.has_protein:

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -152,7 +152,9 @@ def run_fit(
         logger.info("too few cells for a validation split: no early stopping")
     unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
     transfer = config.has_labels and config.objective == "bound"
+    plan = plan if config.has_protein else replace(plan, hide_proteins=0.0)
     plan = plan.for_cells(len(train_cells), warm_start=source is not None, transfer=transfer, unstained=unstained)
+    _check_plan(plan, config)
     network = make_network(config, cells, init_seed)
     if source is not None:
         start_from(network, setup, source.network, source.setup, train)
@@ -309,6 +311,14 @@ def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: l
     facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _check_plan(plan: Plan, config: Config) -> None:
+    """Raise where an option of the training means nothing for this network."""
+    if plan.thin_counts > 0 and config.gene_likelihood == "normal":
+        raise ValueError("thin_counts thins counts, and gene_likelihood='normal' has none. Use thin_counts=0.0.")
+    if plan.max_kl_weight < 1 and config.objective == "scvi-tools":
+        raise ValueError("objective='scvi-tools' has divergences that are always weighed 1. Use max_kl_weight=1.0.")
 
 
 def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:

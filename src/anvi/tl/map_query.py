@@ -170,7 +170,7 @@ def map_query(
         raise ValueError(f"min_genes={min_genes} is a share and must be between 0 and 1.")
     check_type(query)
     source, holder = find_reference(reference, model)
-    plan = replace(plan, max_kl_weight=source.info.get("max_kl_weight"))  # the same objective as the reference's
+    plan = replace(plan, max_kl_weight=source.info.get("max_kl_weight"))  # divergences count as in the reference's fit
     key = slots.clean_key(key_added or source.key)
     setup = placed(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     check_free(query, key, joint=setup.joint, rna_mod=setup.rna_mod)

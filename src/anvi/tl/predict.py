@@ -11,7 +11,7 @@ from anvi._find import check_no_own_label, key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.novelty import FALSE_REJECTS, MIN_CELLS
-from anvi._posterior.prediction_sets import prediction_sets
+from anvi._posterior.prediction_sets import HIGHEST, prediction_sets
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
@@ -135,10 +135,10 @@ def predict(
 
 
 def _check_coverage(model: Model, key: str, coverage: float) -> None:
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage={coverage} is a share of cells: above 0 and below 1.")
-    if model.landmarks is None:
+    if not 0 < coverage <= HIGHEST:
+        raise ValueError(f"coverage={coverage} is a share of cells: above 0, and at most {HIGHEST}.")
+    if model.landmarks is None or model.landmarks.own is None:
         raise ValueError(
-            f"The model '{key}' has fewer than {MIN_CELLS} labelled validation cells, too few to take prediction sets "
-            "from. Leave coverage=None, or fit with more labels or a lower train_size."
+            f"The model '{key}' keeps no labelled validation cells to take prediction sets from: it had fewer than "
+            f"{MIN_CELLS}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
         )
