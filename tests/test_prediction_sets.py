@@ -126,3 +126,14 @@ def test_a_model_without_held_out_labels_says_so():
     av.tl.totalanvi(mdata, max_epochs=1)
     with pytest.raises(ValueError, match="keeps no labelled validation cells"):
         av.tl.predict(mdata, coverage=0.9)
+
+
+def test_slashes_in_class_names_are_told_for_the_sets_too():
+    mdata = av.datasets.synthetic_cite(900, n_genes=60)
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype(str).replace({"NK": "NK/T"})
+    with pytest.warns(UserWarning, match=r"columns of obsm\['scanvi_proba'\], since"):
+        av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
+    with pytest.warns(UserWarning, match=r"columns of obsm\['scanvi_sets'\], since"):
+        av.tl.predict(mdata, coverage=0.9, soft=False)
+    assert "NK|T" in mdata["rna"].obsm["scanvi_sets"] and "scanvi_proba" not in mdata["rna"].obsm
+    assert "NK/T" in av.tl.predict(mdata, coverage=0.9, inplace=False)

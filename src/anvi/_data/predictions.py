@@ -60,15 +60,15 @@ def write_predictions(
         named[far.beyond] = slots.UNASSIGNED
     named = named if known is None else known.reindex(out.cells).astype(object).fillna(named)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
-    columns = [slots.column_name(name) for name in classes]
+    columns, tables = [slots.column_name(name) for name in classes], []
     for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
         if table is not None:
             out.obsm(slot, table, columns)
+            tables.append(f"obsm['{slot}']")
         elif again and slot in out.home.obsm:
             del out.home.obsm[slot]
-    if soft or sets is not None:
-        if any("/" in name for name in classes):
-            containers.warn(
-                f"Class names with '/' are written with '|' in the columns of obsm['{slots.proba(key)}'], since files "
-                f"cannot hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
-            )
+    if tables and any("/" in name for name in classes):
+        containers.warn(
+            f"Class names with '/' are written with '|' in the columns of {' and '.join(tables)}, since files cannot "
+            f"hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
+        )

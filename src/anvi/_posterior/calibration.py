@@ -70,7 +70,7 @@ def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibr
         fit_logits, fit_target = _seen(model, cells, known, FITTED_ON, proteins, seed)
         logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
         temperature[name] = fit_temperature(fit_logits, fit_target)
-        proba = (fit_logits[one_shift] / temperature[name]).softmax(-1)
+        proba = (fit_logits[one_shift].float() / temperature[name]).softmax(-1)  # rounded as those of a query are
         own.append(own_probability(proba, fit_target[one_shift], seed))
         for when, t in (("before", 1.0), ("after", temperature[name])):
             confidence, predicted = (logits / t).softmax(-1).max(-1)
