@@ -66,6 +66,12 @@ REPORT = {
     "without the 1st class": Task(left_out=1, query_depth=0.7, spread=0.3),
     "without the 6th class": Task(left_out=6),
 }
+MORE = {
+    "without the 2nd class": Task(left_out=2, query_depth=0.7, spread=0.3),
+    "without the 5th class": Task(left_out=5),
+    "without the 8th class": Task(left_out=8, query_depth=0.7, spread=0.3),
+}
+"""For choosing how novelty is told; by name only."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     av.settings.progress = False
     options = {name: ast.literal_eval(value) for name, value in (text.split("=", 1) for text in arguments.option)}
-    every = CHOOSE | REPORT
+    every = CHOOSE | REPORT | MORE
     names = {"choose": list(CHOOSE), "report": list(REPORT)}.get(arguments.tasks, arguments.tasks.split(";"))
     source = labelled_part(Path(os.environ["ANVI_DATA_DIR"]) / "pbmc_citeseq.h5mu")
     rows = []

@@ -494,7 +494,7 @@ def test_an_option_of_another_model_is_refused_by_name(name, option, models):
     ("options", "message"),
     [
         ({"gene_likelihood": "normal", "thin_counts": 0.5}, "thin_counts thins counts"),
-        ({"objective": "scvi-tools", "max_kl_weight": 0.5}, "always weighed 1"),
+        ({"objective": "scvi-tools", "max_kl_weight": 0.5}, "as scvi-tools does"),
     ],
     ids=str,
 )

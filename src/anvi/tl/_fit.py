@@ -318,7 +318,7 @@ def _check_plan(plan: Plan, config: Config) -> None:
     if plan.thin_counts > 0 and config.gene_likelihood == "normal":
         raise ValueError("thin_counts thins counts, and gene_likelihood='normal' has none. Use thin_counts=0.0.")
     if plan.max_kl_weight < 1 and config.objective == "scvi-tools":
-        raise ValueError("objective='scvi-tools' has divergences that are always weighed 1. Use max_kl_weight=1.0.")
+        raise ValueError("objective='scvi-tools' weighs its divergences as scvi-tools does. Use max_kl_weight=1.0.")
 
 
 def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:
