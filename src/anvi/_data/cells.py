@@ -53,8 +53,8 @@ class CSR(NamedTuple):
             return Entries(row.where(inside, 0), column, count)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         first = length.cumsum(0) - length
-        entry = torch.arange(len(row), device=rows.device) + (start - first)[row]
-        return Entries(row, self.indices[entry].long(), self.values[entry])
+        entry = (start - first).index_select(0, row).add_(torch.arange(len(row), device=rows.device))
+        return Entries(row, self.indices.index_select(0, entry).long(), self.values.index_select(0, entry))
 
 
 @dataclass(frozen=True, eq=False)

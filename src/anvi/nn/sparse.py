@@ -148,17 +148,41 @@ def _softplus(t: Tensor) -> Tensor:
     return t.abs().neg_().exp_().log1p_().add_(t.clamp(min=0))
 
 
-def _softplus_difference(t: Tensor, z: Tensor) -> Tensor:
-    """softplus(t) - softplus(-z), with one logarithm for both."""
-    ratio = t.abs().neg_().exp_().add_(1).div_(z.abs().neg_().exp_().add_(1))
-    return ratio.log_().add_(t.clamp(min=0)).sub_(z.neg().clamp_(min=0))
+def _coefficients(entries: Entries, flat: Tensor, log_theta: Tensor) -> Coefficient:
+    """The coefficient of every entry; zeros among them have none."""
+    place = entries.column if log_theta.dim() == 1 else flat
+    value, by_log_theta = coefficient(entries.count, log_theta.exp().view(-1).index_select(0, place))
+    return Coefficient(value.mul_(entries.count > 0), by_log_theta)
+
+
+def _filled(like: Tensor, flat: Tensor, values: Tensor) -> Tensor:
+    """Zeros of the shape of `like` with the values added at their places."""
+    out = torch.zeros_like(like)
+    out.view(-1).scatter_add_(0, flat, values)
+    return out
 
 
 def _blocks(matrix: Tensor) -> Iterator[slice]:
     """Blocks of rows that fit the cache; all rows at once on an accelerator."""
     cells, genes = matrix.shape
     size = max(1, BLOCK * torch.get_num_threads() // genes) if matrix.device.type == "cpu" else max(1, cells)
-    return (slice(start, start + size) for start in range(0, cells, size))
+    return (slice(start, min(start + size, cells)) for start in range(0, cells, size))
+
+
+class _Theta(NamedTuple):
+    """The inverse dispersions as a block wants them, `(genes,)` or `(cells, genes)`."""
+
+    log: Tensor
+    negative: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, log_theta: Tensor) -> "_Theta":
+        limit = torch.finfo(log_theta.dtype).max ** 0.5
+        return cls(log_theta, log_theta.exp().neg_(), log_theta.neg().exp_().clamp_(max=limit))
+
+    def rows(self, rows: slice) -> "_Theta":
+        return self if self.log.dim() == 1 else _Theta(*(part[rows] for part in self))
 
 
 class _NegativeBinomial(Function):
@@ -166,133 +190,97 @@ class _NegativeBinomial(Function):
 
     @staticmethod
     def forward(ctx, row, column, count, log_mean, log_theta, zero_logits, log_library, eps):
-        flat = row * log_mean.shape[1] + column
-        # by_mean: first the shares of the genes, then the derivative by the logits; or by log mean without a library
-        by_mean, by_theta = torch.empty_like(log_mean), torch.empty_like(log_mean)
-        by_zero = None if zero_logits is None else torch.empty_like(log_mean)
-        to_log_mean = None  # what turns a cell's logits into log means
-        if log_library is not None:
-            to_log_mean = log_library.squeeze(1) - _softmax(log_mean, by_mean)
-        at = _at_entries(Entries(row, column, count), flat, log_mean, to_log_mean, log_theta, zero_logits, eps)
-        value, by_library = _per_cell(at.value, row, len(log_mean)), _per_cell(at.by_mean, row, len(log_mean))
-        theta = log_theta.exp()
+        cells, genes = log_mean.shape
+        flat = row * genes + column
+        choose = _coefficients(Entries(row, column, count), flat, log_theta)
+        # block by block the coefficients turn into the derivative by log theta, the counts into that by the zero logits
+        x, by_theta = _filled(log_mean, flat, count), _filled(log_mean, flat, choose.value)
+        value, by_mean, theta = log_mean.new_empty(cells), torch.empty_like(log_mean), _Theta.of(log_theta)
+        by_library, room = None if log_library is None else log_mean.new_empty(cells), None
         for rows in _blocks(log_mean):
-            part = _as_zeros(
-                by_mean[rows] * log_library[rows].exp() if log_library is not None else log_mean[rows].exp(),
-                theta if theta.dim() == 1 else theta[rows],
-                None if zero_logits is None else zero_logits[rows],
-                eps,
-                by_theta[rows],
-                None if by_zero is None else by_zero[rows],
-            )
-            value[rows] += part.value
+            room = log_mean.new_empty(6, rows.stop, genes) if room is None else room[:, : rows.stop - rows.start]
+            log_mean_of_rows, *scratch = room
             if log_library is None:
-                by_mean[rows] = part.by_mean
+                log_mean_of_rows.copy_(log_mean[rows])
+            else:
+                torch.log_softmax(log_mean[rows], -1, out=log_mean_of_rows)
+                torch.exp(log_mean_of_rows, out=by_mean[rows])  # the shares of the genes
+                log_mean_of_rows.add_(log_library[rows])
+            zero = None if zero_logits is None else zero_logits[rows]
+            value[rows], gain = _evaluate(
+                x[rows], log_mean_of_rows, theta.rows(rows), zero, eps, by_theta[rows], *scratch
+            )
+            if log_library is None:
+                by_mean[rows] = gain
             else:  # through the softmax: what a cell's genes gain together, they lose in proportion to their shares
-                by_library[rows] += part.by_mean.sum(1)
-                by_mean[rows].mul_(-by_library[rows, None]).add_(part.by_mean)
-        by_mean.view(-1).index_add_(0, flat, at.by_mean)
-        if by_zero is not None:
-            by_zero.view(-1).index_add_(0, flat, at.by_zero)
-        ctx.save_for_backward(row, column, flat, theta, at.by_theta)
+                by_library[rows] = gain.sum(1)
+                by_mean[rows].mul_(-by_library[rows, None]).add_(gain)
+        ctx.save_for_backward(row, column, flat, choose.by_log_theta)
+        ctx.theta_of_gene = log_theta.dim() == 1
         # the backward pass overwrites these, and is hence possible once
-        ctx.dense = (by_mean, by_theta, by_zero, None if log_library is None else by_library)
+        ctx.dense = (by_mean, by_theta, None if zero_logits is None else x, by_library)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # (cells,)
-        row, column, flat, theta, theta_at_entries = ctx.saved_tensors
+        row, column, flat, by_theta_of_entries = ctx.saved_tensors
         by_mean, by_theta, by_zero, by_library = ctx.dense
         del ctx.dense
         of_cell, grad_log_theta = grad[:, None], None
         if ctx.needs_input_grad[4]:
-            theta_at_entries = theta_at_entries * grad[row]
-            if theta.dim() == 1:
-                grad_log_theta = (grad @ by_theta).mul_(theta).index_add_(0, column, theta_at_entries)
+            of_entries = by_theta_of_entries * grad.index_select(0, row)
+            if ctx.theta_of_gene:
+                grad_log_theta = (grad @ by_theta).scatter_add_(0, column, of_entries)
             else:
-                grad_log_theta = by_theta.mul_(theta).mul_(of_cell)
-                grad_log_theta.view(-1).index_add_(0, flat, theta_at_entries)
+                grad_log_theta = by_theta.mul_(of_cell)
+                grad_log_theta.view(-1).scatter_add_(0, flat, of_entries)
         grad_zero = None if by_zero is None else by_zero.mul_(of_cell)
         grad_library = None if by_library is None else (grad * by_library)[:, None]
         return None, None, None, by_mean.mul_(of_cell), grad_log_theta, grad_zero, grad_library, None
 
 
-def _softmax(logits: Tensor, out: Tensor) -> Tensor:
-    """Write the softmax over the last axis into `out`; return the logarithm of its denominator `(cells,)`."""
-    log_total = logits.new_empty(len(logits), 1)
-    for rows in _blocks(logits):
-        peak = logits[rows].amax(1, keepdim=True)
-        part = torch.sub(logits[rows], peak, out=out[rows]).exp_()
-        total = part.sum(1, keepdim=True)
-        part.mul_(total.reciprocal())
-        log_total[rows] = peak + total.log_()
-    return log_total.squeeze(1)
+def _evaluate(x, log_mean, theta: _Theta, zero_logits, eps, value, mean, ratio, one_more, t, log):
+    """A block of negative binomials: the log-probability of each cell and what it gains by each log mean.
 
-
-class _Part(NamedTuple):
-    """What a block of entries, or the non-zero ones among them, give to the value and to its derivatives."""
-
-    value: Tensor
-    by_mean: Tensor  # by log mean
-    by_theta: Tensor  # by log theta
-    by_zero: Tensor | None  # by the zero logits
-
-
-def _at_entries(entries: Entries, flat, log_mean, to_log_mean, log_theta, zero_logits, eps: float) -> _Part:
-    """What the non-zero counts `(entries,)` have beyond what their entry has as a zero."""
-    row, column, count = entries
-    log_theta = log_theta[column] if log_theta.dim() == 1 else log_theta.reshape(-1)[flat]
-    log_mean = log_mean.reshape(-1)[flat]
-    if to_log_mean is not None:
-        log_mean = log_mean + to_log_mean[row]
-    chain = 1.0
-    if eps:
-        mean = log_mean.exp()
-        log_mean, chain = (mean + eps).log(), mean / (mean + eps)
-    theta, log_ratio = log_theta.exp(), log_mean - log_theta
-    one_more = _softplus(log_ratio)  # log(1 + mean / theta)
-    kept = torch.sigmoid(-log_ratio)  # theta / (mean + theta)
-    choose, present = coefficient(count, theta), (count > 0).to(theta.dtype)
-    value = present * (count * (log_ratio - one_more) + choose.value)
-    by_mean, by_theta, by_zero = count * kept, choose.by_log_theta - count * kept, None
-    if zero_logits is not None:
-        t = -theta * one_more - zero_logits.reshape(-1)[flat]
-        short = present * torch.sigmoid(-t)  # share of the zero that the extra zeros explain, and of a count not
-        value = value - present * _softplus(-t)
-        lost = theta * (1 - kept)
-        by_mean, by_theta, by_zero = by_mean - short * lost, by_theta + short * (lost - theta * one_more), -short
-    return _Part(value, by_mean * chain, by_theta, by_zero)
-
-
-def _as_zeros(mean: Tensor, theta: Tensor, zero_logits: Tensor | None, eps: float, by_theta, by_zero) -> _Part:
-    """What every entry of a block has as a zero; `mean` `(cells, genes)` is overwritten.
-
-    `by_theta` (over theta) and `by_zero` are filled in place.
+    Everything is overwritten but theta and the zero logits; with coefficients `value`, which hold the derivative by log
+    theta afterwards (but for the coefficients' own), and counts `x`, which hold that by the zero logits if there are
+    any. All matrices `(cells, genes)`, the last five being room to work in.
     """
-    chain = None
+    torch.exp(log_mean, out=mean).clamp_(max=torch.finfo(mean.dtype).max ** 0.5)
     if eps:
-        chain = mean / (mean + eps)
-        mean.add_(eps)
-    ratio = mean.div_(theta).clamp_(max=1e30)
-    one_more = ratio.log1p()
-    lost = ratio.div_(ratio + 1)  # mean / (mean + theta)
-    torch.sub(lost, one_more, out=by_theta)
+        torch.log(mean.add_(eps), out=log_mean)
+    torch.mul(mean, theta.inverse, out=ratio)
+    torch.log1p(ratio, out=one_more)
+    kept = ratio.add_(1).reciprocal_()  # theta / (mean + theta)
+    log_lost = log_mean.sub_(theta.log).sub_(one_more).clamp_(max=0)  # log of mean / (mean + theta)
+    value.addcmul_(x, log_lost)
+    as_zero = one_more.mul_(theta.negative)  # what a count of 0 has, and every other count as well
+    gain = torch.sub(x, mean, out=log_mean).mul_(kept)
     if zero_logits is None:
-        if theta.dim() == 2:
-            value = one_more.mul_(theta).sum(1).neg_()
-        else:
-            with torch.autocast(theta.device.type, enabled=False):  # thousands of numbers do not add up in bfloat16
-                value = -(one_more @ theta)
+        total = value.add_(as_zero).sum(1)
     else:
-        t = one_more.mul_(theta).neg_().sub_(zero_logits)
-        value = _softplus_difference(t, zero_logits).sum(1)
-        explained = t.sigmoid_()  # share of the zeros that the negative binomial explains
-        torch.sub(torch.sigmoid(-zero_logits), explained, out=by_zero)
-        by_theta.mul_(explained)
-        lost.mul_(explained)
-    by_mean = lost.mul_(theta).neg_()
-    return _Part(value, by_mean if chain is None else by_mean.mul_(chain), by_theta, by_zero)
+        # a zero is the binomial's or an extra one: log(sigmoid(z) + sigmoid(-z) e^a) = softplus(a - z) - softplus(-z),
+        # and softplus(t) = t - log sigmoid(t). A count has the first t alone: its sigmoid is made 1
+        torch.sub(as_zero, zero_logits, out=t)
+        value.add_(t)
+        explained = torch.sigmoid(t.add_(x, alpha=1e20), out=ratio)  # by the negative binomial
+        value.sub_(_log_sigmoid(t, explained, log))
+        absent = torch.sigmoid(zero_logits, out=t)
+        total = value.add_(_log_sigmoid(zero_logits, absent, log)).sum(1)
+        gain.mul_(explained)
+        as_zero.mul_(explained)
+        torch.sub(1, absent.add_(explained), out=x)
+    torch.sub(as_zero, gain, out=value)
+    if eps:  # d log(mean + eps) / d log mean
+        gain.addcdiv_(gain, mean, value=-eps)
+    return total, gain
+
+
+def _log_sigmoid(t: Tensor, sigmoid: Tensor, out: Tensor) -> Tensor:
+    """The logarithm of a sigmoid that is known, and `t` itself where the sigmoid is too small to be told from 0."""
+    torch.clamp(sigmoid, min=torch.finfo(sigmoid.dtype).tiny, out=out).log_()
+    return torch.minimum(t, out, out=out)
 
 
 class _Mixture(Function):

@@ -117,7 +117,7 @@ class VAE(nn.Module):
             count = count / (1 + total / config.n_genes)[row]
             y, mean = self._protein_features(batch)
             torch.log1p(y / (1 + mean), out=out[:, config.n_genes : config.n_genes + config.n_proteins])
-        out.view(-1).index_add_(0, row * out.shape[1] + column, count.log1p())
+        out.view(-1).scatter_add_(0, row * out.shape[1] + column, count.log1p())
         if config.encode_covariates and batch.continuous is not None:
             out[:, -config.n_continuous :] = batch.continuous
 
