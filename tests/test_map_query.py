@@ -223,6 +223,16 @@ def test_freeze_none_moves_the_reference_and_no_epoch_moves_nothing(reference, q
         mapped(query, reference, freeze="all")
 
 
+def test_the_terms_weigh_what_they_did_in_the_references_fit(unfitted):
+    reference, query = unfitted
+    chosen = {"max_kl_weight": 0.3, "protein_weight": 2.0, "classification_ratio": 7.0, "label_smoothing": 0.05}
+    fitted_alone(reference, **chosen)
+    av.tl.map_query(query, reference, max_epochs=1)
+    info = av.get.model(query).info
+    assert {name: info[name] for name in chosen} == chosen
+    assert av.get.history(query)["kl_weight"].iloc[-1] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(("freeze", "steps", "lr"), [("reference", 1000, 1e-2), ("none", 2000, 4e-3)])
 def test_length_and_rate_follow_from_the_query_and_from_what_is_frozen(
     reference, query, monkeypatch, freeze, steps, lr

@@ -34,6 +34,8 @@ STEPS = {"reference": 1_000, "none": 2_000}
 """Length of a mapping, in minibatches, unless `max_epochs` says otherwise; by what is frozen."""
 RATES = {"reference": 1e-2, "none": 4e-3}
 """Learning rates; a few rows bear a higher one than a whole network."""
+WEIGHTS = ("max_kl_weight", "protein_weight", "classification_ratio", "label_smoothing")
+"""Options that weigh the terms of the loss: a mapping minimises what the reference's fit did."""
 
 
 def map_query(
@@ -170,7 +172,7 @@ def map_query(
         raise ValueError(f"min_genes={min_genes} is a share and must be between 0 and 1.")
     check_type(query)
     source, holder = find_reference(reference, model)
-    plan = replace(plan, max_kl_weight=source.info.get("max_kl_weight"))  # divergences count as in the reference's fit
+    plan = replace(plan, **_kept(source.info, *WEIGHTS))
     key = slots.clean_key(key_added or source.key)
     setup = placed(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     check_free(query, key, joint=setup.joint, rna_mod=setup.rna_mod)
@@ -214,9 +216,9 @@ def map_query(
     return query if copy else None
 
 
-def _kept(info: dict, name: str) -> dict:
-    """A fact of the reference that holds for what is mapped onto it."""
-    return {name: info[name]} if name in info else {}
+def _kept(info: dict, *names: str) -> dict:
+    """Facts of the reference that hold for what is mapped onto it."""
+    return {name: info[name] for name in names if name in info}
 
 
 class _Trained(NamedTuple):
