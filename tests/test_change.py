@@ -71,16 +71,19 @@ def naive(model, cells, draws, kind: str, *, batch_correction: bool) -> np.ndarr
 
 def loops(one, other, mode: str, delta: float, c: float) -> dict[str, np.ndarray]:
     """The summary, feature by feature and pair by pair."""
-    out = {"lfc_mean": [], "lfc_std": [], "up": [], "down": []}
+    out = {"group_mean": [], "reference_mean": [], "lfc_mean": [], "lfc_std": [], "up": [], "down": []}
     for feature in range(one.shape[1]):
-        lfcs, up, down = [], 0, 0
+        lfcs, up, down, known = [], 0, 0, []
         for a, b in zip(one[:, feature], other[:, feature], strict=True):
             if math.isnan(a) or math.isnan(b):
                 continue
             lfc = math.log2(a + c) - math.log2(b + c)
             lfcs.append(lfc)
+            known.append((a, b))
             up += lfc >= delta if mode == "change" else a > b
             down += lfc < -delta if mode == "change" else a < b
+        out["group_mean"].append(statistics.fmean(a for a, _ in known))
+        out["reference_mean"].append(statistics.fmean(b for _, b in known))
         out["lfc_mean"].append(statistics.fmean(lfcs))
         out["lfc_std"].append(statistics.pstdev(lfcs))
         out["up"].append(up / len(lfcs))
@@ -298,7 +301,7 @@ def test_evidence_is_what_the_definitions_say():
     up[0, 0], down[0, 0] = 1.0, 0.0
     none = np.zeros((2, 30))
     for delta in (0.25, None):
-        found = evidence(change.Change(none, none, up, down, delta, np.zeros(2)), 100)
+        found = evidence(change.Change(none, none, none, none, up, down, delta, np.zeros(2)), 100)
         for row in range(2):
             errors = [max(1 - max(u, d), 0.005) for u, d in zip(up[row], down[row], strict=True)]
             for feature in range(30):
@@ -332,4 +335,6 @@ def test_a_feature_of_which_no_pair_is_known_has_not_changed(asked):
         found = compare(values, 3, draws, comparisons, How(mode, 0.0, 0.1, 0))
         assert np.isfinite(found.lfc_mean).all() and np.isfinite(found.lfc_std).all()
         assert found.lfc_mean[0, 1] == found.up[0, 1] == found.down[0, 1] == 0
+        assert np.isnan(found.group_mean[0]).tolist() == [False, True, False]
+        assert np.isnan(found.reference_mean[0]).tolist() == [False, True, False]
         assert found.up[0, 2] + found.down[0, 2] == 1  # of the pairs that are known

@@ -15,7 +15,7 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from matplotlib import pyplot as plt
 
 import anvi as av
-from anvi._posterior import change
+from anvi._posterior import change, drawn
 
 matplotlib.use("Agg")
 KEY = "rank_genes_groups"
@@ -70,6 +70,8 @@ def test_what_is_written(mdata, caplog):
             "proba_de",
             "bayes_factor",
             "lfc_std",
+            "mean_group",
+            "mean_reference",
         ):
             assert list(stored[column].dtype.names) == kinds
             for kind in kinds:
@@ -154,6 +156,20 @@ def test_every_scanpy_plot_draws_it(mdata, form, tmp_path):
     # from X, scanpy's dendrogram fails on sparse counts
     sc.tl.dendrogram(mdata["rna"], "kind", use_rep="X_scanvi")
     sc.pl.rank_genes_groups_heatmap(mdata["rna"], show=False, n_genes=2)
+
+
+def test_means_are_expression_without_what_is_added_to_compare_it(mdata, monkeypatch):
+    options = {"model": "totalanvi", "inplace": False} | FEW
+    found = av.tl.differential_expression(mdata, "kind", **options)
+    genes = found["rna"].groupby("group", observed=True)[["mean_group", "mean_reference"]].sum()
+    np.testing.assert_allclose(genes, 1.0, rtol=1e-5)  # shares
+    monkeypatch.setattr(drawn, "PRIOR_COUNT", 5.0)
+    more = av.tl.differential_expression(mdata, "kind", modality="prot", **options)["prot"]
+    by = ["group", "names"]
+    one, other = (table.sort_values(by).set_index(by) for table in (found["prot"], more))
+    for side in ("mean_group", "mean_reference"):
+        np.testing.assert_allclose(one[side], other[side], rtol=1e-4, atol=1e-5)
+    assert (one["mean_group"] > one["mean_reference"])[one["is_de"] & (one["logfoldchanges"] > 1)].all()
 
 
 def test_tables(mdata):

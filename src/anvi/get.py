@@ -113,8 +113,9 @@ def de(
     Returns
     -------
     DataFrame with a row per modality, group and feature, in rank order: `modality`, `group`, `names`, `scores`,
-    `logfoldchanges` (log2), `pvals`, `pvals_adj`, and of anvi's results `proba_de`, `bayes_factor`, `lfc_std` and
-    `is_de`: whether the feature may be called at the false discovery rate that was asked for.
+    `logfoldchanges` (log2), `pvals`, `pvals_adj`, and of anvi's results `proba_de`, `bayes_factor`, `lfc_std`,
+    `mean_group`, `mean_reference` (expression on either side) and `is_de`: whether the feature may be called at the
+    false discovery rate that was asked for.
 
     Raises
     ------

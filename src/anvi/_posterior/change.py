@@ -41,8 +41,10 @@ class How(NamedTuple):
 
 
 class Change(NamedTuple):
-    """The posterior of log2 fold changes, one row per comparison."""
+    """The posterior of expression on both sides and of log2 fold changes, one row per comparison."""
 
+    group_mean: np.ndarray  # (comparisons, features) mean over pairs, NaN where no pair is known
+    reference_mean: np.ndarray  # (comparisons, features)
     lfc_mean: np.ndarray  # (comparisons, features)
     lfc_std: np.ndarray  # (comparisons, features)
     up: np.ndarray  # (comparisons, features) share of pairs in which the feature is higher, by delta in change mode
@@ -164,12 +166,13 @@ class _Totals:
     """Sums over pairs from which the summary of the fold changes follows."""
 
     def __init__(self, n_comparisons: int, n_features: int, device: torch.device):
-        shape = (5, n_comparisons, n_features)
+        shape = (7, n_comparisons, n_features)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add_all(self, pairs: _Pairs, rows: slice, offset: np.ndarray, delta: float | None) -> None:
         """Add pairs; `delta` None counts in which of them the group is higher, however little."""
         for number, group, reference in pairs.blocks(rows):
+            sides = [group, reference.clone()]
             flag = torch.empty_like(group)  # numbers instead of bools: they are summed ten times as fast
             if delta is None:
                 up, down = (compare(group, reference, out=flag).sum(0) for compare in (torch.gt, torch.lt))
@@ -178,17 +181,19 @@ class _Totals:
                 up, down = torch.ge(lfc, delta, out=flag).sum(0), torch.lt(lfc, -delta, out=flag).sum(0)
             total, n = lfc.sum(0), torch.full_like(lfc[0], len(lfc))
             if total.isnan().any():  # pairs of which nothing is known are neither up nor down
-                n = (~lfc.isnan()).sum(0)
+                known = ~lfc.isnan()
+                n, sides = known.sum(0), [side.where(known, 0.0) for side in sides]
                 total = lfc.nan_to_num_(0.0).sum(0)
-            self.sums[:, number] += torch.stack([n, up, down, total, lfc.square_().sum(0)])
+            sums = [n, *(side.sum(0) for side in sides), up, down, total, lfc.square_().sum(0)]
+            self.sums[:, number] += torch.stack(sums)
 
     def change(self, delta: float | None, offset: np.ndarray) -> Change:
         """The summary; a feature of which no pair is known has not changed."""
-        n = self.sums[0].clamp(min=1)
-        up, down, mean, square = self.sums[1:] / n
+        group, reference = self.sums[1:3] / self.sums[0]
+        up, down, mean, square = self.sums[3:] / self.sums[0].clamp(min=1)
         std = (square - mean.square()).clamp(min=0).sqrt()
-        mean, std, up, down = (part.cpu().numpy() for part in (mean, std, up, down))
-        return Change(mean, std, up, down, delta, offset)
+        parts = (part.cpu().numpy() for part in (group, reference, mean, std, up, down))
+        return Change(*parts, delta, offset)
 
 
 def estimate_delta(lfc_mean: np.ndarray, seed: int) -> float:

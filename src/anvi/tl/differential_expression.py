@@ -128,7 +128,9 @@ def differential_expression(
         over standard deviation of the log2 fold change; `logfoldchanges`, its mean; `pvals`, the probability that a
         call is wrong (1 - `proba_de`, and never below half a pair); `pvals_adj`, its mean over all features that are
         at least as sure, hence the expected false discovery rate if these are called. Further `proba_de`,
-        `bayes_factor` (natural log; vanilla: of being higher), `lfc_std`; and `params`.
+        `bayes_factor` (natural log; vanilla: of being higher), `lfc_std`, and `mean_group` and `mean_reference`: mean
+        expression on either side, shares of genes (with size factors, counts at size factor 1) and counts of proteins
+        above background; and `params`.
     `obs[groupby]` : categorical
         Copied to the modality if it is not there, since scanpy's plots look for it; groups that came as masks, and
         groups whose name is taken by another column, are in `obs['{key_added}_groups']`.
@@ -297,7 +299,9 @@ def _proteins(asked: Asked, comparisons, draws: drawn.Drawn, how: _How, seed: in
         logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
     values = drawn.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
     options = change.How(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
-    return names, change.compare(values, len(names), draws, comparisons, options)
+    result = change.compare(values, len(names), draws, comparisons, options)
+    means = {side: getattr(result, side) - drawn.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
+    return names, result._replace(**means)
 
 
 def _ranking(result: change.Change, groups: Sequence[str], features: Sequence[str], n_pairs: int, params: dict) -> dict:
@@ -314,6 +318,8 @@ def _ranking(result: change.Change, groups: Sequence[str], features: Sequence[st
                 "proba_de": evidence.proba_de[i].astype(np.float32),
                 "bayes_factor": evidence.bayes_factor[i].astype(np.float32),
                 "lfc_std": result.lfc_std[i].astype(np.float32),
+                "mean_group": result.group_mean[i].astype(np.float32),
+                "mean_reference": result.reference_mean[i].astype(np.float32),
             },
         )
         for i, group in enumerate(groups)
