@@ -31,7 +31,9 @@ NETWORKS = {
     "scanvi, covariates in the first layer": ("scanvi", {"deeply_inject_covariates": False, "n_layers_encoder": 2}),
     "scanvi, layer norm": ("scanvi", {"use_layer_norm": "both", "use_batch_norm": "none"}),
     "scanvi, two layers, linear classifier": ("scanvi", {"n_layers_encoder": 2, "linear_classifier": True}),
+    "scanvi, no norm": ("scanvi", {"use_batch_norm": "none"}),
     "totalanvi": ("totalanvi", {}),
+    "totalanvi, no norm in the encoder": ("totalanvi", {"use_batch_norm": "decoder", "n_layers_encoder": 2}),
     "totalanvi, layer norm, two layers": ("totalanvi", {"use_layer_norm": "both", "n_layers_encoder": 2}),
     "totalanvi, as scvi-tools": ("totalanvi", {"objective": "scvi-tools"}),
 }

@@ -173,7 +173,7 @@ class Stack(nn.Module):
                 h = self.norm[i](h, parts)
             if self.layer_norm:
                 h = functional.layer_norm(h, h.shape[-1:])
-            h = functional.relu(h, inplace=True)  # no layer before it looks at what it gave
+            h = functional.relu(h)
             if self.training and self.dropout > 0:
                 h = h * draws.keep(h, self.dropout)
         return h
