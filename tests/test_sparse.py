@@ -154,6 +154,25 @@ def test_blocks_of_cells_change_nothing(name, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["nb", "zinb"])
+def test_a_mean_of_zero_says_nothing_of_a_zero_and_rules_out_a_count(name):
+    x = torch.tensor([[0.0, 3.0], [2.0, 1.0]])
+    log_mean = torch.tensor([[-torch.inf, 1.0], [-torch.inf, 1.0]])
+    arguments = [log_mean, torch.zeros(2), *([torch.zeros(2, 2)] if name == "zinb" else [])]
+    value = getattr(sparse, name)(Entries.of(x), *arguments)
+    alone = getattr(likelihoods, name)(x[:, 1:], log_mean[:, 1:], *(part[..., 1:] for part in arguments[1:])).sum(-1)
+    torch.testing.assert_close(value[0], alone[0])
+    assert value[1] == -torch.inf
+
+
+@pytest.mark.parametrize("log_mean", [-30.0, -33.0, -36.0])
+def test_the_small_constant_keeps_the_digits_of_gradients(log_mean):
+    # d/d log mean of x log(mean + eps) is x mean / (mean + eps); 1 - eps / (mean + eps) has no digits left in float32
+    leaf = torch.full((1, 1), log_mean, requires_grad=True)
+    sparse.nb(Entries.of(torch.full((1, 1), 7.0)), leaf, torch.zeros(1), eps=1e-8).sum().backward()
+    assert float(leaf.grad) == pytest.approx(7 * np.exp(log_mean) / (np.exp(log_mean) + 1e-8), rel=1e-4)
+
+
 def test_a_second_backward_pass_is_refused():
     x, (log_mean, log_theta, _), _ = draw((3, 5), False, torch.float64)
     total = sparse.nb(Entries.of(x), log_mean.requires_grad_(), log_theta).sum()

@@ -33,7 +33,8 @@ class Draws:
     def keep(self, like: Tensor, rate: float) -> Tensor:
         """Zeros with probability `rate`, else 1 / (1 - rate): a dropout mask.
 
-        Drawing dominates dropout on a CPU, so four 16-bit numbers are cut from each 64-bit one.
+        Drawing dominates dropout on a CPU, so four 16-bit numbers are cut from each 64-bit one. `like` must be able to
+        hold them: float32 or float64.
         """
         if self.generator is None:  # torch would take its global one
             raise ValueError("Dropout in training mode needs a generator: Draws(torch.Generator(device)).")
@@ -42,7 +43,8 @@ class Draws:
         bits.random_(-(2**63), None, generator=self.generator)
         scale, dropped = 1 / (1 - rate), round(rate * 65_536) - 32_768  # numbers below `dropped` are
         kept = bits.view(torch.int16)[:n].view(like.shape).to(like.dtype)
-        # arithmetic in place of a comparison, which is several times slower on a CPU: at least `scale`, or below 0
+        # arithmetic in place of a comparison, which is several times slower on a CPU: below 0 if dropped, else at least
+        # `scale`
         return kept.sub_(dropped - 0.5).mul_(2 * scale).clamp_(0, scale)
 
 

@@ -1,9 +1,10 @@
-"""The numbers and gradients of `likelihoods.py` summed per cell, special functions only where a count is not zero.
+"""The numbers and gradients of `likelihoods.py` summed per cell, log-gammas only where a count is not zero.
 
 About nine in ten RNA counts are zero, and there the log-gamma terms of a negative binomial cancel: with
 r = mean / theta, every entry has -theta log1p(r), and only a count adds more. Values and derivatives are worked out
-together, in one pass over blocks of cells that stay in the processor's cache; the softmax of the gene shares is part of
-it. Source: spec 2.1, 2.2, 2.5. Tests hold each function to its definition in value and gradient.
+together, in one pass over blocks of cells that stay in the processor's cache, with the counts filled in; the softmax of
+the gene shares is part of it. Source: spec 2.1, 2.2, 2.5. Tests hold each function to its definition in value and
+gradient.
 """
 
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def _softplus(t: Tensor) -> Tensor:
 def _coefficients(entries: Entries, flat: Tensor, log_theta: Tensor) -> Coefficient:
     """The coefficient of every entry; zeros among them have none."""
     place = entries.column if log_theta.dim() == 1 else flat
-    value, by_log_theta = coefficient(entries.count, log_theta.exp().view(-1).index_select(0, place))
+    value, by_log_theta = coefficient(entries.count, log_theta.exp().reshape(-1).index_select(0, place))
     return Coefficient(value.mul_(entries.count > 0), by_log_theta)
 
 
@@ -170,19 +171,16 @@ def _blocks(matrix: Tensor) -> Iterator[slice]:
 
 
 class _Theta(NamedTuple):
-    """The inverse dispersions as a block wants them, `(genes,)` or `(cells, genes)`."""
+    """log theta, -theta and 1 / theta, `(genes,)` or `(cells, genes)`."""
 
     log: Tensor
     negative: Tensor
-    inverse: Tensor
+    reciprocal: Tensor  # cut at the root of the largest number, as means are: their product stays finite
 
     @classmethod
     def of(cls, log_theta: Tensor) -> "_Theta":
         limit = torch.finfo(log_theta.dtype).max ** 0.5
         return cls(log_theta, log_theta.exp().neg_(), log_theta.neg().exp_().clamp_(max=limit))
-
-    def rows(self, rows: slice) -> "_Theta":
-        return self if self.log.dim() == 1 else _Theta(*(part[rows] for part in self))
 
 
 class _NegativeBinomial(Function):
@@ -195,10 +193,13 @@ class _NegativeBinomial(Function):
         choose = _coefficients(Entries(row, column, count), flat, log_theta)
         # block by block the coefficients turn into the derivative by log theta, the counts into that by the zero logits
         x, by_theta = _filled(log_mean, flat, count), _filled(log_mean, flat, choose.value)
-        value, by_mean, theta = log_mean.new_empty(cells), torch.empty_like(log_mean), _Theta.of(log_theta)
-        by_library, room = None if log_library is None else log_mean.new_empty(cells), None
+        value, by_mean = log_mean.new_empty(cells), torch.empty_like(log_mean)
+        by_library = None if log_library is None else log_mean.new_empty(cells)
+        theta, room = _Theta.of(log_theta) if log_theta.dim() == 1 else None, None
         for rows in _blocks(log_mean):
-            room = log_mean.new_empty(6, rows.stop, genes) if room is None else room[:, : rows.stop - rows.start]
+            if room is None:  # for the first block, which is the largest
+                room = log_mean.new_empty(4 if zero_logits is None else 6, rows.stop, genes)
+            room = room[:, : rows.stop - rows.start]
             log_mean_of_rows, *scratch = room
             if log_library is None:
                 log_mean_of_rows.copy_(log_mean[rows])
@@ -207,9 +208,8 @@ class _NegativeBinomial(Function):
                 torch.exp(log_mean_of_rows, out=by_mean[rows])  # the shares of the genes
                 log_mean_of_rows.add_(log_library[rows])
             zero = None if zero_logits is None else zero_logits[rows]
-            value[rows], gain = _evaluate(
-                x[rows], log_mean_of_rows, theta.rows(rows), zero, eps, by_theta[rows], *scratch
-            )
+            theta_of_rows = _Theta.of(log_theta[rows]) if theta is None else theta
+            value[rows], gain = _evaluate(x[rows], log_mean_of_rows, theta_of_rows, zero, eps, by_theta[rows], *scratch)
             if log_library is None:
                 by_mean[rows] = gain
             else:  # through the softmax: what a cell's genes gain together, they lose in proportion to their shares
@@ -240,41 +240,49 @@ class _NegativeBinomial(Function):
         return None, None, None, by_mean.mul_(of_cell), grad_log_theta, grad_zero, grad_library, None
 
 
-def _evaluate(x, log_mean, theta: _Theta, zero_logits, eps, value, mean, ratio, one_more, t, log):
+def _evaluate(x, log_mean, theta: _Theta, zero_logits, eps, by_theta, mean, ratio, log_one_more, t=None, log=None):
     """A block of negative binomials: the log-probability of each cell and what it gains by each log mean.
 
-    Everything is overwritten but theta and the zero logits; with coefficients `value`, which hold the derivative by log
-    theta afterwards (but for the coefficients' own), and counts `x`, which hold that by the zero logits if there are
-    any. All matrices `(cells, genes)`, the last five being room to work in.
+    With r = mean / theta and the coefficient c:
+
+        log p             = c + x log(r / (1 + r)) - theta log(1 + r)
+        d / d log mean    = (x - mean) / (1 + r)
+        d / d log theta   = -theta log(1 + r) - d / d log mean, and that of c, which is not added here
+
+    Extra zeros have a share in the zeros, and both derivatives are multiplied by what the binomial explains of an
+    entry: 1 of a count. All matrices are `(cells, genes)` and are overwritten, but for theta and the zero logits.
+    `by_theta` comes with the coefficients and goes with the derivative by log theta; `x` goes with that by the zero
+    logits if there are any; from `mean` on they are room to work in.
     """
     torch.exp(log_mean, out=mean).clamp_(max=torch.finfo(mean.dtype).max ** 0.5)
     if eps:
+        chain = mean / (mean + eps)  # d log(mean + eps) / d log mean
         torch.log(mean.add_(eps), out=log_mean)
-    torch.mul(mean, theta.inverse, out=ratio)
-    torch.log1p(ratio, out=one_more)
-    kept = ratio.add_(1).reciprocal_()  # theta / (mean + theta)
-    log_lost = log_mean.sub_(theta.log).sub_(one_more).clamp_(max=0)  # log of mean / (mean + theta)
-    value.addcmul_(x, log_lost)
-    as_zero = one_more.mul_(theta.negative)  # what a count of 0 has, and every other count as well
+    torch.mul(mean, theta.reciprocal, out=ratio)
+    torch.log1p(ratio, out=log_one_more)
+    kept = ratio.add_(1).reciprocal_()  # 1 / (1 + r)
+    # log(r / (1 + r)), cut so that a mean of 0 is no NaN where the count is 0, too
+    log_lost = log_mean.sub_(theta.log).sub_(log_one_more).clamp_(min=torch.finfo(mean.dtype).min, max=0)
+    log_prob = by_theta.addcmul_(x, log_lost)
+    as_zero = log_one_more.mul_(theta.negative)  # log-probability of a zero, part of that of any count
     gain = torch.sub(x, mean, out=log_mean).mul_(kept)
     if zero_logits is None:
-        total = value.add_(as_zero).sum(1)
+        total = log_prob.add_(as_zero).sum(1)
     else:
         # a zero is the binomial's or an extra one: log(sigmoid(z) + sigmoid(-z) e^a) = softplus(a - z) - softplus(-z),
-        # and softplus(t) = t - log sigmoid(t). A count has the first t alone: its sigmoid is made 1
+        # where softplus(t) = t - log sigmoid(t). A count cannot be an extra one: it has t in place of softplus(t).
+        # With 1e20 x added to t, far more than any t, the sigmoid is 1 there and its logarithm 0
         torch.sub(as_zero, zero_logits, out=t)
-        value.add_(t)
+        log_prob.add_(t)
         explained = torch.sigmoid(t.add_(x, alpha=1e20), out=ratio)  # by the negative binomial
-        value.sub_(_log_sigmoid(t, explained, log))
-        absent = torch.sigmoid(zero_logits, out=t)
-        total = value.add_(_log_sigmoid(zero_logits, absent, log)).sum(1)
+        log_prob.sub_(_log_sigmoid(t, explained, log))
+        extra = torch.sigmoid(zero_logits, out=t)
+        total = log_prob.add_(_log_sigmoid(zero_logits, extra, log)).sum(1)
         gain.mul_(explained)
         as_zero.mul_(explained)
-        torch.sub(1, absent.add_(explained), out=x)
-    torch.sub(as_zero, gain, out=value)
-    if eps:  # d log(mean + eps) / d log mean
-        gain.addcdiv_(gain, mean, value=-eps)
-    return total, gain
+        torch.sub(1, extra.add_(explained), out=x)
+    torch.sub(as_zero, gain, out=by_theta)
+    return total, gain.mul_(chain) if eps else gain
 
 
 def _log_sigmoid(t: Tensor, sigmoid: Tensor, out: Tensor) -> Tensor:
