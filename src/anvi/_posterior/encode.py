@@ -113,20 +113,26 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
     Arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
     """
     network, temperature = model.network, temperatures(model, cells)
-    means, variances, probabilities = [], [], []
+    mean, var = (_places(model, len(cells), network.config.n_latent) for _ in range(2))
+    proba = None if network.labels is None else _places(model, len(cells), network.config.n_labels)
     for block in blocks(model, cells):
-        means.append(network.to_latent(block.q_z.mean).cpu())
-        variances.append(block.q_z.var.cpu())
-        if network.labels is not None:
+        mean[block.rows] = network.to_latent(block.q_z.mean).cpu()
+        var[block.rows] = block.q_z.var.cpu()
+        if proba is not None:
             z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
             logits = network.labels.classify(z, Draws())
             logits = logits if temperature is None else logits / temperature[block.index]
-            probabilities.append(logits.softmax(-1).cpu())
-    return Embedding(
-        mean=torch.cat(means).numpy(),
-        var=torch.cat(variances).numpy(),
-        proba=torch.cat(probabilities).numpy() if probabilities else None,
-    )
+            proba[block.rows] = logits.softmax(-1).cpu()
+    return Embedding(mean.numpy(), var.numpy(), None if proba is None else proba.numpy())
+
+
+def _places(model: Model, *shape: int) -> Tensor:
+    """Room for answers about all cells, on the CPU.
+
+    Made before the first chunk: pieces that are kept would lie between what the chunks need for a moment, and the
+    allocator would take new memory for every chunk, gigabytes with a million cells.
+    """
+    return torch.empty(shape, dtype=next(model.network.parameters()).dtype)
 
 
 def temperatures(model: Model, cells: Cells) -> Tensor | None:
@@ -153,14 +159,17 @@ def kind_of(model: Model, cells: Cells) -> np.ndarray:
 @torch.no_grad()
 def posterior(model: Model, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the latent posterior, before the softmax of a logistic-normal one `(cells, latent)`."""
-    found = [block.q_z for block in blocks(model, cells)]
-    return torch.cat([q.mean for q in found]).cpu().numpy(), torch.cat([q.var for q in found]).cpu().numpy()
+    mean, var = (_places(model, len(cells), model.config.n_latent) for _ in range(2))
+    for block in blocks(model, cells):
+        mean[block.rows], var[block.rows] = block.q_z.mean.cpu(), block.q_z.var.cpu()
+    return mean.numpy(), var.numpy()
 
 
 @torch.no_grad()
 def latent_samples(model: Model, cells: Cells, n_samples: int, seed: int) -> np.ndarray:
     """Samples of the latent posterior `(samples, cells, latent)`."""
-    parts = [
-        torch.stack([sample_z(model, block, seed, i) for i in range(n_samples)]).cpu() for block in blocks(model, cells)
-    ]
-    return torch.cat(parts, dim=1).numpy()
+    z = _places(model, n_samples, len(cells), model.config.n_latent)
+    for block in blocks(model, cells):
+        for sample in range(n_samples):
+            z[sample, block.rows] = sample_z(model, block, seed, sample).cpu()
+    return z.numpy()
