@@ -1,6 +1,9 @@
 """Questions to a network whose answers can be worked out cell by cell."""
 
+import weakref
+
 import numpy as np
+import pytest
 import torch
 
 import anvi as av
@@ -50,3 +53,21 @@ def test_probabilities_sum_to_one_and_a_sample_differs_from_the_mean():
     np.testing.assert_allclose(embedding.proba.sum(1), 1, rtol=1e-5)
     assert not np.array_equal(embedding.proba, sampled.proba)
     np.testing.assert_array_equal(embedding.mean, sampled.mean)
+
+
+@pytest.mark.parametrize("ask", ["embed", "posterior"])
+def test_nothing_of_a_chunk_is_kept_when_the_next_one_comes(ask, monkeypatch):
+    # small pieces that stay between the large matrices of chunks keep the memory of these from being used again
+    _, model, cells = fitted()
+    monkeypatch.setattr(encode, "CHUNK", 30)
+    encoded, alive, blocks = [], [], encode.blocks
+
+    def watched(*arguments):
+        for block in blocks(*arguments):
+            encoded.append(weakref.ref(block.q_z.mean))
+            alive.append(sum(one() is not None for one in encoded))
+            yield block
+
+    monkeypatch.setattr(encode, "blocks", watched)
+    getattr(encode, ask)(model, cells)
+    assert len(encoded) == 10 and max(alive) <= 2  # the one that comes, and the one before, which the loop still names
