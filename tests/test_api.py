@@ -125,14 +125,15 @@ ALLOWED = {
     "_fit": {"_fit", "_data", "nn", "settings"},
     "_model": {"_model", "_data", "nn"},
     "_folder": {"_folder", "_model", "settings"},
-    "_find": {"_find", "_folder", "_model", "_data"},
+    "_hub": {"_hub", "_folder", "_model", "_data"},
+    "_find": {"_find", "_hub", "_folder", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
     "pp": {"pp", "_find", "_model", "_data"},
     "tl": {"tl", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
     "metrics": {"metrics", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
     "get": {"get", "tl", "_find", "_model", "_data"},
     "pl": {"pl", "_data", "settings"},
-    "io": {"io", "metrics", "_find", "_folder", "_model", "_data", "nn", "settings"},
+    "io": {"io", "metrics", "_find", "_hub", "_folder", "_model", "_data", "nn", "settings"},
 }
 FRONT_DOORS = ("__init__", "__main__", "_cli")
 
@@ -154,6 +155,7 @@ def test_the_layers_have_no_cycle():
         "_data",
         "_model",
         "_folder",
+        "_hub",
         "_find",
         "_fit",
         "_posterior",

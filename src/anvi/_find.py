@@ -1,6 +1,8 @@
 """Which fitted model an argument means: the only one in the data, a key, a folder, or the model itself."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import anndata
@@ -13,7 +15,13 @@ from ._data import slots
 from ._data.containers import Data
 from ._data.setup import Setup
 from ._folder import read_model
+from ._hub import from_hub
 from ._model import Model
+
+logger = logging.getLogger("anvi")
+
+FILES = (".h5mu", ".h5ad", ".zarr")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def fitted(data: Data) -> dict[str, Data]:
@@ -75,14 +83,15 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
     Parameters
     ----------
     reference
-        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made, or a model.
+        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made, the "owner/name"
+        of a model on the hub, or a model.
     model
         Key of the model in the object; None: the only one there.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file or folder.
+        If there is no such file or folder, nor such a model on the hub.
     KeyError, ValueError
         If there is no such model, or several and none is named.
     """
@@ -92,15 +101,30 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
         path = Path(reference)
         if path.is_dir() and path.suffix != ".zarr":
             return read_model(path, device="cpu"), None
+        is_path = isinstance(reference, Path) or path.exists() or path.suffix in FILES
+        if not is_path and HUB_ID.fullmatch(reference):
+            return _from_hub(reference), None
         reference = _read(path)
     return resolve(reference, model)[0], reference
 
 
+def _from_hub(repo_id: str) -> Model:
+    """A model of the hub, by its newest revision; what keeps it away is told as a missing reference."""
+    logger.info(f"reference='{repo_id}' is no folder here: asking the hub for it")
+    try:
+        return from_hub(repo_id, device="cpu")
+    except (ImportError, OSError) as error:
+        raise FileNotFoundError(
+            f"reference='{repo_id}' is no folder here, and no model of the hub could be had by that name: {error}"
+        ) from error
+
+
 def _read(path: Path) -> Data:
     """A MuData or an AnnData from a file."""
-    if not path.exists() or path.suffix not in (".h5mu", ".h5ad", ".zarr"):
+    if not path.exists() or path.suffix not in FILES:
         raise FileNotFoundError(
-            f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file."
+            f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file, nor "
+            "the 'owner/name' of a model on the hub."
         )
     if path.suffix == ".zarr":
         return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)

@@ -1,9 +1,9 @@
 """Models from and to files and hubs."""
 
 from anvi._folder import read_model
+from anvi._hub import data_from_hub, from_hub, push_to_hub
 
 from ._card import model_card
-from ._hub import data_from_hub, from_hub, push_to_hub
 from ._scvi_tools import from_scvi_tools
 from ._write import write_model
 

@@ -45,8 +45,8 @@ def align_query(
     query
         MuData or AnnData with raw counts; it is not changed.
     reference
-        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made,
-        or a :class:`~anvi.Model`.
+        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made, the "owner/name"
+        of a model on the hub, or a :class:`~anvi.Model`.
     model
         Key of the model in the reference; None: the only one there.
     gene_key

@@ -76,8 +76,9 @@ def map_query(
         masked. Proteins that it lacks, and a whole protein modality that it lacks, are not measured; proteins that the
         reference does not know are ignored. Labels are not needed.
     reference
-        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made,
-        or a :class:`~anvi.Model`. It is not changed.
+        A fitted object, a `.h5mu`, `.h5ad` or `.zarr` file with one, a folder that `write_model` made, the "owner/name"
+        of a model on the hub (its newest revision; `av.io.from_hub` takes others), or a :class:`~anvi.Model`. It is
+        not changed.
     model
         Key of the model in the reference; None: the only one there.
     max_epochs
@@ -141,7 +142,7 @@ def map_query(
     Raises
     ------
     FileNotFoundError
-        If the reference is neither file nor folder.
+        If the reference is neither file nor folder nor a model of the hub.
     KeyError, ValueError
         Before training: if too few genes match (the message shows both sides and a way out), no protein matches, a
         column that was named is missing, values are not counts, or the slots hold a fit of the query's own or a column

@@ -1,7 +1,8 @@
-"""io.push_to_hub, io.from_hub, io.data_from_hub against a hub on this machine; the network is never asked."""
+"""io.push_to_hub, io.from_hub, io.data_from_hub, references by name: a hub on this machine, never the network."""
 
 import socket
 import sys
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -12,7 +13,7 @@ from helpers import quiet_mudata
 from huggingface_hub import constants
 
 import anvi as av
-from anvi.io import _hub
+from anvi import _hub
 
 FILES = {"README.md", "config.json", "history.csv", "model.safetensors"}
 
@@ -140,6 +141,57 @@ def test_nothing_is_sent_that_is_no_model(hub, here, folder, tmp_path):
     with pytest.raises(TypeError, match="Expected a MuData or an AnnData"):
         av.io.push_to_hub(folder, "lab/x", data="data.h5mu", **here)
     assert hub.requests == []
+
+
+@pytest.fixture
+def default_hub(here, monkeypatch, tmp_path):
+    """The hub of this machine as the one that is asked where none is named."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here["endpoint"])
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", here["endpoint"])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return here
+
+
+@pytest.fixture
+def query(fitted):
+    with quiet_mudata():
+        return fitted[:60].copy()
+
+
+def test_queries_are_mapped_onto_a_model_by_its_name(default_hub, query, folder, caplog):
+    av.io.push_to_hub(folder, "lab/cite-1.0", **default_hub)
+    asked = {"max_epochs": 0, "key_added": "mapped", "copy": True}
+    with caplog.at_level("INFO", logger="anvi"):
+        by_name = av.tl.map_query(query, "lab/cite-1.0", **asked)
+    assert "asking the hub" in caplog.text
+    by_folder = av.tl.map_query(query, folder, **asked)
+    np.testing.assert_array_equal(by_name.obsm["X_mapped"], by_folder.obsm["X_mapped"])
+    aligned = av.pp.align_query(query, "lab/cite-1.0")
+    assert list(aligned["rna"].var_names) == list(av.read_model(folder).setup.genes)
+
+
+def test_a_folder_of_that_name_comes_first(default_hub, hub, query, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab").mkdir()
+    folder.rename(tmp_path / "lab" / "cite")
+    av.pp.align_query(query, "lab/cite")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("missing", ["lab/query.h5mu", "model", "a/b/c", "/lab/cite", Path("lab/cite")])
+def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(default_hub, hub, query, missing):
+    with pytest.raises(FileNotFoundError, match="is neither a folder"):
+        av.pp.align_query(query, missing)
+    assert hub.requests == []
+
+
+def test_a_reference_that_is_nowhere(default_hub, query, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="'lab/nothing' is no folder here, and no model of the hub"):
+        av.pp.align_query(query, "lab/nothing")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'anvi\[hub\]'"):
+        av.pp.align_query(query, "lab/nothing")
 
 
 def test_without_the_package(folder, monkeypatch):
