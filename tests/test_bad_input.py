@@ -502,3 +502,26 @@ def test_training_options_that_mean_nothing_for_the_network(options, message):
     mdata = av.datasets.synthetic_cite(200, n_genes=60)
     with pytest.raises(ValueError, match=message):
         av.tl.scvi(mdata, max_epochs=1, **options)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        av.tl.predict,
+        av.tl.denoise,
+        av.tl.posterior_predictive,
+        av.tl.feature_correlation,
+        av.metrics.elbo,
+        av.metrics.marginal_likelihood,
+        av.metrics.criticism,
+        lambda data, model: av.tl.map_query(data, model, key_added="mapped"),
+    ],
+)
+def test_nobody_to_ask_about(fitted, ask):
+    """As a loop over groups of cells may come to it."""
+    model = av.get.model(fitted, "totalanvi")
+    none = fitted[:0].copy()
+    before = list(none.uns), list(none.obsm)
+    with pytest.raises(ValueError, match=r"mdata\['rna'\] has no cells"):
+        ask(none, model=model)
+    assert (list(none.uns), list(none.obsm)) == before

@@ -108,11 +108,14 @@ def read_cells(data: Data, setup: Setup, *, labels: bool = False, stored: Stored
     Raises
     ------
     KeyError, ValueError
-        If genes of the setup are missing, a batch or covariate category is unknown, or values are not counts.
+        If there are no cells, genes of the setup are missing, a batch or covariate category is unknown, or values are
+        not counts.
     """
     rna = containers.modality(data, setup.rna_mod, "rna_mod")
     where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
+    if not rna.n_obs:
+        raise ValueError(f"{where} has no cells.")
     names = np.sort(np.asarray(rna.obs_names, dtype=object))
     cells = pd.Index(names)
     if stored is None:
