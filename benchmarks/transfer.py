@@ -68,8 +68,12 @@ REPORT = {
 }
 MORE = {
     "without the 2nd class": Task(left_out=2, query_depth=0.7, spread=0.3),
+    "without the 4th class": Task(left_out=4, query_depth=0.7, spread=0.3),
     "without the 5th class": Task(left_out=5),
+    "without the 7th class": Task(left_out=7),
     "without the 8th class": Task(left_out=8, query_depth=0.7, spread=0.3),
+    "without the 9th class": Task(left_out=9),
+    "without the 10th class": Task(left_out=10, query_depth=0.7, spread=0.3),
 }
 """For choosing how novelty is told; by name only."""
 

@@ -1,4 +1,4 @@
-"""Distances to landmarks, beside loops; a type that was left out is found."""
+"""Distances to the centres of classes, beside loops; a type that was left out is found."""
 
 from dataclasses import replace
 
@@ -30,14 +30,15 @@ def test_scores_by_a_loop(fitted):
     found_by = encode.embed(model, cells)
     latent, proba = found_by.mean, found_by.proba.astype(float)
     found = novelty.novelty(model, cells, latent, found_by.proba)
-    marks, quantiles = model.landmarks.latent.numpy(), model.landmarks.quantiles.numpy()
+    centre, whiten, quantiles = (part.numpy().astype(float) for part in model.landmarks[:3])
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
 
     def plain(i: int) -> float:
         kind = 0 if measured[i] else 1
-        distances = sorted(np.linalg.norm(marks[kind] - latent[i], axis=1))[: novelty.NEIGHBOURS]
+        precision = whiten[kind] @ whiten[kind].T
+        squares = [(latent[i] - mean) @ precision @ (latent[i] - mean) for mean in centre[kind]]
         entropy = -sum(p * np.log(p) for p in proba[i] if p > 0) / np.log(len(proba[i]))
-        return np.mean(distances) * (1 + entropy) / quantiles[kind, 95]
+        return np.sqrt(min(squares)) * (1 + entropy) / quantiles[kind, 95]
 
     every = np.array([plain(i) for i in range(len(cells))])
     for i in (0, 5, 900, 1_999):
@@ -53,12 +54,13 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
     model = av.get.model(fitted)
     cells = read_cells(fitted, model.setup)
     cells = replace(cells, batch=torch.zeros_like(cells.batch), mask_table=torch.zeros_like(cells.mask_table))
-    near = model.landmarks.latent[-1, 0].numpy()
-    # every cell at a distance of its own from one landmark, spread as that of held-out cells
+    near = model.landmarks.centre[-1, 0].numpy()
+    # every cell at a distance of its own from one centre, spread as that of held-out cells
     place = np.linspace(0, 100, len(cells))
     distance = np.interp(place, np.arange(101), model.landmarks.quantiles[-1].numpy())
     last = model.landmarks
-    marks = Landmarks(torch.from_numpy(near)[None, None], last.quantiles[-1:], last.own[-1:])
+    even = torch.eye(len(near))[None]
+    marks = Landmarks(torch.from_numpy(near)[None, None], even, last.quantiles[-1:], last.own[-1:])
     alone = replace(model, landmarks=marks)
 
     def rejected(factor: float) -> float:
@@ -109,14 +111,67 @@ def test_predict_takes_another_share(fitted):
         av.tl.predict(copy, false_rejects=1.5)
 
 
-def test_landmarks_are_labelled_training_cells_of_every_class(fitted):
+def test_the_same_share_of_every_class_is_looked_at(monkeypatch):
+    rng = np.random.default_rng(0)
+    label = torch.from_numpy(rng.choice([-1, 0, 1, 2], 1_000, p=[0.2, 0.6, 0.19, 0.01]))
+    index = torch.arange(500)
+    of_class = torch.bincount(label[:500][label[:500] >= 0])
+    everyone = novelty._of_every_class(label, index, torch.Generator().manual_seed(0))
+    assert sorted(everyone.tolist()) == np.flatnonzero(label[:500].numpy() >= 0).tolist()
+    monkeypatch.setattr(novelty, "CELLS", 60)
+    chosen = novelty._of_every_class(label, index, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.bincount(label[chosen]), of_class.clamp(max=20))
+    assert len(set(chosen.tolist())) == len(chosen) and set(chosen.tolist()) <= set(everyone.tolist())
+
+
+def test_centres_and_scatter_by_numpy():
+    """All cells of every class: the within-class covariance; some of a class count for those that are left out."""
+    rng = np.random.default_rng(0)
+    label = rng.choice(3, 3_000, p=[0.7, 0.29, 0.01])
+    z = 5 * rng.standard_normal((4, 3))[label] + rng.standard_normal((3_000, 3)) @ np.array(
+        [[3, 0, 0], [1, 1, 0], [0, 0, 0.1]]
+    )
+    z[label == 1] *= [1, 2, 1]  # classes that scatter differently
+    means = np.stack([z[label == code].mean(0) for code in range(3)])
+    inside = (z - means[label]).T @ (z - means[label])
+    expected = (inside + 3 * np.eye(3) * np.trace(inside) / 3_000 / 3) / 3_003
+    frequency = torch.bincount(torch.from_numpy(label))
+    centre, whiten = novelty._centres(torch.from_numpy(z), torch.from_numpy(label), frequency)
+    np.testing.assert_allclose(centre, means, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.inv(whiten.double() @ whiten.double().T), expected, rtol=1e-4, atol=1e-6)
+    # a tenth of the largest class: 210 draws leave a standard error of a tenth of a variance
+    some = (label != 0) | (rng.random(3_000) < 0.1)
+    _, of_some = novelty._centres(torch.from_numpy(z[some]), torch.from_numpy(label[some]), frequency)
+    variances = np.diag(np.linalg.inv(of_some.double() @ of_some.double().T)) / np.diag(expected)
+    np.testing.assert_allclose(variances, 1, atol=0.35)
+
+
+def test_one_cell_of_each_class_has_no_scatter_to_speak_of():
+    z = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    centre, whiten = novelty._centres(z, torch.tensor([0, 4]), torch.tensor([1, 0, 0, 0, 1]))
+    assert torch.equal(centre, z) and bool(whiten.isfinite().all())
+
+
+def test_a_direction_in_which_classes_hardly_scatter_counts_for_more():
+    """What the distance to the nearest cells misses: a small step off in a tight direction."""
+    rng = np.random.default_rng(0)
+    label = torch.from_numpy(rng.choice(2, 400))
+    z = torch.from_numpy((rng.standard_normal((400, 2)) * [5, 0.1]).astype(np.float32))
+    centre, whiten = novelty._centres(z, label, torch.bincount(label))
+    sure = np.ones((2, 1), dtype=np.float32)
+    along, across = novelty._strangeness(np.array([[6, 0], [0, 1]], dtype=np.float32), sure, centre, whiten)
+    assert across > 3 * along  # six times as near by the ruler
+
+
+def test_landmarks_of_an_earlier_form_are_left_behind(fitted):
     model = av.get.model(fitted)
-    cells = read_cells(fitted, model.setup, labels=True)
-    train = torch.from_numpy(np.flatnonzero(fitted.obs["totalanvi_split"].reindex(cells.names) == "train"))
-    chosen = novelty._of_every_class(cells.label, train, torch.Generator().manual_seed(0))
-    of_class = torch.bincount(cells.label[train][cells.label[train] >= 0]).clamp(max=novelty.PER_CLASS)
-    assert torch.equal(torch.bincount(cells.label[chosen]), of_class)
-    assert set(chosen.tolist()) <= set(train.tolist()) and len(chosen) == model.landmarks.latent.shape[1]
+    earlier = {name: value for name, value in model.weights().items() if not name.startswith("landmarks")}
+    earlier |= {"landmarks.latent": torch.zeros(2, 30, 20), "landmarks.quantiles": torch.zeros(2, 101)}
+    back = av.Model.from_parts(model.facts(), earlier, model.history)
+    assert back.landmarks is None
+    copy = fitted.copy()
+    av.tl.predict(copy, model=back, key_added="again")
+    assert "again_prediction" in copy.obs and "again_novelty" not in copy.obs
 
 
 def test_a_model_without_landmarks_says_nothing(fitted):

@@ -22,10 +22,14 @@ LANDMARKS = "landmarks"
 
 
 class Landmarks(NamedTuple):
-    """Some labelled training cells of every class, and what held-out labelled cells say of new ones."""
+    """Where the labelled cells of every class lie, and what held-out labelled cells say of new ones.
 
-    latent: Tensor  # (kinds, landmarks, latent) with proteins and without; without alone where the model has none
-    quantiles: Tensor  # (kinds, 101) of the distance of held-out labelled cells, from 0 to 1
+    Kinds are cells with proteins and cells without; the latter alone where the model has none.
+    """
+
+    centre: Tensor  # (kinds, classes with training cells, latent) mean of a class
+    whiten: Tensor  # (kinds, latent, latent) times this, cells scatter about their centres by 1 in every direction
+    quantiles: Tensor  # (kinds, 101) of the strangeness of held-out labelled cells, from 0 to 1
     own: Tensor | None = None  # (kinds, classes, cells) what these give their own class, ascending; then NaN
 
 
@@ -129,7 +133,8 @@ class Model:
             own = {name: value for name, value in weights.items() if name not in marks}
             network.load_state_dict(own, assign=True)
             marks = {name.removeprefix(f"{LANDMARKS}."): value for name, value in marks.items()}
-            landmarks = Landmarks(**marks) if marks else None
+            # an earlier form, single cells, is left behind: such a model predicts, but does not tell what is far
+            landmarks = Landmarks(**marks) if "centre" in marks else None
             return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error

@@ -149,7 +149,7 @@ def temperatures(model: Model, cells: Cells) -> Tensor | None:
 
 def kind_of(model: Model, cells: Cells) -> np.ndarray:
     """Which of the held-out cells a cell is to be compared with `(cells,)`: 0 with proteins, last those without."""
-    last = len(model.landmarks.latent) - 1
+    last = len(model.landmarks.quantiles) - 1
     if cells.mask_table is None:
         return np.full(len(cells), last)
     measured = cells.mask_table.any(1)[cells.mask_row].cpu().numpy()

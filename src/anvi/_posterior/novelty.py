@@ -1,12 +1,13 @@
 """None of these: how far a cell lies from the labelled cells that the model knows, and how undecided it is.
 
-Distances are taken in the latent space to landmarks, some labelled training cells of every class. Cells without
-proteins are compared to landmarks whose proteins were hidden as well. A cell between two classes is stranger than one
-as far away beside a single class, so the distance is lengthened by the entropy of its probabilities, at most twofold.
-What is far is told by held-out labelled cells seen as queries are seen: a score of 1 is what 5 % of them exceed. A
-batch whose nearest cells lie farther away than those of the held-out cells is off as a whole, which says nothing of
-types, and is measured by a longer unit. Source: k-nearest-neighbour detection of out-of-distribution cases, Sun et al.
-2022.
+Distances are taken in the latent space to the centre of the nearest class, in units of how far the cells of a class
+scatter about its centre in that direction (Mahalanobis' distance, one covariance for all classes). Cells without
+proteins are held against the centres and the scatter of cells whose proteins were hidden as well. A cell between two
+classes is stranger than one as far away beside a single class, so the distance is lengthened by the entropy of its
+probabilities, at most twofold. What is far is told by held-out labelled cells seen as queries are seen: a score of 1 is
+what 5 % of them exceed. A batch whose nearest cells lie farther away than those of the held-out cells is off as a
+whole, which says nothing of types, and is measured by a longer unit. Source: Lee et al. 2018, A simple unified
+framework for detecting out-of-distribution samples.
 """
 
 from typing import NamedTuple
@@ -22,11 +23,10 @@ from anvi._model import Landmarks, Model
 from . import encode
 from .calibration import FITTED_ON
 
-PER_CLASS = 100
-"""Landmarks of a class, at most."""
+CELLS = 5_000
+"""Labelled training cells that are looked at, at most; as many of every class where there are."""
 MIN_CELLS = 50
 """Held-out labelled cells below which there is no telling what is far."""
-NEIGHBOURS = 5
 MIN_BATCH = 100
 """Cells of a batch below which its distances are taken as they are."""
 LONGEST_UNIT = 1.5
@@ -39,7 +39,7 @@ class Novelty(NamedTuple):
     """What the landmarks say of some cells."""
 
     score: np.ndarray  # (cells,) 1 is the default threshold
-    kind: np.ndarray  # (cells,) which landmarks: with or without proteins
+    kind: np.ndarray  # (cells,) which landmarks: of cells with proteins or without
     quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
 
     def unassigned(self, false_rejects: float) -> np.ndarray:
@@ -55,7 +55,7 @@ class Novelty(NamedTuple):
 def place_landmarks(
     model: Model, cells: Cells, trained: Tensor, held_out: Tensor, own: Tensor, seed: int
 ) -> Landmarks | None:
-    """Choose the landmarks of a model and see how far held-out labelled cells lie from them.
+    """Find the landmarks of a model and see how far held-out labelled cells lie from them.
 
     Parameters
     ----------
@@ -78,36 +78,59 @@ def place_landmarks(
     if len(known) < MIN_CELLS:
         return None
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     kinds = (True, False) if model.config.has_protein else (False,)
-    latent, quantiles = [], []
-    for proteins in kinds:
-        seen = shifted(cells, chosen, Shift(proteins=proteins), seed)
-        marks = torch.from_numpy(encode.embed(model, seen).mean)
-        scores = []
-        for i, shift in enumerate(FITTED_ON):
-            as_query = shifted(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
-            found = encode.embed(model, as_query)
-            scores.append(_strangeness(found.mean, found.proba, marks))
-        grid = torch.linspace(0, 1, 101, dtype=torch.float64)
-        latent.append(marks)
-        quantiles.append(torch.quantile(torch.cat(scores).double(), grid).float())
-    return Landmarks(torch.stack(latent), torch.stack(quantiles), own)
+    found = [_place(model, cells, chosen, known, frequency, proteins, seed) for proteins in kinds]
+    return Landmarks(*(torch.stack(part) for part in zip(*found, strict=True)), own)
+
+
+def _place(
+    model: Model, cells: Cells, chosen: Tensor, known: Tensor, frequency: Tensor, proteins: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres, whitening and quantiles of cells with or without proteins."""
+    as_it_is = encode.embed(model, shifted(cells, chosen, Shift(proteins=proteins), seed))
+    centre, whiten = _centres(torch.from_numpy(as_it_is.mean), cells.label[chosen].cpu(), frequency)
+    scores = []
+    for i, shift in enumerate(FITTED_ON):
+        as_query = shifted(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
+        found = encode.embed(model, as_query)
+        scores.append(_strangeness(found.mean, found.proba, centre, whiten))
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    return centre, whiten, torch.quantile(torch.cat(scores).double(), grid).float()
 
 
 def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to `PER_CLASS` of the labelled cells among `index` from every class."""
+    """Some of the labelled cells among `index`, as many of every class where there are, `CELLS` in all at most."""
     index = index[label[index] >= 0].cpu()
     index = index[torch.randperm(len(index), generator=generator)]
     code = label.cpu()[index]
-    parts = [index[code == c][:PER_CLASS] for c in code.unique()]
+    classes = code.unique()
+    per_class = -(-CELLS // len(classes))
+    parts = [index[code == c][:per_class] for c in classes]
     return torch.cat(parts).sort().values.to(label.device)
 
 
-def _strangeness(latent: np.ndarray, proba: np.ndarray, marks: Tensor) -> Tensor:
-    """Mean distance to the nearest landmarks, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
-    n, p = min(NEIGHBOURS, len(marks)), torch.from_numpy(proba)
-    parts = torch.from_numpy(latent).split(4_096)
-    distance = torch.cat([torch.cdist(part, marks).topk(n, largest=False).values.mean(1) for part in parts])
+def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of every class, and what makes the scatter about them 1 in every direction: `Landmarks.centre, .whiten`.
+
+    The covariance is that of all classes together, each as it is frequent, with as many cells of equal scatter in every
+    direction added as there are dimensions.
+    """
+    classes, code = label.unique(return_inverse=True)
+    z, n = latent.double(), code.bincount()
+    centre = torch.zeros(len(classes), z.shape[1], dtype=z.dtype).index_add_(0, code, z) / n[:, None]
+    off, weight = z - centre[code], (frequency[classes] / n).double()[code]  # cells that each one stands for
+    scatter, total, n_latent = off.T @ (off * weight[:, None]), weight.sum(), z.shape[1]
+    even = (scatter.trace() / total / n_latent).clamp(min=1e-12) * torch.eye(n_latent, dtype=z.dtype)
+    covariance = (scatter + n_latent * even) / (total + n_latent)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+    return centre.float(), whiten.float()
+
+
+def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
+    """Distance to the nearest centre, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
+    z, p = torch.from_numpy(latent) @ whiten, torch.from_numpy(proba)
+    distance = torch.cat([torch.cdist(part, centre @ whiten).amin(1) for part in z.split(4_096)])
     return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
 
 
@@ -128,17 +151,17 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -
     """
     if model.landmarks is None:
         return None
-    marks, quantiles = model.landmarks.latent, model.landmarks.quantiles
+    centre, whiten, quantiles = model.landmarks[:3]
     kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
     strangeness = torch.zeros(len(cells))
-    for i, some in enumerate(marks):
+    for i in range(len(quantiles)):
         here = (kind == i).numpy()
-        strangeness[kind == i] = _strangeness(latent[here], proba[here], some)
+        strangeness[kind == i] = _strangeness(latent[here], proba[here], centre[i], whiten[i])
     place = round((1 - FALSE_REJECTS) * 100)
     unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
     score, scores = strangeness / unit[kind, 0], quantiles / unit
     for batch in cells.batch.unique().tolist():
-        for i in range(len(marks)):
+        for i in range(len(quantiles)):
             some = ((cells.batch == batch).cpu()) & (kind == i)
             if int(some.sum()) >= MIN_BATCH:
                 longer = float(score[some].quantile(0.25) / scores[i, 25].clamp(min=1e-12))
