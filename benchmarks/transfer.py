@@ -4,8 +4,8 @@
     python benchmarks/transfer.py --tasks choose --option hide_proteins=0.5 --out benchmarks/results/transfer_hide.json
 
 Every task is made from the labelled cells of one batch of real CITE-seq: some of its cells become a query, seen as
-another experiment would have seen them, without labels. Settings may be chosen on the tasks in `CHOOSE`; only those in
-`REPORT` are reported.
+another experiment would have seen them, without labels. Settings may be chosen on the tasks in `CHOOSE`, and how
+novelty is told on those in `MORE`; only those in `REPORT` are reported.
 """
 
 import argparse

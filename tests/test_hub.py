@@ -179,11 +179,34 @@ def test_a_folder_of_that_name_comes_first(default_hub, hub, query, folder, tmp_
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("missing", ["lab/query.h5mu", "model", "a/b/c", "/lab/cite", Path("lab/cite")])
+@pytest.mark.parametrize(
+    "missing", ["lab/q.h5mu", "lab/q.H5", "model", "a/b/c", "/lab/cite", "./cite", "lab/..", "lab/", Path("lab/cite")]
+)
 def test_what_cannot_be_a_name_on_the_hub_is_not_asked_for(default_hub, hub, query, missing):
     with pytest.raises(FileNotFoundError, match="is neither a folder"):
         av.pp.align_query(query, missing)
     assert hub.requests == []
+
+
+def test_a_slip_in_the_name_of_a_folder_stays_here(default_hub, hub, query, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FileNotFoundError, match="'models/pbmc2' is neither a folder"):
+        av.pp.align_query(query, "models/pbmc2")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["lab/a--b", "lab/cite.git", f"lab/{100 * 'x'}"])
+def test_names_that_the_hub_does_not_take(default_hub, query, name):
+    with pytest.raises(FileNotFoundError, match="no model of the hub could be had"):
+        av.pp.align_query(query, name)
+
+
+def test_a_damaged_model_of_the_hub_is_called_so(default_hub, hub, query, folder):
+    av.io.push_to_hub(folder, "lab/cite", **default_hub)
+    hub.files["lab/cite"]["model.safetensors"] = b"nothing"
+    with pytest.raises(ValueError, match="damaged|checksum"):
+        av.pp.align_query(query, "lab/cite")
 
 
 def test_a_reference_that_is_nowhere(default_hub, query, monkeypatch):

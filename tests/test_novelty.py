@@ -1,10 +1,14 @@
 """Distances to the centres of classes, beside loops; a type that was left out is found."""
 
+import json
 from dataclasses import replace
 
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from helpers import quiet_mudata
 from sklearn.metrics import roc_auc_score
 
 import anvi as av
@@ -30,7 +34,8 @@ def test_scores_by_a_loop(fitted):
     found_by = encode.embed(model, cells)
     latent, proba = found_by.mean, found_by.proba.astype(float)
     found = novelty.novelty(model, cells, latent, found_by.proba)
-    centre, whiten, quantiles = (part.numpy().astype(float) for part in model.landmarks[:3])
+    marks = model.landmarks
+    centre, whiten, quantiles = (part.numpy().astype(float) for part in (marks.centre, marks.whiten, marks.quantiles))
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
 
     def plain(i: int) -> float:
@@ -60,7 +65,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
     distance = np.interp(place, np.arange(101), model.landmarks.quantiles[-1].numpy())
     last = model.landmarks
     even = torch.eye(len(near))[None]
-    marks = Landmarks(torch.from_numpy(near)[None, None], even, last.quantiles[-1:], last.own[-1:])
+    marks = Landmarks(last.quantiles[-1:], last.own[-1:], torch.from_numpy(near)[None, None], even)
     alone = replace(model, landmarks=marks)
 
     def rejected(factor: float) -> float:
@@ -139,11 +144,12 @@ def test_centres_and_scatter_by_numpy():
     centre, whiten = novelty._centres(torch.from_numpy(z), torch.from_numpy(label), frequency)
     np.testing.assert_allclose(centre, means, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.inv(whiten.double() @ whiten.double().T), expected, rtol=1e-4, atol=1e-6)
-    # a tenth of the largest class: 210 draws leave a standard error of a tenth of a variance
+    # with a tenth of the largest class, each class still counts as it is frequent
     some = (label != 0) | (rng.random(3_000) < 0.1)
     _, of_some = novelty._centres(torch.from_numpy(z[some]), torch.from_numpy(label[some]), frequency)
-    variances = np.diag(np.linalg.inv(of_some.double() @ of_some.double().T)) / np.diag(expected)
-    np.testing.assert_allclose(variances, 1, atol=0.35)
+    within = sum(np.cov(z[some & (label == k)].T, bias=True) * int(frequency[k]) / 3_000 for k in range(3))
+    expected = (some.sum() * within + 3 * np.eye(3) * np.trace(within) / 3) / (some.sum() + 3)
+    np.testing.assert_allclose(np.linalg.inv(of_some.double() @ of_some.double().T), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_cell_of_each_class_has_no_scatter_to_speak_of():
@@ -163,15 +169,83 @@ def test_a_direction_in_which_classes_hardly_scatter_counts_for_more():
     assert across > 3 * along  # six times as near by the ruler
 
 
-def test_landmarks_of_an_earlier_form_are_left_behind(fitted):
+def of_schema_1(fitted):
+    """The model as it was stored when landmarks were single cells."""
     model = av.get.model(fitted)
-    earlier = {name: value for name, value in model.weights().items() if not name.startswith("landmarks")}
-    earlier |= {"landmarks.latent": torch.zeros(2, 30, 20), "landmarks.quantiles": torch.zeros(2, 101)}
-    back = av.Model.from_parts(model.facts(), earlier, model.history)
-    assert back.landmarks is None
+    weights = {name: value for name, value in model.weights().items() if name not in CENTRES}
+    weights["landmarks.latent"] = torch.zeros(2, 30, 20)
+    return av.Model.from_parts(model.facts() | {"schema": 1}, weights, model.history), weights
+
+
+CENTRES = ("landmarks.centre", "landmarks.whiten")
+
+
+def test_a_model_of_schema_1_stays_the_same_and_tells_nothing_of_novelty(fitted, caplog):
+    earlier, weights = of_schema_1(fitted)
+    assert earlier.weights().keys() == weights.keys()  # and with them the fingerprint, by which minified data know it
     copy = fitted.copy()
-    av.tl.predict(copy, model=back, key_added="again")
-    assert "again_prediction" in copy.obs and "again_novelty" not in copy.obs
+    copy.uns["totalanvi"]["model"] = earlier.to_slot() | {"config": json.dumps(earlier.facts() | {"schema": 1})}
+    av.tl.predict(copy, coverage=0.9)  # the cells of prediction sets are still there
+    assert "of an earlier anvi: no novelty" in caplog.text
+    assert "totalanvi_novelty" not in copy.obs and "Unassigned" not in set(copy.obs["totalanvi_label"])
+    pd.testing.assert_series_equal(copy.obs["totalanvi_prediction"], fitted.obs["totalanvi_prediction"])
+
+
+def test_minified_data_of_schema_1_still_answer(fitted, tmp_path):
+    earlier, _ = of_schema_1(fitted)
+    copy = fitted.copy()
+    copy.uns["totalanvi"]["model"] = earlier.to_slot()
+    small = av.tl.minify(copy, copy=True)
+    with quiet_mudata():
+        small.write_h5mu(tmp_path / "small.h5mu")
+        back = mudata.read_h5mu(tmp_path / "small.h5mu")
+    av.tl.predict(back)
+    pd.testing.assert_series_equal(back.obs["totalanvi_prediction"], fitted.obs["totalanvi_prediction"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"centre": torch.zeros(2, 5, 19)},
+        {"centre": torch.zeros(2, 0, 20)},
+        {"centre": torch.zeros(1, 5, 20)},
+        {"centre": torch.zeros(5)},
+        {"centre": torch.full((2, 5, 20), torch.nan)},
+        {"centre": torch.zeros(2, 5, 20, dtype=torch.float64)},
+        {"centre": None},
+        {"whiten": torch.zeros(2, 20, 19)},
+        {"whiten": torch.full((2, 20, 20), torch.inf)},
+        {"quantiles": torch.zeros(1, 101)},
+        {"quantiles": torch.zeros(2, 2)},
+        {"quantiles": -torch.ones(2, 101)},
+        {"quantiles": torch.arange(202.0).flip(0).view(2, 101)},
+        {"quantiles": torch.zeros(2, 101, dtype=torch.int32)},
+        {"own": torch.zeros(2, 3, 10)},
+        {"own": torch.zeros(7)},
+        {"own": torch.tensor(1.0)},
+        {"stranger": torch.zeros(1)},
+    ],
+)
+def test_landmarks_that_do_not_fit_are_refused(fitted, changed):
+    model = av.get.model(fitted)
+    weights = model.weights() | {f"landmarks.{name}": value for name, value in changed.items()}
+    weights = {name: value for name, value in weights.items() if value is not None}
+    with pytest.raises(ValueError, match="damaged"):
+        av.Model.from_parts(model.facts(), weights, model.history)
+
+
+def test_a_score_does_not_depend_on_who_else_is_asked():
+    """A tight direction far from the origin, where a matrix product would cancel."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((500, 20)).astype(np.float32)
+    z[:, 0] = 3 + 1e-4 * z[:, 0]
+    label = torch.from_numpy(rng.choice(4, 500))
+    centre, whiten = novelty._centres(torch.from_numpy(z), label, torch.bincount(label) * 2_000)
+    whiten[0, 0] = 1e4  # as of so many cells that nothing is added
+    sure = np.ones((500, 1), dtype=np.float32)
+    together = novelty._strangeness(z, sure, centre, whiten)
+    alone = torch.cat([novelty._strangeness(z[i : i + 1], sure[:1], centre, whiten) for i in range(50)])
+    np.testing.assert_allclose(together[:50], alone, rtol=1e-5)
 
 
 def test_a_model_without_landmarks_says_nothing(fitted):

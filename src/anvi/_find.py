@@ -15,13 +15,14 @@ from ._data import slots
 from ._data.containers import Data
 from ._data.setup import Setup
 from ._folder import read_model
-from ._hub import from_hub
+from ._hub import fetch_model
 from ._model import Model
 
 logger = logging.getLogger("anvi")
 
 FILES = (".h5mu", ".h5ad", ".zarr")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NO_HUB_ID = (*FILES, ".h5", ".hdf5", ".gz", ".zip", ".pt", ".safetensors")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def fitted(data: Data) -> dict[str, Data]:
@@ -101,30 +102,37 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
         path = Path(reference)
         if path.is_dir() and path.suffix != ".zarr":
             return read_model(path, device="cpu"), None
-        is_path = isinstance(reference, Path) or path.exists() or path.suffix in FILES
-        if not is_path and HUB_ID.fullmatch(reference):
+        if isinstance(reference, str) and _may_be_on_the_hub(reference):
             return _from_hub(reference), None
         reference = _read(path)
     return resolve(reference, model)[0], reference
 
 
 def _from_hub(repo_id: str) -> Model:
-    """A model of the hub, by its newest revision; what keeps it away is told as a missing reference."""
+    """A model of the hub, by its newest revision; whatever keeps it away is told as a missing reference."""
     logger.info(f"reference='{repo_id}' is no folder here: asking the hub for it")
     try:
-        return from_hub(repo_id, device="cpu")
-    except (ImportError, OSError) as error:
+        folder = fetch_model(repo_id)
+    except Exception as error:  # of the network, of the hub, of names that it does not take
         raise FileNotFoundError(
             f"reference='{repo_id}' is no folder here, and no model of the hub could be had by that name: {error}"
         ) from error
+    return read_model(folder, device="cpu")
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    """Whether this is "owner/name" rather than a path; in a folder that is here, a missing one is a slip of the pen."""
+    path = Path(name)
+    is_path = path.exists() or path.parent.is_dir() or path.suffix.lower() in NO_HUB_ID
+    return not is_path and HUB_ID.fullmatch(name) is not None
 
 
 def _read(path: Path) -> Data:
     """A MuData or an AnnData from a file."""
     if not path.exists() or path.suffix not in FILES:
         raise FileNotFoundError(
-            f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file, nor "
-            "the 'owner/name' of a model on the hub."
+            f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file. "
+            "(A model on the hub is named by a str, 'owner/name', where no folder 'owner' is here.)"
         )
     if path.suffix == ".zarr":
         return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)
@@ -167,7 +175,8 @@ def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> s
     another = "another " if key_added is not None else ""
     if wanted in there:
         config = json.loads(str(there[wanted].uns[wanted]["model"]["config"]))
-        if config != json.loads(json.dumps(model.facts())):
+        facts = json.loads(json.dumps(model.facts()))
+        if config | {"schema": None} != facts | {"schema": None}:
             raise ValueError(
                 f"This object has a fit of its own under '{wanted}'; pass {another}key_added= to write beside it."
             )

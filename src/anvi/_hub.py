@@ -139,11 +139,23 @@ def from_hub(
     >>> model = av.io.from_hub("me/my-model")  # doctest: +SKIP
     >>> av.tl.predict(mdata, model=model)  # doctest: +SKIP
     """
-    folder = _fetch(repo_id, FILES, revision, cache_dir, token, endpoint)
+    folder = fetch_model(repo_id, revision=revision, cache_dir=cache_dir, token=token, endpoint=endpoint)
     try:
         return read_model(folder, device=device)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The repository '{repo_id}' holds no model of anvi: {error}") from error
+
+
+def fetch_model(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """A folder with what a repository has of the four files of a model, not looked at yet."""
+    return _fetch(repo_id, FILES, revision, cache_dir, token, endpoint)
 
 
 def data_from_hub(

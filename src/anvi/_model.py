@@ -15,7 +15,7 @@ from torch import Tensor
 from ._data.setup import Setup
 from .nn import PRESETS, VAE, Config
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the stored form; raised when an older anvi could not read it."""
 LANDMARKS = "landmarks"
 """Prefix of the landmarks among the stored tensors."""
@@ -24,13 +24,17 @@ LANDMARKS = "landmarks"
 class Landmarks(NamedTuple):
     """Where the labelled cells of every class lie, and what held-out labelled cells say of new ones.
 
-    Kinds are cells with proteins and cells without; the latter alone where the model has none.
+    Kinds are cells with proteins and cells without; the latter alone where the model has none. A model of schema 1 has
+    single cells in place of centres: they are kept, so that it stays the same model, but no longer tell what is far.
     """
 
-    centre: Tensor  # (kinds, classes with training cells, latent) mean of a class
-    whiten: Tensor  # (kinds, latent, latent) times this, cells scatter about their centres by 1 in every direction
     quantiles: Tensor  # (kinds, 101) of the strangeness of held-out labelled cells, from 0 to 1
     own: Tensor | None = None  # (kinds, classes, cells) what these give their own class, ascending; then NaN
+    centre: Tensor | None = None  # (kinds, classes with training cells, latent) mean of a class
+    whiten: Tensor | None = (
+        None  # (kinds, latent, latent) times this, cells scatter about centres by 1 in all directions
+    )
+    latent: Tensor | None = None  # (kinds, landmarks, latent) of schema 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +137,9 @@ class Model:
             own = {name: value for name, value in weights.items() if name not in marks}
             network.load_state_dict(own, assign=True)
             marks = {name.removeprefix(f"{LANDMARKS}."): value for name, value in marks.items()}
-            # an earlier form, single cells, is left behind: such a model predicts, but does not tell what is far
-            landmarks = Landmarks(**marks) if "centre" in marks else None
+            landmarks = Landmarks(**marks) if marks else None
+            if landmarks is not None:
+                _check_landmarks(landmarks, config)
             return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
@@ -178,3 +183,29 @@ def _check_sizes(config: Config, setup: Setup) -> None:
             raise ValueError(
                 f"The stored model is damaged: its network has {places} {name}, its setup {names}. Fit again."
             )
+
+
+def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
+    """Raise a ValueError unless the landmarks are numbers of the network's sizes."""
+    kinds, latent, n_centres = 2 if config.has_protein else 1, config.n_latent, -1
+    if landmarks.centre is not None and landmarks.centre.dim() == 3:
+        n_centres = landmarks.centre.shape[1]
+    n_own = 0 if landmarks.own is None else landmarks.own.shape[-1:].numel()
+    wanted = {
+        "quantiles": (kinds, 101),
+        "own": (kinds, config.n_labels, n_own),
+        "centre": (kinds, n_centres, latent),
+        "whiten": (kinds, latent, latent),
+    }
+    sizes = all(
+        part is None or (tuple(part.shape) == wanted[name] and part.dtype == torch.float32)
+        for name, part in landmarks._asdict().items()
+        if name in wanted
+    )
+    both = (landmarks.centre is None) == (landmarks.whiten is None)
+    if not sizes or not both or n_centres == 0:
+        raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
+    numbers = [part for part in (landmarks.quantiles, landmarks.centre, landmarks.whiten) if part is not None]
+    ascending = bool((landmarks.quantiles.diff(dim=1) >= 0).all() and (landmarks.quantiles >= 0).all())
+    if not all(bool(part.isfinite().all()) for part in numbers) or not ascending:
+        raise ValueError("The stored model is damaged: its landmarks are no distances. Fit again.")

@@ -58,6 +58,8 @@ def write_predictions(
     if far is not None:
         out.obs(slots.novelty(key), far.score.astype(np.float32))
         named[far.beyond] = slots.UNASSIGNED
+    elif again:
+        out.drop_obs(slots.novelty(key))
     named = named if known is None else known.reindex(out.cells).astype(object).fillna(named)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
     columns, tables = [slots.column_name(name) for name in classes], []

@@ -213,15 +213,19 @@ class Writer:
         """Remove what an earlier fit wrote under the same key, so that nothing stale stands beside the new."""
         ours = (label(key),) if prediction(key) in self.home.obs else ()  # without predictions it is the user's own
         scores = (confidence(key), margin(key), entropy(key), novelty(key))
-        for slot in (*ours, prediction(key), *scores, split(key), library(key), mask_code(key)):
-            for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
-                if name in table.obs:
-                    del table.obs[name]
+        self.drop_obs(*ours, prediction(key), *scores, split(key), library(key), mask_code(key))
         own_sets = (sets(key),) if ours else ()
         remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))
         for part in (self.data, *(self.data.mod.values() if isinstance(self.data, MuData) else ())):
             pushed = [prediction(key)] if self.home is self.data is not part else []
             remove(part, *(f"{key}_{result}" for result in _RESULTS), *pushed)
+
+    def drop_obs(self, *columns: str) -> None:
+        """Remove columns, and where they are repeated, if they are there."""
+        for slot in columns:
+            for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
+                if name in table.obs:
+                    del table.obs[name]
 
     def obsm(self, slot: str, values: np.ndarray, columns: list[str] | None = None) -> None:
         """Float32 array or DataFrame, NaN for cells outside the model."""

@@ -24,7 +24,7 @@ from . import encode
 from .calibration import FITTED_ON
 
 CELLS = 5_000
-"""Labelled training cells that are looked at, at most; as many of every class where there are."""
+"""Labelled training cells that are looked at, at most, but for one of every class; as many of each where there are."""
 MIN_CELLS = 50
 """Held-out labelled cells below which there is no telling what is far."""
 MIN_BATCH = 100
@@ -81,7 +81,8 @@ def place_landmarks(
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     kinds = (True, False) if model.config.has_protein else (False,)
     found = [_place(model, cells, chosen, known, frequency, proteins, seed) for proteins in kinds]
-    return Landmarks(*(torch.stack(part) for part in zip(*found, strict=True)), own)
+    centre, whiten, quantiles = (torch.stack(part) for part in zip(*found, strict=True))
+    return Landmarks(quantiles, own, centre, whiten)
 
 
 def _place(
@@ -100,12 +101,12 @@ def _place(
 
 
 def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
-    """Some of the labelled cells among `index`, as many of every class where there are, `CELLS` in all at most."""
+    """Some of the labelled cells among `index`, as many of every class where there are: `CELLS`, or one of each."""
     index = index[label[index] >= 0].cpu()
     index = index[torch.randperm(len(index), generator=generator)]
     code = label.cpu()[index]
     classes = code.unique()
-    per_class = -(-CELLS // len(classes))
+    per_class = max(1, CELLS // len(classes))
     parts = [index[code == c][:per_class] for c in classes]
     return torch.cat(parts).sort().values.to(label.device)
 
@@ -119,8 +120,9 @@ def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, 
     classes, code = label.unique(return_inverse=True)
     z, n = latent.double(), code.bincount()
     centre = torch.zeros(len(classes), z.shape[1], dtype=z.dtype).index_add_(0, code, z) / n[:, None]
-    off, weight = z - centre[code], (frequency[classes] / n).double()[code]  # cells that each one stands for
-    scatter, total, n_latent = off.T @ (off * weight[:, None]), weight.sum(), z.shape[1]
+    off, weight = z - centre[code], (frequency[classes] / n).double()[code]
+    weight *= len(z) / weight.sum()  # how many cells each one stands for, of as many as are looked at
+    scatter, total, n_latent = off.T @ (off * weight[:, None]), len(z), z.shape[1]
     even = (scatter.trace() / total / n_latent).clamp(min=1e-12) * torch.eye(n_latent, dtype=z.dtype)
     covariance = (scatter + n_latent * even) / (total + n_latent)
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
@@ -130,13 +132,15 @@ def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, 
 def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
     """Distance to the nearest centre, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
     z, p = torch.from_numpy(latent) @ whiten, torch.from_numpy(proba)
-    distance = torch.cat([torch.cdist(part, centre @ whiten).amin(1) for part in z.split(4_096)])
+    # by differences: what a matrix product gives cancels where whitened numbers are large
+    exactly = "donot_use_mm_for_euclid_dist"
+    distance = torch.cat([torch.cdist(part, centre @ whiten, compute_mode=exactly).amin(1) for part in z.split(4_096)])
     return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
 
 
 @torch.no_grad()
 def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -> Novelty | None:
-    """Score cells by their latent vectors and class probabilities; None where the model has no landmarks.
+    """Score cells by their latent vectors and class probabilities; None where the model has no centres of classes.
 
     Parameters
     ----------
@@ -149,9 +153,9 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -
     proba
         Calibrated probabilities `(cells, classes)`.
     """
-    if model.landmarks is None:
+    if model.landmarks is None or model.landmarks.centre is None:
         return None
-    centre, whiten, quantiles = model.landmarks[:3]
+    centre, whiten, quantiles = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
     kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
     strangeness = torch.zeros(len(cells))
     for i in range(len(quantiles)):

@@ -53,5 +53,9 @@ def _at_most(n: int, index: torch.Tensor, seed: int) -> torch.Tensor:
 
 def how_far(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> Far | None:
     """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
+    if model.landmarks is not None and model.landmarks.centre is None:
+        logger.warning(
+            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
     found = novelty(model, cells, embedding.mean, embedding.proba)
     return None if found is None else Far(found.score, found.unassigned(false_rejects))

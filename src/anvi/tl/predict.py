@@ -77,8 +77,8 @@ def predict(
     `obs['{key}_margin']`, `obs['{key}_entropy']` : float32
         Difference between the two highest probabilities; entropy of all, 0 for sure and 1 for all alike.
     `obs['{key}_novelty']` : float32
-        Distance to the labelled cells that the model knows, lengthened where no class stands out; 5 % of held-out
-        labelled cells score above 1.
+        Distance to the nearest class, by how far its cells scatter, lengthened where no class stands out; 5 % of
+        held-out labelled cells score above 1.
     `obs['{key}_label']` : categorical
         What the user says of the cell, in the column that the model was fitted with, where there is one and it says
         something, a class of the model or not; else "Unassigned" where the novelty is too high; else the prediction.
