@@ -202,6 +202,12 @@ def test_names_that_the_hub_does_not_take(default_hub, query, name):
         av.pp.align_query(query, name)
 
 
+def test_a_repository_without_a_model_is_no_reference(default_hub, hub, query):
+    hub.files["lab/empty"] = {"README.md": b"# nothing"}
+    with pytest.raises(FileNotFoundError, match="'lab/empty' holds no model of anvi"):
+        av.pp.align_query(query, "lab/empty")
+
+
 def test_a_damaged_model_of_the_hub_is_called_so(default_hub, hub, query, folder):
     av.io.push_to_hub(folder, "lab/cite", **default_hub)
     hub.files["lab/cite"]["model.safetensors"] = b"nothing"

@@ -15,14 +15,16 @@ from ._data import slots
 from ._data.containers import Data
 from ._data.setup import Setup
 from ._folder import read_model
-from ._hub import fetch_model
+from ._hub import FILES, fetch, read_fetched
 from ._model import Model
 
 logger = logging.getLogger("anvi")
 
-FILES = (".h5mu", ".h5ad", ".zarr")
-NO_HUB_ID = (*FILES, ".h5", ".hdf5", ".gz", ".zip", ".pt", ".safetensors")
+OBJECTS = (".h5mu", ".h5ad", ".zarr")
+"""How files with a fitted object end."""
+NO_HUB_ID = (*OBJECTS, ".h5", ".hdf5", ".gz", ".zip", ".pt", ".safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""A name on the hub, and what no such name ends with: a file was meant."""
 
 
 def fitted(data: Data) -> dict[str, Data]:
@@ -112,12 +114,12 @@ def _from_hub(repo_id: str) -> Model:
     """A model of the hub, by its newest revision; whatever keeps it away is told as a missing reference."""
     logger.info(f"reference='{repo_id}' is no folder here: asking the hub for it")
     try:
-        folder = fetch_model(repo_id)
+        folder = fetch(repo_id, FILES)
     except Exception as error:  # of the network, of the hub, of names that it does not take
         raise FileNotFoundError(
             f"reference='{repo_id}' is no folder here, and no model of the hub could be had by that name: {error}"
         ) from error
-    return read_model(folder, device="cpu")
+    return read_fetched(folder, repo_id, "cpu")
 
 
 def _may_be_on_the_hub(name: str) -> bool:
@@ -129,7 +131,7 @@ def _may_be_on_the_hub(name: str) -> bool:
 
 def _read(path: Path) -> Data:
     """A MuData or an AnnData from a file."""
-    if not path.exists() or path.suffix not in FILES:
+    if not path.exists() or path.suffix not in OBJECTS:
         raise FileNotFoundError(
             f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file. "
             "(A model on the hub is named by a str, 'owner/name', where no folder 'owner' is here.)"

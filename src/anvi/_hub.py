@@ -139,23 +139,7 @@ def from_hub(
     >>> model = av.io.from_hub("me/my-model")  # doctest: +SKIP
     >>> av.tl.predict(mdata, model=model)  # doctest: +SKIP
     """
-    folder = fetch_model(repo_id, revision=revision, cache_dir=cache_dir, token=token, endpoint=endpoint)
-    try:
-        return read_model(folder, device=device)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"The repository '{repo_id}' holds no model of anvi: {error}") from error
-
-
-def fetch_model(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | None = None,
-    endpoint: str | None = None,
-) -> Path:
-    """A folder with what a repository has of the four files of a model, not looked at yet."""
-    return _fetch(repo_id, FILES, revision, cache_dir, token, endpoint)
+    return read_fetched(fetch(repo_id, FILES, revision, cache_dir, token, endpoint), repo_id, device)
 
 
 def data_from_hub(
@@ -193,7 +177,7 @@ def data_from_hub(
     import anndata
     import mudata
 
-    folder = _fetch(repo_id, DATA, revision, cache_dir, token, endpoint)
+    folder = fetch(repo_id, DATA, revision, cache_dir, token, endpoint)
     if (folder / DATA[0]).is_file():
         return mudata.read_h5mu(folder / DATA[0])
     if (folder / DATA[1]).is_file():
@@ -209,14 +193,22 @@ def _api(token: str | None, endpoint: str | None) -> HfApi:
     return HfApi(endpoint=endpoint, token=token, library_name="anvi")
 
 
-def _fetch(
+def fetch(
     repo_id: str,
     names: tuple[str, ...],
-    revision: str | None,
-    cache_dir: str | Path | None,
-    token: str | None,
-    endpoint: str | None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
 ) -> Path:
     """A folder with those of the named files that the repository has."""
     api = _api(token, endpoint)
     return Path(api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(names)))
+
+
+def read_fetched(folder: Path, repo_id: str, device: str) -> Model:
+    """The model in a folder that :func:`fetch` gave."""
+    try:
+        return read_model(folder, device=device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The repository '{repo_id}' holds no model of anvi: {error}") from error

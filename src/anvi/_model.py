@@ -31,9 +31,7 @@ class Landmarks(NamedTuple):
     quantiles: Tensor  # (kinds, 101) of the strangeness of held-out labelled cells, from 0 to 1
     own: Tensor | None = None  # (kinds, classes, cells) what these give their own class, ascending; then NaN
     centre: Tensor | None = None  # (kinds, classes with training cells, latent) mean of a class
-    whiten: Tensor | None = (
-        None  # (kinds, latent, latent) times this, cells scatter about centres by 1 in all directions
-    )
+    whiten: Tensor | None = None  # (kinds, latent, latent) times this, cells scatter by 1 in every direction
     latent: Tensor | None = None  # (kinds, landmarks, latent) of schema 1
 
 
@@ -186,26 +184,25 @@ def _check_sizes(config: Config, setup: Setup) -> None:
 
 
 def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
-    """Raise a ValueError unless the landmarks are numbers of the network's sizes."""
-    kinds, latent, n_centres = 2 if config.has_protein else 1, config.n_latent, -1
-    if landmarks.centre is not None and landmarks.centre.dim() == 3:
-        n_centres = landmarks.centre.shape[1]
-    n_own = 0 if landmarks.own is None else landmarks.own.shape[-1:].numel()
-    wanted = {
+    """Raise a ValueError unless the landmarks have the network's sizes and are distances."""
+    kinds, latent, any_number = 2 if config.has_protein else 1, config.n_latent, None
+    sizes = {
         "quantiles": (kinds, 101),
-        "own": (kinds, config.n_labels, n_own),
-        "centre": (kinds, n_centres, latent),
+        "own": (kinds, config.n_labels, any_number),
+        "centre": (kinds, any_number, latent),
         "whiten": (kinds, latent, latent),
     }
-    sizes = all(
-        part is None or (tuple(part.shape) == wanted[name] and part.dtype == torch.float32)
-        for name, part in landmarks._asdict().items()
-        if name in wanted
-    )
-    both = (landmarks.centre is None) == (landmarks.whiten is None)
-    if not sizes or not both or n_centres == 0:
+    parts = {name: part for name, part in landmarks._asdict().items() if name in sizes and part is not None}
+    fit = all(_has_size(part, sizes[name]) for name, part in parts.items())
+    if not fit or ("centre" in parts) != ("whiten" in parts):
         raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
-    numbers = [part for part in (landmarks.quantiles, landmarks.centre, landmarks.whiten) if part is not None]
-    ascending = bool((landmarks.quantiles.diff(dim=1) >= 0).all() and (landmarks.quantiles >= 0).all())
-    if not all(bool(part.isfinite().all()) for part in numbers) or not ascending:
+    finite = all(bool(part.isfinite().all()) for name, part in parts.items() if name != "own")
+    quantiles = landmarks.quantiles
+    if not finite or bool((quantiles < 0).any()) or bool((quantiles.diff(dim=1) < 0).any()):
         raise ValueError("The stored model is damaged: its landmarks are no distances. Fit again.")
+
+
+def _has_size(part: Tensor, size: tuple[int | None, ...]) -> bool:
+    """Whether a tensor of float32 has these sizes, None being any above 0."""
+    sizes_fit = all(n > 0 and wanted in (None, n) for n, wanted in zip(part.shape, size, strict=False))
+    return part.dtype == torch.float32 and part.dim() == len(size) and sizes_fit

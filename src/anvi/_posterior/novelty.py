@@ -24,7 +24,7 @@ from . import encode
 from .calibration import FITTED_ON
 
 CELLS = 5_000
-"""Labelled training cells that are looked at, at most, but for one of every class; as many of each where there are."""
+"""Labelled training cells that are looked at, at most, or one of every class; as many of each where there are."""
 MIN_CELLS = 50
 """Held-out labelled cells below which there is no telling what is far."""
 MIN_BATCH = 100
