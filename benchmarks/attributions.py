@@ -34,8 +34,7 @@ from vs_scvi import PEERS
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._posterior.attribute import at, explain, predict
-from anvi._posterior.baselines import Zero
+from anvi._posterior.attribute import Zero, at, explain, predict
 from anvi.nn import Draws
 
 

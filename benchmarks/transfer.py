@@ -30,7 +30,7 @@ from sklearn.metrics import f1_score, roc_auc_score, silhouette_score
 from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
 import anvi as av
-from anvi._data.reliability import expected_error, reliability
+from anvi._data.predictions import expected_error, reliability
 
 N_QUERY = 1_500
 

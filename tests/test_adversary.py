@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from anvi._fit.adversary import Adversary
+from anvi._fit.step import Adversary
 from anvi.nn import Draws
 
 N_CELLS, N_LATENT, N_GROUPS = 7, 4, 3

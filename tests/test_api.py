@@ -4,10 +4,12 @@ import ast
 import doctest
 import importlib
 import inspect
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +99,9 @@ def test_plots_read_slots_only(file):
         "slots",
         "containers",
         "setup",
-        "ranked",
-        "reliability",
-        "explained",
+        "rankings",
+        "predictions",
+        "fits",
     }
 
 
@@ -124,18 +126,17 @@ ALLOWED = {
     "_data": {"_data", "nn"},
     "_fit": {"_fit", "_data", "nn", "settings"},
     "_model": {"_model", "_data", "nn"},
-    "_folder": {"_folder", "_model", "settings"},
-    "_hub": {"_hub", "_folder", "_model", "_data"},
-    "_find": {"_find", "_hub", "_folder", "_model", "_data"},
+    "_store": {"_store", "_model", "_data", "settings"},
+    "_find": {"_find", "_store", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
     "pp": {"pp", "_find", "_model", "_data"},
     "tl": {"tl", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
     "metrics": {"metrics", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
-    "get": {"get", "tl", "_find", "_model", "_data"},
+    "get": {"get", "tl", "_posterior", "_find", "_model", "_data"},
     "pl": {"pl", "_data", "settings"},
-    "io": {"io", "metrics", "_find", "_hub", "_folder", "_model", "_data", "nn", "settings"},
+    "io": {"io", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
 }
-FRONT_DOORS = ("__init__", "__main__", "_cli")
+FRONT_DOORS = ("__init__", "__main__")
 
 
 @EVERY_FILE
@@ -154,8 +155,7 @@ def test_the_layers_have_no_cycle():
         "datasets",
         "_data",
         "_model",
-        "_folder",
-        "_hub",
+        "_store",
         "_find",
         "_fit",
         "_posterior",
@@ -364,9 +364,51 @@ def test_version():
 # files ------------------------------------------------------------------------------------------------------------
 
 
+def code_lines(file: Path) -> int:
+    """Lines that hold code: neither blank, nor comment, nor docstring."""
+    text = file.read_text()
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in ignored:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
 @EVERY_FILE
-def test_a_file_can_be_read_in_one_sitting(file):
-    assert len(file.read_text().splitlines()) <= 350
+def test_a_file_is_an_idea_and_fits_a_sitting(file):
+    lines = len(file.read_text().splitlines())
+    assert lines <= 600
+    assert file.name == "__init__.py" or lines >= 60
+
+
+# code lines that a folder may hold; raised only together with a line in the changelog
+BUDGETS = {
+    "": 1_650,
+    "_data": 2_250,
+    "_fit": 900,
+    "_posterior": 1_750,
+    "io": 1_000,
+    "metrics": 1_000,
+    "nn": 1_080,
+    "pl": 2_150,
+    "pp": 290,
+    "tl": 1_900,
+}
+
+
+@pytest.mark.parametrize("folder", BUDGETS)
+def test_a_folder_keeps_to_its_budget(folder):
+    files = list((SOURCE / folder).glob("*.py"))
+    assert len(files) <= 15  # fourteen and the __init__
+    assert sum(map(code_lines, files)) <= BUDGETS[folder]
+
+
+def test_every_folder_has_a_budget():
+    assert {str(file.relative_to(SOURCE).parent).removeprefix(".") for file in FILES} == set(BUDGETS)
 
 
 @EVERY_FILE
@@ -416,7 +458,9 @@ def test_config_is_json_able():
     assert np.isscalar(config.prior_floor)
 
 
-def test_the_readme_names_every_file():
-    tree = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8").split("## The files")[1]
-    files = {file.name for file in SOURCE.rglob("*.py")} - {"__init__.py"}
-    assert sorted(name for name in files if name not in tree) == []
+@pytest.mark.parametrize("folder", ["_data", "_fit", "_posterior", "nn", "tl", "metrics", "io", "pp", "pl"])
+def test_a_folder_says_what_its_files_are(folder):
+    """The docstring of a folder's `__init__` is its listing: the README names folders only."""
+    listing = ast.get_docstring(ast.parse((SOURCE / folder / "__init__.py").read_text()))
+    files = {file.stem for file in (SOURCE / folder).glob("*.py")} - {"__init__"}
+    assert sorted(name for name in files if f"{name} " not in listing) == []

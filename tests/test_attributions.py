@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._posterior import attribute, baselines
+from anvi._posterior import attribute
 from anvi._posterior import integrate as lines
-from anvi._posterior.baselines import Profiles, Zero
+from anvi._posterior.attribute import Profiles, Zero
 from anvi._posterior.integrate import Baseline, definition, integrate, midpoints
 from anvi.nn import Draws
 
@@ -280,9 +280,9 @@ def test_nothing_depends_on_blocks_or_on_the_order_of_cells(mdata, monkeypatch):
         return take(cells, index, *args, **kwargs)
 
     monkeypatch.setattr(attribute, "BLOCK", 13)
-    monkeypatch.setattr(baselines, "BLOCK", 13)
+    monkeypatch.setattr(attribute, "BLOCK", 13)
     monkeypatch.setattr(attribute, "take", taken)
-    monkeypatch.setattr(baselines, "take", taken)
+    monkeypatch.setattr(attribute, "take", taken)
     with quiet_mudata():
         parts = av.tl.attributions(shuffled, n_cells=20, inplace=False)
     assert max(largest) == 13
@@ -331,7 +331,7 @@ def test_more_points_only_where_they_are_needed(mdata, monkeypatch):
 def test_profiles_are_brought_to_the_depth_of_the_cell(mdata):
     model, cells = parts_of(mdata)
     code = attribute.predict(model, cells)
-    rna, protein = baselines.mean_profiles(cells, code, 6)
+    rna, protein = attribute.mean_profiles(cells, code, 6)
     index = torch.arange(0, 600, 7)
     batch = take(cells, index)
     row = code[index, None]
@@ -339,7 +339,7 @@ def test_profiles_are_brought_to_the_depth_of_the_cell(mdata):
     torch.testing.assert_close(start.x.sum(1), batch.x.sum(1), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(start.y.sum(1), (batch.y * batch.measured).sum(1), rtol=1e-4, atol=1e-3)
     assert (start.y[~batch.measured] == 0).all()
-    (plain,) = Profiles(*baselines.mean_profiles(cells, code, 6, False), row, False)(batch, torch.arange(len(index)))
+    (plain,) = Profiles(*attribute.mean_profiles(cells, code, 6, False), row, False)(batch, torch.arange(len(index)))
     x = cells.x.dense(cells.x_row)[0]
     torch.testing.assert_close(plain.x[0], x[code == code[0]].mean(0), rtol=1e-4, atol=1e-5)
 
@@ -348,7 +348,7 @@ def test_a_protein_that_no_baseline_knows_starts_at_the_cells_own_count():
     batch = SimpleNamespace(
         x=torch.ones(1, 2), y=torch.tensor([[6.0, 4.0, 9.0]]), measured=torch.tensor([[True, True, False]])
     )
-    start = baselines.start_at(batch, torch.ones(1, 2), torch.tensor([[float("nan"), 1.0, 1.0]]), True)
+    start = attribute.start_at(batch, torch.ones(1, 2), torch.tensor([[float("nan"), 1.0, 1.0]]), True)
     assert start.y.tolist() == [[6.0, 4.0, 0.0]]
 
 
@@ -356,7 +356,7 @@ def test_means_of_groups_count_the_same():
     nan = float("nan")
     profiles = torch.tensor([[1.0, 2.0], [3.0, nan], [nan, nan]])
     chosen = torch.tensor([[True, True, True], [False, True, True]])
-    found = baselines.mean_over(profiles, chosen)
+    found = attribute.mean_over(profiles, chosen)
     np.testing.assert_array_equal(found, [[2.0, 2.0], [3.0, nan]])
 
 
@@ -364,11 +364,11 @@ def test_references_are_from_the_other_classes_in_turn():
     group = torch.tensor([0] * 40 + [1] * 40 + [2] * 4 + [3] * 2)
     chosen = torch.tensor([[False, True, True, False], [True, False, True, False]])
     stained = torch.arange(86) % 2 == 0
-    drawn = baselines.draw_references(group, chosen, 6, torch.Generator().manual_seed(0), stained)
+    drawn = attribute.draw_references(group, chosen, 6, torch.Generator().manual_seed(0), stained)
     for row, others in enumerate(([1, 2], [0, 2])):
         assert torch.bincount(group[drawn[row]], minlength=4)[others].tolist() == [3, 3]
     assert (drawn % 2 == 0).all()  # stained ones, where there are any
-    few = baselines.draw_references(group, chosen[:1] & (torch.arange(4) == 2), 9, torch.Generator())
+    few = attribute.draw_references(group, chosen[:1] & (torch.arange(4) == 2), 9, torch.Generator())
     assert torch.bincount(few[0], minlength=86)[80:84].min() >= 2  # all four cells, before any a third time
 
 

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from anvi._fit.background import background_prior, lower_component
+from anvi._fit.start import background_prior, lower_component
 
 N_PROTEINS = 14
 

@@ -7,9 +7,8 @@ import torch
 from helpers import cite
 
 import anvi as av
-from anvi._data.reliability import BINS, expected_error, reliability
-from anvi._posterior import calibration, encode
-from anvi.tl import _trust
+from anvi._data.predictions import BINS, expected_error, reliability
+from anvi._posterior import confidence, encode
 
 
 def problem(n: int = 4_000, true_temperature: float = 2.0, seed: int = 0):
@@ -24,7 +23,7 @@ def problem(n: int = 4_000, true_temperature: float = 2.0, seed: int = 0):
 @pytest.mark.parametrize("true_temperature", [0.5, 1.3, 2.0, 4.0])
 def test_the_temperature_is_found(true_temperature):
     logits, target = problem(true_temperature=true_temperature)
-    found = calibration.fit_temperature(logits, target)
+    found = confidence.fit_temperature(logits, target)
     # the standard error of a temperature from 4,000 cells is about 3 %
     assert found == pytest.approx(true_temperature, rel=0.1)
     grid = np.linspace(0.2, 8, 781)
@@ -36,7 +35,7 @@ def test_the_temperature_is_found(true_temperature):
 
 def test_few_cells_move_the_temperature_little():
     logits, target = problem(true_temperature=4.0)
-    few, more, many = (calibration.fit_temperature(logits[:n], target[:n]) for n in (3, 30, 3_000))
+    few, more, many = (confidence.fit_temperature(logits[:n], target[:n]) for n in (3, 30, 3_000))
     assert abs(np.log(few)) < np.log(more) < np.log(many)
     log_t = np.linspace(-3, 3, 60_001)
     surprise = [
@@ -57,10 +56,10 @@ def test_reliability_by_a_loop():
         row = table[table["bin"] == b]
         assert len(row) == bool(inside)
         if inside:
-            confidence = np.mean([proba[i].max() for i in inside])
+            sure = np.mean([proba[i].max() for i in inside])
             accuracy = np.mean([proba[i].argmax() == target[i] for i in inside])
-            np.testing.assert_allclose(row[["cells", "confidence", "accuracy"]], [[len(inside), confidence, accuracy]])
-            error += len(inside) / 500 * abs(confidence - accuracy)
+            np.testing.assert_allclose(row[["cells", "confidence", "accuracy"]], [[len(inside), sure, accuracy]])
+            error += len(inside) / 500 * abs(sure - accuracy)
     assert expected_error(table) == pytest.approx(error)
 
 
@@ -78,7 +77,7 @@ def test_a_fit_writes_reliability_before_and_after(fitted):
         "after",
     }
     counts = table.groupby(["cells_seen", "when"])["cells"].sum()
-    assert counts.nunique() == 1 and counts.iloc[0] % len(calibration.JUDGED_ON) == 0
+    assert counts.nunique() == 1 and counts.iloc[0] % len(confidence.JUDGED_ON) == 0
     assert min(av.get.model(fitted).info["temperature"].values()) > 0
 
 
@@ -129,7 +128,7 @@ def test_it_survives_a_file(fitted, tmp_path):
 
 def test_of_many_held_out_cells_some_will_do():
     index = torch.arange(10, 10_010)
-    chosen = _trust._at_most(500, index, 0)
+    chosen = confidence._at_most(500, index, 0)
     assert len(chosen.unique()) == 500 and torch.equal(chosen, chosen.sort().values)
     assert 4_000 < float(chosen.double().mean()) < 6_000  # the standard error of the mean of 500 is 130
-    assert torch.equal(_trust._at_most(20_000, index, 0), index)
+    assert torch.equal(confidence._at_most(20_000, index, 0), index)

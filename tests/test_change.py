@@ -11,9 +11,9 @@ from helpers import cite
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._posterior import change, drawn
-from anvi._posterior.change import Comparison, How, compare, evidence, strata
-from anvi._posterior.decode import in_batch
+from anvi._posterior import differential
+from anvi._posterior.differential import Comparison, How, compare, evidence, strata
+from anvi._posterior.encode import in_batch
 from anvi.nn import Draws
 from anvi.nn.protein import ProteinRates
 
@@ -98,10 +98,10 @@ def loops(one, other, mode: str, delta: float, c: float) -> dict[str, np.ndarray
 def test_equal_to_a_loop_over_pairs(asked, kind, mode, batch_correction):
     model, cells, types = asked
     populations, comparisons = two(types)
-    draws = drawn.draw(model, cells, populations, N, 0)
+    draws = differential.draw_posterior(model, cells, populations, N, 0)
     expression = naive(model, cells, draws, kind, batch_correction=batch_correction)
     c = 1e-3 if kind == "genes" else 0.0
-    values = getattr(drawn, kind)(model, cells, draws, batch_correction=batch_correction)
+    values = getattr(differential, kind)(model, cells, draws, batch_correction=batch_correction)
     # a threshold near which no pair lies: float32 and float64 then count the same pairs
     lfc = np.log2(expression[0] + c) - np.log2(expression[1] + c)
     delta = next(d for d in np.linspace(0.2, 0.3, 101) if np.nanmin(np.abs(np.abs(lfc) - d)) > 1e-5)
@@ -119,12 +119,12 @@ def test_blocks_change_nothing(asked, monkeypatch):
     populations, comparisons = strata(*one_against_rest(types))
     results = []
     for budget in (2**22, 1):  # all pairs at once; eight at a time
-        monkeypatch.setattr(change, "BUDGET", budget)
-        draws = drawn.draw(model, cells, populations, N, 0)
+        monkeypatch.setattr(differential, "BUDGET", budget)
+        draws = differential.draw_posterior(model, cells, populations, N, 0)
         results.append(
             [
                 compare(
-                    getattr(drawn, kind)(model, cells, draws, batch_correction=True),
+                    getattr(differential, kind)(model, cells, draws, batch_correction=True),
                     n,
                     draws,
                     comparisons,
@@ -143,11 +143,11 @@ def test_what_is_held_at_a_time_does_not_grow_with_pairs_or_cells(asked, monkeyp
     """Blocks of pairs are asked for one after the other, each once, and none is larger than the budget."""
     model, cells, types = asked
     populations, comparisons = strata(*one_against_rest(types))
-    monkeypatch.setattr(change, "BUDGET", 50_000)
+    monkeypatch.setattr(differential, "BUDGET", 50_000)
     largest = []
     for n_pairs in (100, 1000):
-        draws = drawn.draw(model, cells, populations, n_pairs, 0)
-        values, seen = drawn.genes(model, cells, draws, batch_correction=True), []
+        draws = differential.draw_posterior(model, cells, populations, n_pairs, 0)
+        values, seen = differential.genes(model, cells, draws, batch_correction=True), []
 
         def counted(rows, values=values, seen=seen):
             seen.append(rows)
@@ -219,8 +219,8 @@ def test_a_shared_rest_is_as_good_as_one_drawn_for_itself(asked):
     apart = [Comparison(2 * i, (2 * i + 1,), (1.0,)) for i in range(len(inside))]
     results = []
     for seed, (populations, comparisons) in enumerate([strata(inside, outside), (alone, apart)]):
-        draws = drawn.draw(model, cells, populations, n, seed)
-        values = drawn.genes(model, cells, draws, batch_correction=True)
+        draws = differential.draw_posterior(model, cells, populations, n, seed)
+        values = differential.genes(model, cells, draws, batch_correction=True)
         results.append(compare(values, 60, draws, comparisons, how))
     shared, own = results
     # 360 differences of two means over 3,000 pairs each: within 4.5 standard errors
@@ -233,8 +233,8 @@ def test_a_shared_rest_is_as_good_as_one_drawn_for_itself(asked):
 def test_reference_of_a_pair_is_drawn_by_share(asked):
     model, cells, types = asked
     populations, _ = strata(*one_against_rest(types))
-    draws = drawn.draw(model, cells, populations, 4000, 0)
-    partner = change._partners(draws, [Comparison(0, (1, 4), (0.2, 0.8))], 0)[0].numpy()
+    draws = differential.draw_posterior(model, cells, populations, 4000, 0)
+    partner = differential._partners(draws, [Comparison(0, (1, 4), (0.2, 0.8))], 0)[0].numpy()
     assert set(partner) == {1, 4}
     # binomial: sd 0.006
     assert abs((partner == 4).mean() - 0.8) < 0.025
@@ -247,20 +247,20 @@ def test_threshold_is_that_of_a_mixture_and_at_least_a_tenth():
     rng = np.random.default_rng(0)
     # three well separated clusters: 0.6 x mean(|-3|, |5|) = 2.4
     means = np.concatenate([rng.normal(mean, 0.01, 200) for mean in (-3, 0, 5)])
-    assert change.estimate_delta(means, 0) == pytest.approx(2.4, abs=0.01)
-    assert change.estimate_delta(rng.normal(0, 0.01, 500), 0) == 0.1
-    assert change.estimate_delta(np.zeros(5), 0) == 0.1
-    assert change.estimate_delta(means, 7) == change.estimate_delta(means, 7)
+    assert differential.estimate_delta(means, 0) == pytest.approx(2.4, abs=0.01)
+    assert differential.estimate_delta(rng.normal(0, 0.01, 500), 0) == 0.1
+    assert differential.estimate_delta(np.zeros(5), 0) == 0.1
+    assert differential.estimate_delta(means, 7) == differential.estimate_delta(means, 7)
 
 
 @torch.no_grad()
 def test_threshold_is_estimated_once_and_the_one_that_is_used(asked, monkeypatch):
     model, cells, types = asked
     populations, comparisons = strata(*one_against_rest(types))
-    draws = drawn.draw(model, cells, populations, N, 0)
-    calls, real = [], change.estimate_delta
-    monkeypatch.setattr(change, "estimate_delta", lambda *args: calls.append(real(*args)) or calls[-1])
-    values = drawn.genes(model, cells, draws, batch_correction=True)
+    draws = differential.draw_posterior(model, cells, populations, N, 0)
+    calls, real = [], differential.estimate_delta
+    monkeypatch.setattr(differential, "estimate_delta", lambda *args: calls.append(real(*args)) or calls[-1])
+    values = differential.genes(model, cells, draws, batch_correction=True)
     found = compare(values, 60, draws, comparisons, How("change", None, 1e-5, 0))
     assert calls == [found.delta]
     again = compare(values, 60, draws, comparisons, How("change", found.delta, 1e-5, 0))
@@ -271,8 +271,8 @@ def test_threshold_is_estimated_once_and_the_one_that_is_used(asked, monkeypatch
 def test_pseudocounts_of_the_incumbent(asked):
     model, cells, types = asked
     populations, comparisons = two(types)
-    draws = drawn.draw(model, cells, populations, N, 0)
-    rare = change.rarely_seen(cells, populations, comparisons, below=0.3)
+    draws = differential.draw_posterior(model, cells, populations, N, 0)
+    rare = differential.rarely_seen(cells, populations, comparisons, below=0.3)
     x = cells.x.dense(cells.x_row)[0].numpy()
     wanted, largest = [], []
     for side, population in enumerate(populations):
@@ -282,7 +282,7 @@ def test_pseudocounts_of_the_incumbent(asked):
         share = naive(model, cells, draws, "genes", batch_correction=True)[side]
         largest.append([share[:, gene].max() for gene in range(60) if hardly_seen[gene]])
         wanted.append(np.quantile(largest[-1], 0.9) / 60)
-    values = drawn.genes(model, cells, draws, batch_correction=True)
+    values = differential.genes(model, cells, draws, batch_correction=True)
     found = compare(values, 60, draws, comparisons, How("change", 0.25, math.nan, 0), rare=rare)
     np.testing.assert_allclose(found.pseudocount, [max(wanted)], rtol=1e-4)
     again = compare(values, 60, draws, comparisons, How("change", 0.25, max(wanted), 0))
@@ -301,7 +301,7 @@ def test_evidence_is_what_the_definitions_say():
     up[0, 0], down[0, 0] = 1.0, 0.0
     none = np.zeros((2, 30))
     for delta in (0.25, None):
-        found = evidence(change.Change(none, none, none, none, up, down, delta, np.zeros(2)), 100)
+        found = evidence(differential.Change(none, none, none, none, up, down, delta, np.zeros(2)), 100)
         for row in range(2):
             errors = [max(1 - max(u, d), 0.005) for u, d in zip(up[row], down[row], strict=True)]
             for feature in range(30):
@@ -323,7 +323,7 @@ def test_evidence_is_what_the_definitions_say():
 def test_a_feature_of_which_no_pair_is_known_has_not_changed(asked):
     model, cells, types = asked
     populations, comparisons = two(types)
-    draws = drawn.draw(model, cells, populations, N, 0)
+    draws = differential.draw_posterior(model, cells, populations, N, 0)
 
     def values(rows):
         out = torch.rand(2, rows.stop - rows.start, 3)

@@ -8,7 +8,7 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from sklearn import metrics as sk
 
 import anvi as av
-from anvi._data.reliability import expected_error, reliability
+from anvi._data.predictions import expected_error, reliability
 from anvi.metrics.classification import score
 
 CLASSES = ("B", "CD4 T", "NK/T", "pDC")

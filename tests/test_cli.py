@@ -12,8 +12,7 @@ import pytest
 from helpers import cite, quiet_mudata
 
 import anvi as av
-from anvi.__main__ import main
-from anvi._cli import plain
+from anvi.__main__ import main, plain
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,9 @@ from scipy import stats
 
 import anvi as av
 from anvi._data.cells import read_cells
-from anvi._data.features import find_features
-from anvi._posterior import correlation as module
+from anvi._data.select import find_features
 from anvi._posterior import encode, predictive
-from anvi._posterior.correlation import pearson
-from anvi._posterior.predictive import draw_rates
+from anvi._posterior.predictive import draw_rates, pearson
 from anvi.nn import VAE
 
 
@@ -81,9 +79,9 @@ def test_pearson_from_sums(sizes):
 def test_ranks_share_their_mean(monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.poisson(1.0, (500, 7)).astype(np.float32)
-    monkeypatch.setattr(module, "RANKED_AT_ONCE", 3)
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 100)
-    found = pearson(module._ranks(np.array_split(rows.copy(), 9), 500))
+    monkeypatch.setattr(predictive, "RANKED_AT_ONCE", 3)
+    monkeypatch.setattr(predictive, "ROWS_AT_ONCE", 100)
+    found = pearson(predictive._ranks(np.array_split(rows.copy(), 9), 500))
     np.testing.assert_allclose(found, stats.spearmanr(rows).statistic, atol=1e-5)
 
 
@@ -112,7 +110,7 @@ def test_cells_are_drawn_at_random(fitted, monkeypatch):
     seen = []
     draw = predictive.draw_rates
     monkeypatch.setattr(
-        module, "draw_rates", lambda model, block, *args: seen.append(len(block.index)) or draw(model, block, *args)
+        predictive, "draw_rates", lambda model, block, *args: seen.append(len(block.index)) or draw(model, block, *args)
     )
     few = av.tl.feature_correlation(fitted, model="scvi", features=["G001", "G002"], n_cells=40, n_samples=3)
     assert sum(seen) == 40 * 3

@@ -16,15 +16,13 @@ from sklearn import metrics as sk
 
 import anvi as av
 from anvi._data.cells import read_cells
-from anvi._data.features import find_features
-from anvi._posterior.denoise import Sweep
+from anvi._data.select import find_features
+from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import Piece, draw_counts
-from anvi.metrics import _gather
-from anvi.metrics._checks import Places, QuantileHits, Sums, agreement, cell_cv, coverage
-from anvi.metrics._gather import Kept, Seen
+from anvi.metrics import _ppc
 from anvi.metrics._groups import RULES, choose_cells, compare_groups, log_normalised, truth
-from anvi.metrics._tables import METRICS, Check, tables
-from anvi.metrics._verdict import judge
+from anvi.metrics._ppc import Gathered, KeptDraws, QuantileHits, Ranks, Sums, agreement, cell_cv, coverage
+from anvi.metrics._tables import METRICS, Check, judge, tables
 
 ALL = [0, 1, 2]
 
@@ -65,8 +63,8 @@ def test_running_sums_equal_loops_over_features():
     np.testing.assert_allclose(cell_cv(x * measured.astype(float), measured), expected, rtol=1e-10)
 
 
-def places_of(x: np.ndarray, draws: np.ndarray, measured: np.ndarray, split: np.ndarray) -> Places:
-    places = Places(len(draws))
+def places_of(x: np.ndarray, draws: np.ndarray, measured: np.ndarray, split: np.ndarray) -> Ranks:
+    places = Ranks(len(draws))
     below, equal = (draws < x).sum(0), (draws == x).sum(0)
     places.add(below, equal, measured, split)
     return places
@@ -151,7 +149,7 @@ def test_agreement_is_that_of_scipy_and_scikit_learn():
 # groups -----------------------------------------------------------------------------------------------------------
 
 
-def grouped(seed: int = 0, n: int = 120, g: int = 40) -> tuple[Kept, pd.Categorical]:
+def grouped(seed: int = 0, n: int = 120, g: int = 40) -> tuple[KeptDraws, pd.Categorical]:
     """Three groups with their own genes, and a draw in which the third group's are gone."""
     rng = np.random.default_rng(seed)
     code = rng.integers(0, 3, n)
@@ -163,7 +161,7 @@ def grouped(seed: int = 0, n: int = 120, g: int = 40) -> tuple[Kept, pd.Categori
     rate[2] = rate[:2].mean(0)
     draw = rng.poisson(rate[code])
     parts = [sparse.csr_matrix(part, dtype=np.float32) for part in (data, draw)]
-    return Kept(*parts, None), pd.Categorical.from_codes(code, ["a", "b/c", "d"])
+    return KeptDraws(*parts, None), pd.Categorical.from_codes(code, ["a", "b/c", "d"])
 
 
 def test_group_scores_equal_a_test_gene_by_gene():
@@ -208,7 +206,7 @@ def test_proteins_are_tested_in_the_cells_that_measured_them():
     measured = np.ones((120, 40), dtype=bool)
     measured[:50, :10] = False
     hidden = [sparse.csr_matrix(dense(part) * measured) for part in (kept.data, kept.draw)]
-    found = compare_groups(Kept(*hidden, measured), groups, "anvi").set_index("group")
+    found = compare_groups(KeptDraws(*hidden, measured), groups, "anvi").set_index("group")
     values = [np.log1p(dense(m) / dense(m).sum(1, keepdims=True) * 1e4) for m in hidden]
     inside = np.asarray(groups == "a")
     z, p = np.zeros((2, 40)), np.zeros(40)
@@ -297,7 +295,7 @@ def test_tables_equal_loops_over_the_draws(fitted):
     first = result["de"][result["de"]["modality"] == "rna"]
     labels = fitted.obs["cell_type"].astype(str).reindex(cells.names).to_numpy()
     known = labels != "Unknown"
-    kept = Kept(*(sparse.csr_matrix(part[known]) for part in (x, rna[0])), None)
+    kept = KeptDraws(*(sparse.csr_matrix(part[known]) for part in (x, rna[0])), None)
     pd.testing.assert_frame_equal(
         first.drop(columns="modality").astype({"group": str}).reset_index(drop=True),
         compare_groups(kept, pd.Categorical(labels[known]), "anvi"),
@@ -400,7 +398,7 @@ def test_the_numbers_of_scvi_tools():
     with np.load(folder / "given.npz", allow_pickle=False) as file:
         x, draws, group, split = (file[name].astype(int) for name in ("x", "draws", "group", "split"))
     everyone, measured = np.ones(len(x), dtype=bool), np.ones(x.shape, dtype=bool)
-    seen = Seen(*x.shape, len(draws), everyone, "quantiles", masked=False)
+    seen = Gathered(*x.shape, len(draws), everyone, "quantiles", masked=False)
     for rows in (slice(0, 64), slice(64, len(x))):
         seen.start(rows, x[rows].astype(np.float32), measured[rows], split[rows])
         for step, draw in enumerate(draws):
@@ -488,7 +486,7 @@ def true_draws(monkeypatch):
                 for step in range(sweep.n_samples):
                     yield Piece(step, rows, draw(rate[rows], shape[0]), draw(prot[rows], shape[1]))
 
-        monkeypatch.setattr(_gather, "draw_counts", pieces)
+        monkeypatch.setattr(_ppc, "draw_counts", pieces)
 
     return use
 

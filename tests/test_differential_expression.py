@@ -15,7 +15,7 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from matplotlib import pyplot as plt
 
 import anvi as av
-from anvi._posterior import change, drawn
+from anvi._posterior import differential
 
 matplotlib.use("Agg")
 KEY = "rank_genes_groups"
@@ -163,7 +163,7 @@ def test_means_are_expression_without_what_is_added_to_compare_it(mdata, monkeyp
     found = av.tl.differential_expression(mdata, "kind", **options)
     genes = found["rna"].groupby("group", observed=True)[["mean_group", "mean_reference"]].sum()
     np.testing.assert_allclose(genes, 1.0, rtol=1e-5)  # shares
-    monkeypatch.setattr(drawn, "PRIOR_COUNT", 5.0)
+    monkeypatch.setattr(differential, "PRIOR_COUNT", 5.0)
     more = av.tl.differential_expression(mdata, "kind", modality="prot", **options)["prot"]
     by = ["group", "names"]
     one, other = (table.sort_values(by).set_index(by) for table in (found["prot"], more))
@@ -322,8 +322,8 @@ def test_an_object_without_proteins_is_asked_about_genes(mdata, caplog):
 
 def test_reported_threshold_is_the_one_that_was_used(mdata, monkeypatch):
     found = []
-    real = change.estimate_delta
-    monkeypatch.setattr(change, "estimate_delta", lambda *args: found.append(real(*args)) or found[-1])
+    real = differential.estimate_delta
+    monkeypatch.setattr(differential, "estimate_delta", lambda *args: found.append(real(*args)) or found[-1])
     av.tl.differential_expression(mdata, "kind", model="totalanvi", delta=None, **FEW)
     assert found == [mdata[mod].uns[KEY]["params"]["delta"] for mod in ("rna", "prot")]
     once = av.get.de(mdata, modality="rna")

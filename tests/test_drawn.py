@@ -9,8 +9,8 @@ from helpers import cite
 
 import anvi as av
 from anvi._data.cells import read_cells
-from anvi._posterior import drawn, encode
-from anvi._posterior.drawn import draw, genes, measured_in, proteins
+from anvi._posterior import differential, encode
+from anvi._posterior.differential import draw_posterior, genes, measured_in, proteins
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +40,24 @@ def test_only_drawn_cells_are_encoded_each_once(asked, monkeypatch):
         return real(cells, index, **options)
 
     monkeypatch.setattr(encode, "take", take)
-    found = draw(model, cells, populations, 25, 0)
+    found = draw_posterior(model, cells, populations, 25, 0)
     assert sorted(seen) == sorted(set(found.index.flatten().tolist()))
     assert len(seen) < len(cells)
 
 
 def test_cells_are_drawn_evenly_and_with_replacement(asked):
     model, cells, populations = asked
-    found = draw(model, cells, populations, 20_000, 0)
+    found = draw_posterior(model, cells, populations, 20_000, 0)
     for index, population in zip(found.index.numpy(), populations, strict=True):
         assert set(index) == set(population)
         counts = np.bincount(index, minlength=len(cells))[population]
         expected = 20_000 / len(population)
         # multinomial: five standard deviations of a Poisson count
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
-    again, other = draw(model, cells, populations, 20_000, 0), draw(model, cells, populations, 20_000, 1)
+    again, other = (
+        draw_posterior(model, cells, populations, 20_000, 0),
+        draw_posterior(model, cells, populations, 20_000, 1),
+    )
     assert torch.equal(found.index, again.index) and torch.equal(found.z, again.z)
     assert not torch.equal(found.index, other.index)
 
@@ -62,7 +65,7 @@ def test_cells_are_drawn_evenly_and_with_replacement(asked):
 def test_latent_vectors_have_the_posterior_of_their_cell(asked, monkeypatch):
     model, cells, _ = asked
     cell = np.array([17])
-    found = draw(model, cells, [cell, cell], 4000, 0)
+    found = draw_posterior(model, cells, [cell, cell], 4000, 0)
     (block,) = encode.blocks(model, cells, torch.tensor([17]))
     for z in found.z:
         # the mean of 4,000 draws within 5 standard errors, the variance within 5 of its own: sqrt(2 / 4000)
@@ -70,12 +73,12 @@ def test_latent_vectors_have_the_posterior_of_their_cell(asked, monkeypatch):
         assert (abs(z.var(0) / block.q_z.var[0] - 1) < 5 * np.sqrt(2 / 4000)).all()
     assert not torch.equal(found.z[0], found.z[1])  # noise of one's own for each population
     monkeypatch.setattr(encode, "CHUNK", 3)
-    torch.testing.assert_close(draw(model, cells, [cell, cell], 4000, 0).z, found.z)
+    torch.testing.assert_close(draw_posterior(model, cells, [cell, cell], 4000, 0).z, found.z)
 
 
 def test_background_noise_is_standard_normal_and_belongs_to_the_draw(asked):
     model, cells, populations = asked
-    found = draw(model, cells, populations, 1000, 0)
+    found = draw_posterior(model, cells, populations, 1000, 0)
     noise = found.background_noise(slice(0, 1000), 20)
     assert noise.shape == (2, 1000, 20)
     # 40,000 numbers: standard errors 0.005 and 0.007
@@ -109,7 +112,7 @@ def test_where_proteins_were_measured(asked):
 @torch.no_grad()
 def test_batches_that_did_not_measure_a_protein_have_no_say(asked):
     model, cells, populations = asked
-    found, rows = draw(model, cells, populations, 30, 0), slice(0, 30)
+    found, rows = draw_posterior(model, cells, populations, 30, 0), slice(0, 30)
     before = proteins(model, cells, found, batch_correction=True)(rows)
     genes_before = genes(model, cells, found, batch_correction=True)(rows)
     for name, table in model.network.named_parameters():
@@ -127,7 +130,7 @@ def test_batches_that_did_not_measure_a_protein_have_no_say(asked):
 @torch.no_grad()
 def test_values_of_some_rows_are_those_of_all(asked):
     model, cells, populations = asked
-    found = draw(model, cells, populations, 30, 0)
+    found = draw_posterior(model, cells, populations, 30, 0)
     for values in (genes, proteins):
         for batch_correction in (True, False):
             ask = values(model, cells, found, batch_correction=batch_correction)
@@ -140,10 +143,10 @@ def test_proteins_that_nobody_measured_are_left_out(asked):
     table[:, 4] = False
     setup = dataclasses.replace(model.setup, measured=tuple(map(tuple, table.tolist())))
     other = dataclasses.replace(model, setup=setup)
-    found = draw(model, cells, populations, 30, 0)
+    found = draw_posterior(model, cells, populations, 30, 0)
     for batch_correction in (True, False):
         whole, less = (
             proteins(one, cells, found, batch_correction=batch_correction)(slice(0, 30)) for one in (model, other)
         )
         torch.testing.assert_close(less, whole[..., np.arange(20) != 4], equal_nan=True)
-    assert drawn.PRIOR_COUNT == 0.1
+    assert differential.PRIOR_COUNT == 0.1

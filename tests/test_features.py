@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anvi._data.features import find_features
+from anvi._data.select import find_features
 from anvi._data.setup import Setup
 
 SETUP = Setup(genes=("CD4", "CD8A", "MS4A1"), proteins=("CD3", "CD4"))

@@ -10,8 +10,8 @@ import pytest
 from helpers import cite
 
 import anvi as av
-from anvi._folder import _checksum_of_facts
 from anvi._model import SCHEMA
+from anvi._store import _checksum_of_facts
 
 RELEASED = Path(__file__).parent / "released"
 """Folders written by earlier releases; every later one must read them."""

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from helpers import cite
 
-from anvi._data.groups import find_groups, write_column
-from anvi._data.ranked import Ranked, build
+from anvi._data.rankings import Ranked, build_ranking
+from anvi._data.select import find_groups, write_column
 from anvi._data.setup import find_setup
 from anvi._data.slots import Writer
 
@@ -152,7 +152,7 @@ def test_the_column_is_pushed_once_and_follows_the_users(mdata, setup):
     params = write_column(into(rna), found, "own")
     assert params == {"groupby": "true_cell_type", "pushed": True}
     assert (rna.obs["true_cell_type"] == mdata.obs["true_cell_type"].reindex(rna.obs_names)).all()
-    rna.uns["r"] = build({"NK": NOTHING}, ["x", "y"], {"groupby": "true_cell_type", "pushed": True})
+    rna.uns["r"] = build_ranking({"NK": NOTHING}, ["x", "y"], {"groupby": "true_cell_type", "pushed": True})
     # the user annotates anew: our copy is stale, which is no reason for an error
     mdata.obs["true_cell_type"] = mdata.obs["true_cell_type"].cat.rename_categories({"NK": "ILC"})
     again = find_groups(mdata, setup, "true_cell_type")

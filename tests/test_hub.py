@@ -13,7 +13,7 @@ from helpers import quiet_mudata
 from huggingface_hub import constants
 
 import anvi as av
-from anvi import _hub
+from anvi import _store
 
 FILES = {"README.md", "config.json", "history.csv", "model.safetensors"}
 
@@ -227,4 +227,4 @@ def test_without_the_package(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'anvi\[hub\]'"):
         av.io.push_to_hub(folder, "lab/x")
-    assert "huggingface_hub" not in vars(_hub)
+    assert "huggingface_hub" not in vars(_store)

@@ -10,8 +10,8 @@ from helpers import cite
 
 import anvi as av
 from anvi._data.cells import read_cells
-from anvi._posterior import drawn, encode, importance
-from anvi._posterior.importance import resample, truncated
+from anvi._posterior import bound, differential, encode
+from anvi._posterior.bound import resample, truncated
 from anvi.nn import Draws
 
 
@@ -60,7 +60,7 @@ def test_chosen_samples_follow_the_models_own_posterior(monkeypatch):
     head.mean.bias.fill_(wanted - 1)  # the encoder is wrong by one, and wider than the posterior
     assert sd < 0.4 and float(block.q_z.var) == pytest.approx(1, abs=1e-3)
 
-    monkeypatch.setattr(importance, "N_PROPOSALS", 200)
+    monkeypatch.setattr(bound, "N_PROPOSALS", 200)
     found = resample(model, cells, torch.full((600,), cell), 0, 0)
     # 600 draws, and what 200 proposals leave of the truncation: a tenth of the posterior's width
     assert abs(float(found.z.mean()) - wanted) < 0.1 * sd + 5 * sd / math.sqrt(600)
@@ -74,14 +74,14 @@ def test_every_draw_keeps_its_cell_and_the_noise_of_its_sample():
     model = av.get.model(mdata)
     cells = read_cells(mdata, model.setup)
     populations = [np.arange(50), np.arange(100, 130)]
-    found = drawn.draw(model, cells, populations, 20, 0, importance=True)
-    assert torch.equal(found.index, drawn.draw(model, cells, populations, 20, 0).index)
-    assert 1 <= found.effective <= importance.N_PROPOSALS
+    found = differential.draw_posterior(model, cells, populations, 20, 0, importance=True)
+    assert torch.equal(found.index, differential.draw_posterior(model, cells, populations, 20, 0).index)
+    assert 1 <= found.effective <= bound.N_PROPOSALS
     assert len(found.pick.unique()) > 3
     for population in range(2):
         for i in range(20):
             (block,) = encode.blocks(model, cells, found.index[population, i : i + 1])
             rows, sample = slice(i, i + 1), int(found.pick[population, i])
-            noise = importance.noise_for(0, population, importance.Z, sample, rows, 20, torch.device("cpu"))
+            noise = bound.noise_for(0, population, bound.Z, sample, rows, 20, torch.device("cpu"))
             z = block.q_z.mean + block.q_z.var.sqrt() * noise
             torch.testing.assert_close(found.z[population, i], z[0], rtol=1e-4, atol=1e-5)

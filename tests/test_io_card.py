@@ -10,7 +10,7 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from huggingface_hub import ModelCard
 
 import anvi as av
-from anvi.io._card_checks import table
+from anvi.io._card import table
 
 KEYS = ("scvi", "scanvi", "totalvi", "totalanvi")
 

@@ -29,8 +29,8 @@ def test_a_type_that_is_left_out_stands_out(fitted):
 def test_the_fit_is_made_as_it_was(fitted, monkeypatch):
     seen = {}
 
-    def spy(data, name, where, options, **rest):
-        seen.update(options, name=name, labels=set(data["rna"].obs[where["labels_key"]]), where=where)
+    def spy(name, data, *, model_kwargs, labels_key, **arguments):
+        seen.update(model_kwargs, name=name, labels=set(data["rna"].obs[labels_key]), where=arguments)
         raise InterruptedError
 
     monkeypatch.setattr(sys.modules["anvi.metrics.novelty"], "run_fit", spy)

@@ -7,8 +7,8 @@ import torch
 from helpers import cite, quiet_mudata
 
 import anvi as av
-from anvi._find import fitted as fitted_models
-from anvi._find import resolve
+from anvi._data.fits import model_slots
+from anvi._find import find_model
 from anvi._model import SCHEMA, Model
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
@@ -47,46 +47,46 @@ def test_repr_is_one_line(fitted):
 
 
 def test_fitted_models_are_found_where_they_are(fitted):
-    found = fitted_models(fitted)
+    found = model_slots(fitted)
     assert sorted(found) == sorted(MODELS)
     for key in MODELS:
         assert found[key] is home(fitted, key)
-    assert sorted(fitted_models(fitted["rna"])) == ["scanvi", "scvi"]
+    assert sorted(model_slots(fitted["rna"])) == ["scanvi", "scvi"]
     fitted.uns["other"] = {"model": "a string"}
     fitted.uns["another"] = {"model": {"x": 1}}
-    assert sorted(fitted_models(fitted)) == sorted(MODELS)
+    assert sorted(model_slots(fitted)) == sorted(MODELS)
 
 
 class TestResolve:
     def test_the_only_one(self):
         mdata = cite()
         av.tl.scvi(mdata, max_epochs=1, key_added="mine")
-        model, key = resolve(mdata, None)
+        model, key = find_model(mdata, None)
         assert (model.name, key) == ("scvi", "mine")
 
     def test_several(self, fitted):
         with pytest.raises(
             ValueError, match=r"several fitted models: 'totalvi', 'totalanvi', 'scvi', 'scanvi'.*model="
         ):
-            resolve(fitted, None)
+            find_model(fitted, None)
 
     def test_none(self):
         with pytest.raises(KeyError, match="no fitted model in this object; run av.tl.totalanvi"):
-            resolve(cite(), None)
+            find_model(cite(), None)
 
     def test_unknown(self, fitted):
         with pytest.raises(
             KeyError, match=r"model='totalanvy' is no fitted model of this object and no folder; there are: 'totalvi'"
         ):
-            resolve(fitted, "totalanvy")
+            find_model(fitted, "totalanvy")
 
     def test_model_object_needs_no_fit_in_the_data(self, fitted):
         model = av.get.model(fitted, "totalanvi")
-        assert resolve(cite(), model) == (model, "totalanvi")
+        assert find_model(cite(), model) == (model, "totalanvi")
 
     def test_no_data(self):
         with pytest.raises(TypeError, match="Expected a MuData or an AnnData, got str"):
-            resolve("file.h5mu", None)
+            find_model("file.h5mu", None)
 
 
 def config(slot, *without, **changes):

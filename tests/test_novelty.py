@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 import anvi as av
 from anvi._data.cells import read_cells
 from anvi._model import Landmarks
-from anvi._posterior import encode, novelty
+from anvi._posterior import confidence, encode
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_scores_by_a_loop(fitted):
     cells = read_cells(fitted, model.setup, labels=True)
     found_by = encode.embed(model, cells)
     latent, proba = found_by.mean, found_by.proba.astype(float)
-    found = novelty.novelty(model, cells, latent, found_by.proba)
+    found = confidence.novelty(model, cells, latent, found_by.proba)
     marks = model.landmarks
     centre, whiten, quantiles = (part.numpy().astype(float) for part in (marks.centre, marks.whiten, marks.quantiles))
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
@@ -49,9 +49,9 @@ def test_scores_by_a_loop(fitted):
     for i in (0, 5, 900, 1_999):
         kind = 0 if measured[i] else 1
         alike = (batch == batch[i]) & (measured == measured[i])
-        assert alike.sum() >= novelty.MIN_BATCH
+        assert alike.sum() >= confidence.MIN_BATCH
         unit = np.quantile(every[alike], 0.25) / (quantiles[kind, 25] / quantiles[kind, 95])
-        assert found.score[i] == pytest.approx(every[i] / np.clip(unit, 1, novelty.LONGEST_UNIT), rel=1e-3)
+        assert found.score[i] == pytest.approx(every[i] / np.clip(unit, 1, confidence.LONGEST_UNIT), rel=1e-3)
         assert found.kind[i] == kind
 
 
@@ -72,7 +72,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
         latent = np.tile(near, (len(cells), 1))
         latent[:, 0] += factor * distance
         sure = np.eye(len(model.classes), dtype=np.float32)[np.zeros(len(cells), dtype=int)]
-        return novelty.novelty(alone, cells, latent, sure).unassigned(0.05).mean()
+        return confidence.novelty(alone, cells, latent, sure).unassigned(0.05).mean()
 
     assert rejected(1.0) == pytest.approx(0.05, abs=0.005)
     assert rejected(1.3) == pytest.approx(0.05, abs=0.005)  # all are farther, none for its type
@@ -82,7 +82,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
 def test_the_limit_keeps_the_stated_share_of_held_out_cells():
     scores = np.linspace(0, 3, 1_001, dtype=np.float32)  # of held-out cells, evenly spread
     quantiles = np.tile(np.quantile(scores, np.linspace(0, 1, 101)), (2, 1))
-    some = novelty.Novelty(scores, np.zeros(len(scores), dtype=int), quantiles)
+    some = confidence.Novelty(scores, np.zeros(len(scores), dtype=int), quantiles)
     for share in (0.01, 0.05, 0.123, 0.5):
         assert some.unassigned(share).mean() == pytest.approx(share, abs=2e-3)  # a grid of 1,001
     assert not some.unassigned(0).any()
@@ -121,10 +121,10 @@ def test_the_same_share_of_every_class_is_looked_at(monkeypatch):
     label = torch.from_numpy(rng.choice([-1, 0, 1, 2], 1_000, p=[0.2, 0.6, 0.19, 0.01]))
     index = torch.arange(500)
     of_class = torch.bincount(label[:500][label[:500] >= 0])
-    everyone = novelty._of_every_class(label, index, torch.Generator().manual_seed(0))
+    everyone = confidence._of_every_class(label, index, torch.Generator().manual_seed(0))
     assert sorted(everyone.tolist()) == np.flatnonzero(label[:500].numpy() >= 0).tolist()
-    monkeypatch.setattr(novelty, "CELLS", 60)
-    chosen = novelty._of_every_class(label, index, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(confidence, "CELLS", 60)
+    chosen = confidence._of_every_class(label, index, torch.Generator().manual_seed(0))
     assert torch.equal(torch.bincount(label[chosen]), of_class.clamp(max=20))
     assert len(set(chosen.tolist())) == len(chosen) and set(chosen.tolist()) <= set(everyone.tolist())
 
@@ -141,12 +141,12 @@ def test_centres_and_scatter_by_numpy():
     inside = (z - means[label]).T @ (z - means[label])
     expected = (inside + 3 * np.eye(3) * np.trace(inside) / 3_000 / 3) / 3_003
     frequency = torch.bincount(torch.from_numpy(label))
-    centre, whiten = novelty._centres(torch.from_numpy(z), torch.from_numpy(label), frequency)
+    centre, whiten = confidence._centres(torch.from_numpy(z), torch.from_numpy(label), frequency)
     np.testing.assert_allclose(centre, means, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.inv(whiten.double() @ whiten.double().T), expected, rtol=1e-4, atol=1e-6)
     # with a tenth of the largest class, each class still counts as it is frequent
     some = (label != 0) | (rng.random(3_000) < 0.1)
-    _, of_some = novelty._centres(torch.from_numpy(z[some]), torch.from_numpy(label[some]), frequency)
+    _, of_some = confidence._centres(torch.from_numpy(z[some]), torch.from_numpy(label[some]), frequency)
     within = sum(np.cov(z[some & (label == k)].T, bias=True) * int(frequency[k]) / 3_000 for k in range(3))
     expected = (some.sum() * within + 3 * np.eye(3) * np.trace(within) / 3) / (some.sum() + 3)
     np.testing.assert_allclose(np.linalg.inv(of_some.double() @ of_some.double().T), expected, rtol=1e-4, atol=1e-6)
@@ -154,7 +154,7 @@ def test_centres_and_scatter_by_numpy():
 
 def test_one_cell_of_each_class_has_no_scatter_to_speak_of():
     z = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    centre, whiten = novelty._centres(z, torch.tensor([0, 4]), torch.tensor([1, 0, 0, 0, 1]))
+    centre, whiten = confidence._centres(z, torch.tensor([0, 4]), torch.tensor([1, 0, 0, 0, 1]))
     assert torch.equal(centre, z) and bool(whiten.isfinite().all())
 
 
@@ -163,9 +163,9 @@ def test_a_direction_in_which_classes_hardly_scatter_counts_for_more():
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.choice(2, 400))
     z = torch.from_numpy((rng.standard_normal((400, 2)) * [5, 0.1]).astype(np.float32))
-    centre, whiten = novelty._centres(z, label, torch.bincount(label))
+    centre, whiten = confidence._centres(z, label, torch.bincount(label))
     sure = np.ones((2, 1), dtype=np.float32)
-    along, across = novelty._strangeness(np.array([[6, 0], [0, 1]], dtype=np.float32), sure, centre, whiten)
+    along, across = confidence._strangeness(np.array([[6, 0], [0, 1]], dtype=np.float32), sure, centre, whiten)
     assert across > 3 * along  # six times as near by the ruler
 
 
@@ -240,15 +240,15 @@ def test_a_score_does_not_depend_on_who_else_is_asked():
     z = rng.standard_normal((500, 20)).astype(np.float32)
     z[:, 0] = 3 + 1e-4 * z[:, 0]
     label = torch.from_numpy(rng.choice(4, 500))
-    centre, whiten = novelty._centres(torch.from_numpy(z), label, torch.bincount(label) * 2_000)
+    centre, whiten = confidence._centres(torch.from_numpy(z), label, torch.bincount(label) * 2_000)
     whiten[0, 0] = 1e4  # as of so many cells that nothing is added
     sure = np.ones((500, 1), dtype=np.float32)
-    together = novelty._strangeness(z, sure, centre, whiten)
-    alone = torch.cat([novelty._strangeness(z[i : i + 1], sure[:1], centre, whiten) for i in range(50)])
+    together = confidence._strangeness(z, sure, centre, whiten)
+    alone = torch.cat([confidence._strangeness(z[i : i + 1], sure[:1], centre, whiten) for i in range(50)])
     np.testing.assert_allclose(together[:50], alone, rtol=1e-5)
 
 
 def test_a_model_without_landmarks_says_nothing(fitted):
     model = replace(av.get.model(fitted), landmarks=None)
     cells = read_cells(fitted, model.setup)
-    assert novelty.novelty(model, cells, np.zeros((len(cells), 20)), np.ones((len(cells), 1))) is None
+    assert confidence.novelty(model, cells, np.zeros((len(cells), 20)), np.ones((len(cells), 1))) is None

@@ -6,9 +6,8 @@ import pytest
 from helpers import cite
 
 from anvi._data.cells import read_cells
-from anvi._data.panels import find_panels
-from anvi._data.proteins import Proteins
-from anvi._data.setup import find_setup
+from anvi._data.counts import Proteins
+from anvi._data.setup import find_panels, find_setup
 
 NAN = np.nan
 # two panels; protein d is NaN throughout panel one, c is zero throughout panel two

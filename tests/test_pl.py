@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from mudata import MuData, read_h5mu
 
 import anvi as av
-from anvi.pl import _figure, _slots
+from anvi._data import fits as stored
+from anvi.pl import _figure
 from anvi.pl.history import robust_limits
 
 matplotlib.use("Agg")
@@ -228,10 +229,10 @@ def test_dicts_of_others_are_not_fits():
     adata = AnnData(np.zeros((3, 2), np.float32))
     adata.uns["theirs"] = {"model": {"config": "yaml: yes"}}
     adata.uns["plain"] = {"model": "a name"}
-    assert _slots.fitted(adata) == {}
+    assert stored.stored_fits(adata) == {}
     adata.uns["broken"] = {"model": {"config": "{", "weights": np.zeros(3)}}
     with pytest.raises(ValueError, match=r"uns\['broken'\] is damaged"):
-        _slots.fitted(adata)
+        stored.stored_fits(adata)
 
 
 # --- predictions
@@ -391,13 +392,13 @@ def test_class_colors_are_distinct(n):
 
 
 def test_stored_colors_need_one_for_each_category(mdata):
-    assert _slots.stored_colors(mdata, "cell_type") == {}
+    assert _figure.stored_colors(mdata, "cell_type") == {}
     mdata.uns["cell_type_colors"] = ["#000000"]
-    assert _slots.stored_colors(mdata, "cell_type") == {}
+    assert _figure.stored_colors(mdata, "cell_type") == {}
     mdata["rna"].uns["x_colors"] = np.array(["#000000", "#ffffff"], dtype=object)
     mdata["rna"].obs["x"] = pd.Categorical(["a", "b"] * 300)
-    assert _slots.stored_colors(mdata, "rna:x") == {"a": "#000000", "b": "#ffffff"}
-    assert _slots.stored_colors(mdata, "x", ("rna", "prot")) == {"a": "#000000", "b": "#ffffff"}
+    assert _figure.stored_colors(mdata, "rna:x") == {"a": "#000000", "b": "#ffffff"}
+    assert _figure.stored_colors(mdata, "x", ("rna", "prot")) == {"a": "#000000", "b": "#ffffff"}
 
 
 # --- history

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import anvi as av
-from anvi._data.ranked import Ranked, build
+from anvi._data.rankings import Ranked, build_ranking
 from anvi.pl.differential_expression import HIGHER, LOWER, OTHER
 
 matplotlib.use("Agg")
@@ -38,7 +38,7 @@ def ranking(names, groups, seed: int = 0, **params) -> dict:
         lfc, rate = rng.normal(0, 2, len(names)), rng.uniform(0, 0.15, len(names))
         extras = {"proba_de": (1 - rate).astype(np.float32)}
         columns[group] = Ranked(lfc, lfc, rate / 2, rate, extras)
-    return build(columns, list(names), {"groupby": "g", "reference": "rest", "fdr": 0.05} | params)
+    return build_ranking(columns, list(names), {"groupby": "g", "reference": "rest", "fdr": 0.05} | params)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_result_of_scanpy_and_proteins_of_an_anndata():
 def test_certainty_without_end_and_features_that_do_not_change():
     adata = AnnData(np.zeros((2, 4), np.float32))
     numbers = np.array([3.0, 0.0, np.nan, -1.0])
-    adata.uns[KEY] = build(
+    adata.uns[KEY] = build_ranking(
         {"a": Ranked(numbers, numbers, np.zeros(4), np.zeros(4))}, list("wxyz"), {"reference": "rest"}
     )
     for kind in ("volcano", "dot"):

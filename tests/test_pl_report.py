@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 import anvi as av
-from anvi.pl._slots import resolve
+from anvi._data.fits import resolve_fit
 from anvi.pl.report import checks
 
 
@@ -67,7 +67,7 @@ def test_the_page_is_whole_and_needs_nothing_else(fitted):
 
 
 def test_numbers_are_those_of_the_slots(fitted):
-    found = {line.what: line for line in checks(resolve(fitted, None))}
+    found = {line.what: line for line in checks(resolve_fit(fitted, None))}
     table = av.metrics.classification(fitted)
     assert f"accuracy {table.loc['overall', 'accuracy']:.3f}" in found["labels"].found
     history = fitted.uns["totalanvi"]["history"]
@@ -87,7 +87,7 @@ def test_a_class_that_is_never_found_is_named(fitted):
     broken.obs["totalanvi_prediction"] = pd.Categorical(
         broken.obs["totalanvi_prediction"].astype(str).replace({first: other})
     )
-    lines = {line.what: line for line in checks(resolve(broken, None))}
+    lines = {line.what: line for line in checks(resolve_fit(broken, None))}
     assert (
         lines["recall of every class"].verdict == "warn" and f"{first} (0.00)" in lines["recall of every class"].found
     )
@@ -141,7 +141,7 @@ def test_what_is_missing_is_said_in_its_place(fitted):
 def test_labels_that_were_deleted_since(fitted):
     bare = fitted.copy()
     del bare.obs["cell_type"]
-    lines = {line.what: line for line in checks(resolve(bare, None))}
+    lines = {line.what: line for line in checks(resolve_fit(bare, None))}
     assert lines["labels"].verdict == "unknown"
     assert lines["cells of no known type"].found.endswith("of the cells without a label")
     assert "<h2>Predictions</h2>" in av.pl.report(bare)
@@ -172,7 +172,7 @@ def test_mapped_cells(fitted, epochs, labels_key):
     query = av.datasets.synthetic_cite(200, n_genes=60, random_state=1)
     query.obs["batch"] = "new"
     av.tl.map_query(query, fitted, max_epochs=epochs, labels_key=labels_key)
-    lines = {line.what: line for line in checks(resolve(query, None))}
+    lines = {line.what: line for line in checks(resolve_fit(query, None))}
     assert lines["labels"].verdict == "unknown"
     assert "recall of every class" not in lines  # nothing to hold predictions against, though obs has a "cell_type"
     assert lines["calibration"].verdict == "unknown" and "reference" in lines["calibration"].found

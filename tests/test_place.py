@@ -4,7 +4,7 @@ from anndata import AnnData
 from helpers import quiet_mudata
 from mudata import MuData
 
-from anvi._data.place import in_modality, in_varp
+from anvi._data.slots import in_modality, in_varp
 
 
 def adata(cells, features) -> AnnData:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import anvi as av
-from anvi._posterior.prediction_sets import PER_CLASS, own_probability, thresholds
+from anvi._posterior.confidence import PER_CLASS, own_probability, thresholds
 
 
 def test_own_probabilities_by_a_loop():

@@ -6,7 +6,7 @@ import pytest
 import scanpy as sc
 from anndata import AnnData, read_h5ad, read_zarr
 
-from anvi._data.ranked import COLUMNS, Ranked, build, find, group_names, is_ranking, table
+from anvi._data.rankings import COLUMNS, Ranked, build_ranking, find_ranking, group_names, is_ranking, ranking_table
 
 GROUPS = ["NK/T", "B cell", "αβ"]
 FEATURES = [f"G{i}" for i in range(7)]
@@ -25,7 +25,7 @@ def columns(seed: int = 0) -> dict[str, Ranked]:
 
 def test_rows_of_every_column_belong_to_the_name_in_that_row():
     given = columns()
-    stored = build(given, FEATURES, {"groupby": "g", "reference": "rest"})
+    stored = build_ranking(given, FEATURES, {"groupby": "g", "reference": "rest"})
     for group, part in given.items():
         # dumber: a dict by name, sorted by Python
         wanted = sorted(FEATURES, key=lambda name: -part.scores[FEATURES.index(name)])
@@ -49,7 +49,7 @@ def test_rows_of_every_column_belong_to_the_name_in_that_row():
 def test_ties_keep_their_order_and_nan_comes_last():
     nothing = np.full(4, np.nan)
     part = Ranked(np.array([1.0, np.nan, 2.0, 1.0]), nothing, nothing, nothing)
-    assert build({"a": part}, list("wxyz"), {})["names"]["a"].tolist() == ["y", "w", "z", "x"]
+    assert build_ranking({"a": part}, list("wxyz"), {})["names"]["a"].tolist() == ["y", "w", "z", "x"]
 
 
 @pytest.mark.parametrize("form", ["memory", "h5ad", "zarr"])
@@ -58,7 +58,7 @@ def test_scanpy_and_we_read_the_same_before_and_after_a_file(form, tmp_path):
     adata = AnnData(np.ones((6, 7), np.float32), var=pd.DataFrame(index=FEATURES))
     adata.obs["g"] = pd.Categorical([*GROUPS, *GROUPS])
     given = columns()
-    adata.uns["r"] = build(given, FEATURES, {"groupby": "g", "reference": "rest", "delta": None, "fdr": 0.3})
+    adata.uns["r"] = build_ranking(given, FEATURES, {"groupby": "g", "reference": "rest", "delta": None, "fdr": 0.3})
     if form == "h5ad":
         adata.write_h5ad(tmp_path / "a.h5ad")
         adata = read_h5ad(tmp_path / "a.h5ad")
@@ -66,19 +66,19 @@ def test_scanpy_and_we_read_the_same_before_and_after_a_file(form, tmp_path):
         adata.write_zarr(tmp_path / "a.zarr")
         adata = read_zarr(tmp_path / "a.zarr")
     assert is_ranking(adata.uns["r"]) and group_names(adata.uns["r"]) == GROUPS
-    ours = table(adata.uns["r"])
+    ours = ranking_table(adata.uns["r"])
     theirs = sc.get.rank_genes_groups_df(adata, None, key="r")
     assert len(ours) == len(theirs) == 21
     for column in ("group", "names", *COLUMNS):
         assert ours[column].tolist() == theirs[column].tolist()
     assert (ours["is_de"] == (ours["pvals_adj"] <= 0.3)).all()
-    one = table(adata.uns["r"], ["B cell"])
+    one = ranking_table(adata.uns["r"], ["B cell"])
     assert one["names"].tolist() == sc.get.rank_genes_groups_df(adata, "B cell", key="r")["names"].tolist()
 
 
 def test_what_is_found():
     adata = AnnData(np.ones((2, 7), np.float32), var=pd.DataFrame(index=FEATURES))
-    adata.uns["r"] = adata.uns["r_prot"] = build(columns(), FEATURES, {})
+    adata.uns["r"] = adata.uns["r_prot"] = build_ranking(columns(), FEATURES, {})
     adata.uns["other"] = {"params": {}}
-    assert list(find(adata, "r")) == ["rna", "prot"]
-    assert find(adata, "other") == find(adata, "nowhere") == {}
+    assert list(find_ranking(adata, "r")) == ["rna", "prot"]
+    assert find_ranking(adata, "other") == find_ranking(adata, "nowhere") == {}

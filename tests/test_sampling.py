@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from anvi.nn import sampling
+from anvi.nn import likelihoods
 
 N = 40_000
 
@@ -28,7 +28,7 @@ def close(drawn: torch.Tensor, distribution) -> None:
 
 def test_nb():
     mean, theta = np.array([0.05, 1.0, 30.0, 400.0]), np.array([0.3, 2.0, 1.0, 50.0])
-    drawn = sampling.nb(grid(mean), torch.tensor(theta, dtype=torch.float32), generator())
+    drawn = likelihoods.sample_nb(grid(mean), torch.tensor(theta, dtype=torch.float32), generator())
     close(drawn, stats.nbinom(theta, theta / (theta + mean)))
     assert torch.equal(drawn, drawn.round())
     # the whole distribution, not two moments of it: share of each small count
@@ -40,30 +40,35 @@ def test_nb():
 
 def test_gamma():
     shape, mean = np.array([0.2, 1.0, 20.0]), np.array([3.0, 0.01, 500.0])
-    drawn = sampling.gamma(torch.tensor(shape, dtype=torch.float32), grid(mean), generator())
+    drawn = likelihoods.sample_gamma(torch.tensor(shape, dtype=torch.float32), grid(mean), generator())
     close(drawn, stats.gamma(shape, scale=mean / shape))
 
 
 def test_poisson_is_cut_where_float32_counts_no_more():
-    close(sampling.poisson(grid([0.1, 7.0]), generator()), stats.poisson([0.1, 7.0]))
-    assert sampling.poisson(torch.tensor([1e30, torch.inf]), generator()).max() < 1.01e8
+    close(likelihoods.sample_poisson(grid([0.1, 7.0]), generator()), stats.poisson([0.1, 7.0]))
+    assert likelihoods.sample_poisson(torch.tensor([1e30, torch.inf]), generator()).max() < 1.01e8
 
 
 def test_zinb():
     mean, theta, pi = 4.0, 3.0, 0.3
     logits = torch.full((N, 1), np.log(pi / (1 - pi)), dtype=torch.float32)
-    drawn = sampling.zinb(grid([mean]), torch.tensor([theta]), logits, generator()).numpy()
+    drawn = likelihoods.sample_zinb(grid([mean]), torch.tensor([theta]), logits, generator()).numpy()
     p = pi + (1 - pi) * stats.nbinom.pmf(0, theta, theta / (theta + mean))
     assert abs((drawn == 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / N)
     assert abs(drawn.mean() - (1 - pi) * mean) < 5 * drawn.std() / np.sqrt(N)
 
 
 def test_normal_and_bernoulli():
-    close(sampling.normal(grid([-1.0, 5.0]), torch.tensor([0.1, 3.0]), generator()), stats.norm([-1, 5], [0.1, 3]))
-    close(sampling.bernoulli(grid([0.1, 0.9]), generator()).float(), stats.bernoulli([0.1, 0.9]))
+    close(
+        likelihoods.sample_normal(grid([-1.0, 5.0]), torch.tensor([0.1, 3.0]), generator()),
+        stats.norm([-1, 5], [0.1, 3]),
+    )
+    close(likelihoods.sample_bernoulli(grid([0.1, 0.9]), generator()).float(), stats.bernoulli([0.1, 0.9]))
 
 
-@pytest.mark.parametrize("draw", [sampling.nb, lambda m, t, g: sampling.zinb(m, t, torch.zeros_like(m), g)])
+@pytest.mark.parametrize(
+    "draw", [likelihoods.sample_nb, lambda m, t, g: likelihoods.sample_zinb(m, t, torch.zeros_like(m), g)]
+)
 def test_the_generator_alone_decides(draw):
     state = torch.get_rng_state()
     mean, theta = grid([1.0, 5.0]), torch.tensor([1.0, 2.0])

@@ -7,8 +7,8 @@ from helpers import cite
 
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
+from anvi._data.downsample import Shift, downsampled
 from anvi._data.setup import find_setup
-from anvi._data.shifted import Shift, shifted
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ INDEX = torch.tensor([17, 3, 3, 250, 99])
 
 
 def test_nothing_shifted_is_the_same(cells):
-    same = shifted(cells, INDEX, Shift(), 0)
+    same = downsampled(cells, INDEX, Shift(), 0)
     everyone = torch.arange(len(INDEX))
     for ours, theirs in zip(take(same, everyone), take(cells, INDEX), strict=True):
         if torch.is_tensor(theirs):
@@ -31,7 +31,7 @@ def test_nothing_shifted_is_the_same(cells):
 
 def test_counts_are_thinned_and_nothing_else(cells):
     index = torch.arange(len(cells))
-    thin = shifted(cells, index, Shift(depth=0.4), 1)
+    thin = downsampled(cells, index, Shift(depth=0.4), 1)
     before, after = take(cells, index), take(thin, index)
     assert (after.x <= before.x).all() and (after.x == after.x.round()).all() and (after.y <= before.y).all()
     for old, new in ((before.x, after.x), (before.y, after.y)):
@@ -43,7 +43,7 @@ def test_counts_are_thinned_and_nothing_else(cells):
 
 def test_each_gene_has_an_efficiency_of_its_own(cells):
     index = torch.arange(len(cells))
-    after = take(shifted(cells, index, Shift(depth=0.3, spread=0.5), 2), index).x.sum(0)
+    after = take(downsampled(cells, index, Shift(depth=0.3, spread=0.5), 2), index).x.sum(0)
     before = take(cells, index).x.sum(0)
     many = before > 2_000
     log_kept = (after[many] / before[many]).log()
@@ -52,10 +52,10 @@ def test_each_gene_has_an_efficiency_of_its_own(cells):
 
 
 def test_hidden_proteins_are_not_measured(cells):
-    hidden = take(shifted(cells, INDEX, Shift(proteins=False), 0), torch.arange(5))
+    hidden = take(downsampled(cells, INDEX, Shift(proteins=False), 0), torch.arange(5))
     assert not hidden.measured.any() and not hidden.y.any()
 
 
 def test_the_seed_decides(cells):
-    one, same, other = (shifted(cells, INDEX, Shift(0.5, 0.3), seed).x.values for seed in (0, 0, 1))
+    one, same, other = (downsampled(cells, INDEX, Shift(0.5, 0.3), seed).x.values for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)

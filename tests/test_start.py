@@ -7,8 +7,7 @@ import anvi as av
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
 from anvi._fit import loop
-from anvi._fit.background import lower_component
-from anvi._fit.start import make_config, make_network
+from anvi._fit.start import lower_component, make_config, make_network
 
 PAIRS = [("scvi", "scanvi"), ("totalvi", "totalanvi")]
 

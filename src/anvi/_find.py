@@ -13,10 +13,9 @@ from mudata import MuData
 
 from ._data import slots
 from ._data.containers import Data
-from ._data.setup import Setup
-from ._folder import read_model
-from ._hub import FILES, fetch, read_fetched
+from ._data.fits import model_slots
 from ._model import Model
+from ._store import FILES, fetch, read_fetched, read_model
 
 logger = logging.getLogger("anvi")
 
@@ -27,18 +26,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """A name on the hub, and what no such name ends with: a file was meant."""
 
 
-def fitted(data: Data) -> dict[str, Data]:
-    """Keys of the fitted models in an object, and the part of it whose `uns` holds each."""
-    homes = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
-    found: dict[str, Data] = {}
-    for home in homes:
-        for key, value in home.uns.items():
-            if isinstance(value, dict) and isinstance(value.get("model"), dict) and "weights" in value["model"]:
-                found.setdefault(key, home)
-    return found
-
-
-def resolve(data: Data, model: str | Path | Model | None, argument: str = "model") -> tuple[Model, str]:
+def find_model(data: Data, model: str | Path | Model | None, argument: str = "model") -> tuple[Model, str]:
     """The model that an argument means, and the key of its slots.
 
     Parameters
@@ -61,7 +49,7 @@ def resolve(data: Data, model: str | Path | Model | None, argument: str = "model
         return model, model.key
     if not isinstance(data, MuData | AnnData):
         raise TypeError(f"Expected a MuData or an AnnData, got {type(data).__name__}.")
-    there = fitted(data)
+    there = model_slots(data)
     listed = ", ".join(map(repr, there))
     if model is None:
         if not there:
@@ -107,7 +95,7 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
         if isinstance(reference, str) and _may_be_on_the_hub(reference):
             return _from_hub(reference), None
         reference = _read(path)
-    return resolve(reference, model)[0], reference
+    return find_model(reference, model)[0], reference
 
 
 def _from_hub(repo_id: str) -> Model:
@@ -141,30 +129,6 @@ def _read(path: Path) -> Data:
     return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
 
 
-def check_free(data: Data, key: str, *, joint: bool, rna_mod: str) -> None:
-    """Raise a ValueError if a fit under `key` would bury something that is not an earlier fit in the same place."""
-    home = data if joint or isinstance(data, AnnData) else data.mod.get(rna_mod, data)
-    there = fitted(data)
-    if key in there and there[key] is not home:
-        raise ValueError(f"There is another model under the key '{key}' in this object; pass key_added= for this one.")
-    if key in home.uns and key not in there and not slots.only_queries(home.uns[key]):
-        raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
-
-
-def check_no_own_label(data: Data, setup: Setup, key: str) -> None:
-    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
-
-    It is a result if predictions stand beside it, or a labelled fit.
-    """
-    obs, there = slots.home(data, setup).obs, fitted(data)
-    if slots.label(key) not in obs or slots.prediction(key) in obs:
-        return
-    if key not in there or not len(there[key].uns[key].get("classes", ())):
-        raise ValueError(
-            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
-        )
-
-
 def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> str:
     """The prefix under which a verb writes; never over the results of another model, nor over the user's own.
 
@@ -173,7 +137,7 @@ def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> s
     ValueError
         If another fit of the object has the prefix, or something lies there that is no result of anvi.
     """
-    there, wanted = fitted(data), slots.clean_key(key if key_added is None else key_added)
+    there, wanted = model_slots(data), slots.clean_key(key if key_added is None else key_added)
     another = "another " if key_added is not None else ""
     if wanted in there:
         config = json.loads(str(there[wanted].uns[wanted]["model"]["config"]))
@@ -185,7 +149,7 @@ def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> s
         return wanted
     joint = model.setup.joint or isinstance(data, AnnData)
     entry = (data if joint else data.mod.get(model.setup.rna_mod, data)).uns.get(wanted)
-    if entry is not None and not slots.only_queries(entry) and not slots.is_fit(entry):
+    if entry is not None and not slots.only_answers(entry) and not slots.is_fit(entry):
         raise ValueError(
             f"uns['{wanted}'] holds something that is no result of anvi; pass {another}key_added= to write beside it."
         )

@@ -200,7 +200,7 @@ def pbmc_cite(path: str | os.PathLike[str] | None = None) -> MuData:
     FileNotFoundError
         If the file is in none of these places.
     """
-    from anvi.settings import settings
+    from .settings import settings
 
     places = {"settings.data_dir": settings.data_dir, "$ANVI_DATA_DIR": os.environ.get("ANVI_DATA_DIR")}
     places = places if path is None else {"path": path}

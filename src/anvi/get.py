@@ -8,15 +8,145 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ._data import containers, explained, ranked, slots
+from ._data import containers, rankings, slots
 from ._data.containers import Data
-from ._data.features import find_features
-from ._find import resolve
+from ._data.select import find_features
+from ._find import find_model
 from ._model import Model
-from .tl._parameters import library_size, likelihood_parameters
+from ._posterior import expected
+from .tl._ask import ask, rna_names, rows_of
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+def likelihood_parameters(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    modality: str | None = None,
+    features: Sequence[str] | None = None,
+    device: str = "auto",
+) -> xr.Dataset:
+    r"""Parameters of the likelihood of every count, at the posterior mean of each cell.
+
+    A count of gene :math:`g` in cell :math:`n` is negative binomial of mean `rna_mean` and inverse dispersion
+    `rna_theta`, replaced by zero with `rna_zero_probability` ("zinb"); Poisson of mean `rna_mean`; or normal with the
+    standard deviation `rna_scale`. That of a protein is negative binomial with inverse dispersion `prot_phi` and the
+    mean :math:`\beta` with `prot_background_probability`, else :math:`\beta f`, where :math:`\log \beta` is normal.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    modality
+        Name of the only modality; None: all of the model.
+    features
+        These alone: names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one.
+    device
+        "auto" or a torch device.
+
+    Returns
+    -------
+    Dataset of (variables that a model does not have are not there)
+
+    `rna_mean` (obs, rna_var)
+        Expected count, without extra zeros.
+    `rna_theta` (rna_var), (batch, rna_var), (label, rna_var) or (obs, rna_var)
+        As the dispersion is "gene", "gene-batch", "gene-label" or "gene-cell"; `rna_scale` for "normal".
+    `rna_zero_probability` (obs, rna_var)
+        Of an extra zero.
+    `prot_background_log_mean`, `prot_background_log_scale` (obs, prot_var)
+        Of the normal posterior of the log background.
+    `prot_foreground_factor`, `prot_background_probability` (obs, prot_var)
+        How far the foreground is above the background, and the weight of the background.
+    `prot_phi` (prot_var) or (batch, prot_var)
+        Inverse dispersion.
+    `prot_prior_log_mean`, `prot_prior_log_scale` (panel, prot_var)
+        The prior of the log background.
+    `prot_efficiency` (batch, prot_var)
+        Multiplies the means of models of scvi-tools that have it.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, modality or feature, or the data do not fit it.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.scvi(mdata, max_epochs=2)
+    >>> av.get.likelihood_parameters(mdata, features=["G001"])["rna_zero_probability"].dims
+    ('obs', 'rna_var')
+    """
+    import xarray as xr
+
+    fitted, _, setup, cells = ask(data, model, device=device, labels=None)
+    wanted = find_features(setup, features, modality)
+    names = rna_names(data, setup)
+    rows = rows_of(names, cells)
+    obs = slots.home(data, setup).obs_names
+    labels = (*setup.classes, setup.unlabeled_category) if setup.classes else None
+    coords = {
+        "batch": list(setup.batches),
+        "label": None if labels is None else list(labels),
+        "panel": list(setup.panels),
+        "obs": names.to_numpy(dtype=str),
+    }
+    found = {}
+    if wanted.has_genes:
+        found[setup.rna_mod] = wanted.gene_names, expected.gene_parameters(fitted, cells, wanted, rows)
+    if wanted.has_proteins:
+        found[setup.prot_mod] = wanted.protein_names, expected.protein_parameters(fitted, cells, wanted, rows)
+    arrays = {}
+    for mod, (features_of_mod, of_mod) in found.items():
+        for name, (axis, values) in of_mod.items():
+            dims = (f"{mod}_var",) if axis is None else (axis, f"{mod}_var")
+            labelled = {f"{mod}_var": list(features_of_mod)}
+            if axis is not None and coords[axis] is not None:
+                labelled[axis] = coords[axis]
+            arrays[f"{mod}_{name}"] = xr.DataArray(values, labelled, dims)
+    out = xr.Dataset(arrays)
+    return out if obs.equals(names) else out.reindex(obs=obs.to_numpy(dtype=str))
+
+
+def library_size(data: Data, *, model: str | Path | Model | None = None, device: str = "auto") -> pd.Series:
+    """The library size that a model reckons with: the posterior mean where it is latent, else what was observed.
+
+    Parameters
+    ----------
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+    device
+        "auto" or a torch device.
+
+    Returns
+    -------
+    Series of counts (cells), or of size factors for a model that was fitted with them; NaN outside the model.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, or the data do not fit it.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.scvi(mdata, library="latent", max_epochs=2)
+    >>> bool((av.get.library_size(mdata) > 0).all())
+    True
+    """
+    fitted, key, setup, cells = ask(data, model, device=device)
+    names = rna_names(data, setup)
+    values = expected.library_sizes(fitted, cells, rows_of(names, cells))
+    return pd.Series(values, names, name=f"{key}_library_size").reindex(slots.home(data, setup).obs_names)
+
 
 __all__ = ["attributions", "de", "denoised", "history", "library_size", "likelihood_parameters", "model", "proba"]
 
@@ -48,7 +178,7 @@ def model(data: Data, key: str | None = None) -> Model:
     >>> av.get.model(mdata).name
     'totalvi'
     """
-    return resolve(data, key, "key")[0]
+    return find_model(data, key, "key")[0]
 
 
 def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
@@ -78,7 +208,7 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
     >>> bool((abs(av.get.proba(mdata).sum(axis=1) - 1) < 1e-5).all())
     True
     """
-    fitted, key = resolve(data, model)
+    fitted, key = find_model(data, model)
     if not fitted.config.has_labels:
         raise ValueError(f"The model '{key}' ({fitted.name}) has no labels and hence no probabilities.")
     part = slots.home(data, fitted.setup)
@@ -131,7 +261,7 @@ def de(
     >>> len(av.get.de(mdata, "NK", "prot"))
     20
     """
-    there = ranked.find(data, key)
+    there = rankings.find_ranking(data, key)
     if modality is not None:
         there = {mod: stored for mod, stored in there.items() if mod == modality}
     if not there:
@@ -140,11 +270,11 @@ def de(
     wanted = None if group is None else [group] if isinstance(group, str) else list(group)
     tables = []
     for mod, stored in there.items():
-        known = ranked.group_names(stored)
+        known = rankings.group_names(stored)
         unknown = [name for name in wanted or [] if name not in known]
         if unknown:
             raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
-        table = ranked.table(stored, wanted)
+        table = rankings.ranking_table(stored, wanted)
         table.insert(0, "modality", mod)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -172,7 +302,7 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     >>> len(av.get.history(mdata))
     2
     """
-    return resolve(data, model)[0].history.copy()
+    return find_model(data, model)[0].history.copy()
 
 
 def denoised(
@@ -215,7 +345,7 @@ def denoised(
     >>> av.get.denoised(mdata, ["P01", "G007"]).shape
     (300, 2)
     """
-    fitted, key = resolve(data, model)
+    fitted, key = find_model(data, model)
     setup, key = fitted.setup, key if key_added is None else key_added
     wanted = find_features(setup, features)
     home, tables = slots.home(data, setup), {}
@@ -290,10 +420,10 @@ def attributions(data: Data, *, model: str | None = None, per_cell: bool = False
     >>> av.get.attributions(mdata)["prot"].dims
     ('class', 'prot_var')
     """
-    key, parts = explained.resolve(data, model)
+    key, parts = rankings.resolve_attributions(data, model)
     single = [part.cells(key) for part in parts] if per_cell else []
     if any(table is None for table in single):
         raise KeyError(
             f"Attributions of single cells were not kept under '{key}'; run av.tl.attributions(data, per_cell=True)."
         )
-    return explained.dataset(parts, single)
+    return rankings.attributions_dataset(parts, single)

@@ -1,15 +1,20 @@
 """Where to compute, how much to say, where data lie: one object, `av.settings`."""
 
+from __future__ import annotations
+
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -34,7 +39,7 @@ class Settings:
         object.__setattr__(self, name, value)
 
     @contextmanager
-    def override(self, **options) -> Iterator["Settings"]:
+    def override(self, **options) -> Iterator[Settings]:
         """Change options inside a `with` block and put them back, also after an error.
 
         Examples
@@ -57,7 +62,7 @@ _NAMES = tuple(field.name for field in fields(Settings))
 settings = Settings()
 
 
-def choose_device(device: str = "auto") -> "torch.device":
+def choose_device(device: str = "auto") -> torch.device:
     """Turn "auto" into a device: the argument, then `settings.device`, then CUDA where there is one, else the CPU.
 
     Apple's MPS is never chosen by itself: it has been seen to give NaN where the CPU does not. Ask for it by name.
@@ -94,3 +99,70 @@ if not logger.handlers:
     logger.addHandler(_handler)
     logger.setLevel(logging.INFO)
     logger.addFilter(lambda record: record.levelno >= logging.WARNING or settings.verbosity > 0)
+
+
+class Progress:
+    """Shows the epochs of a fit.
+
+    Parameters
+    ----------
+    total
+        Planned epochs.
+    done
+        Epochs that an earlier run has already made.
+    """
+
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.done, self.first = total, done, done
+        self.bar = None
+        self.lines = False
+
+    def __enter__(self) -> Progress:
+        self.start = time.monotonic()
+        if _shows_bars():
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=self.total, initial=self.done, desc="fit", unit="epoch")
+        else:
+            self.lines = settings.progress == "auto"
+        return self
+
+    def advance(self, row: dict[str, float]) -> None:
+        """Show one more finished epoch."""
+        self.done += 1
+        shown = {name: row[name] for name in ("train_loss", "validation_loss") if name in row}
+        if "validation_accuracy" in row:
+            shown["validation_accuracy"] = row["validation_accuracy"]
+        if self.bar is not None:
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self.bar.update()
+        elif self.lines and (
+            self.done * 10 // self.total > (self.done - 1) * 10 // self.total or self.done == self.first + 1
+        ):
+            left = (time.monotonic() - self.start) / (self.done - self.first) * (self.total - self.done)
+            values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            logger.info(f"epoch {self.done}/{self.total}: {values}; at most {left:.0f} s left")
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def with_bar(parts: Iterator[Part], total: int, what: str, cells: Callable[[Part], int]) -> Iterator[Part]:
+    """Hand on the parts of an answer, with a bar over cells where somebody looks."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, unit="cell", disable=not _shows_bars()) as bar:
+        for part in parts:
+            yield part
+            bar.update(cells(part))
+
+
+def _shows_bars() -> bool:
+    return settings.progress is True or (settings.progress == "auto" and (_in_notebook() or sys.stderr.isatty()))
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"

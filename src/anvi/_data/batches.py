@@ -69,7 +69,7 @@ def labelled_first(cells: Cells, index: Tensor) -> Tensor:
     return index[torch.argsort((cells.label[index] < 0).long(), stable=True)]
 
 
-class Choice(NamedTuple):
+class StepCells(NamedTuple):
     """The cells of one step."""
 
     index: Tensor  # (cells,) positions, labelled cells first
@@ -119,7 +119,7 @@ class Minibatches:
             batch, balanced = take(self.cells, choice.index, choice.weight, self.n_labelled), choice.balanced
             yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
 
-    def plan(self) -> list[Choice]:
+    def plan(self) -> list[StepCells]:
         """The cells of each step of an epoch, drawn on the CPU and moved to the device at once."""
         parts = [self._spread(stream, size) for stream, size in zip(self.streams, self.sizes, strict=True)]
         device = self.cells.label.device
@@ -132,7 +132,7 @@ class Minibatches:
             balanced = balanced.to(device)
         n_labelled, n_entries = [self.n_labelled] * self.n_steps, self.n_stored[index].sum(1).tolist()
         columns = (index.to(device), weight, balanced, n_labelled, n_entries, n_balanced_entries)
-        return [Choice(*row) for row in zip(*columns, strict=True)]
+        return [StepCells(*row) for row in zip(*columns, strict=True)]
 
     def _spread(self, stream: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""

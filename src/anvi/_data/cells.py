@@ -14,11 +14,9 @@ from anvi.nn import Entries
 
 from . import containers
 from .containers import Data
-from .counts import check_counts, check_no_empty_cells
-from .minified import Stored, check_counts_are_there
-from .panels import find_panels
-from .proteins import Proteins, find_proteins
-from .setup import Setup, label_column
+from .counts import Proteins, check_counts, check_counts_are_there, check_no_empty_cells, find_proteins
+from .minified import Stored
+from .setup import Setup, find_panels, label_column
 
 logger = logging.getLogger("anvi")
 

@@ -1,10 +1,16 @@
 """Are these raw counts? Checks that name the slot, the cell, the feature and the next command."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
+
+from . import containers
+from .containers import Data
 
 OFFENCES = ("NaN", "infinite", "negative", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
@@ -100,3 +106,94 @@ def _place(counts, position: int) -> tuple[int, int]:
     if sparse.issparse(counts):
         return int(np.searchsorted(counts.indptr, position, side="right") - 1), int(counts.indices[position])
     return divmod(position, counts.shape[1])
+
+
+MINIFIED = "minified"
+"""Entry of `uns[key]`: whether the counts that the model was asked about are gone."""
+
+
+def _entry(part: Data, key: str) -> dict:
+    entry = part.uns.get(key, {})
+    return entry if isinstance(entry, dict) else {}
+
+
+def check_counts_are_there(counts, data: Data, where: str) -> None:
+    """Raise a ValueError if a matrix of counts is empty because they were dropped by `tl.minify`."""
+    if not sparse.issparse(counts) or counts.nnz:
+        return
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    keys = [key for part in parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
+    if keys:
+        raise ValueError(
+            f"{where} is empty: av.tl.minify dropped the counts of this object for the model '{keys[0]}'. That model "
+            f"still answers what needs the latent space alone (model='{keys[0]}'). For a fit, for another model and "
+            "for what looks at counts, take the object from before, or minify with keep_counts=True."
+        )
+
+
+@dataclass(frozen=True)
+class Proteins:
+    """Protein counts of the cells that have a protein row; NaN where the user says "not measured"."""
+
+    cells: pd.Index
+    names: tuple[str, ...]
+    counts: np.ndarray  # (cells with proteins, proteins) float32, NaN kept
+    declared: pd.DataFrame | None  # varm["measured"], proteins x panels
+    where: str  # the slot, for messages
+
+
+def find_proteins(data: containers.Data, setup, *, declared: bool = True) -> Proteins:
+    """Read and check protein counts; with `declared`, also what varm says of who measured what.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If they are not there, names repeat, or the values are not counts (NaN is "not measured").
+    """
+    if isinstance(data, AnnData):
+        return _from_obsm(data, setup)
+    prot = containers.modality(data, setup.prot_mod, "prot_mod")
+    where = f"mdata['{setup.prot_mod}']"
+    containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
+    containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
+    slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
+    stored = containers.matrix(prot, setup.prot_layer, where)
+    check_counts_are_there(stored, data, slot)
+    counts = _dense(stored)
+    check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
+    table = prot.varm.get("measured") if declared else None
+    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, table, slot)
+
+
+def _from_obsm(adata: AnnData, setup) -> Proteins:
+    key = setup.prot_obsm
+    if key is None:
+        kinds = adata.var.get("feature_types")
+        hint = " or split it: mudata.to_mudata(adata, axis='var', by='feature_types')" if kinds is not None else ""
+        raise ValueError(
+            f"An AnnData needs prot_obsm=..., the name of the protein counts in obsm{hint}. "
+            f"In obsm there are: {', '.join(adata.obsm) or 'none'}."
+        )
+    if key not in adata.obsm:
+        raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")
+    table = adata.obsm[key]
+    if isinstance(table, pd.DataFrame):
+        names = tuple(map(str, table.columns))
+    else:
+        names = tuple(map(str, adata.uns.get(f"{key}_names", [f"protein_{i}" for i in range(table.shape[1])])))
+    where = f"adata.obsm['{key}']"
+    containers.unique_names(pd.Index(names), where, "protein")
+    check_counts_are_there(table, adata, where)
+    counts = _dense(table)
+    if len(names) != counts.shape[1]:
+        raise ValueError(f"adata.uns['{key}_names'] has {len(names)} names for {counts.shape[1]} proteins in {where}.")
+    check_counts(counts, adata.obs_names, names, where, None, missing_allowed=True)
+    return Proteins(adata.obs_names, names, counts, None, where)
+
+
+def _dense(counts) -> np.ndarray:
+    if isinstance(counts, pd.DataFrame):
+        counts = counts.to_numpy()
+    if sparse.issparse(counts):
+        counts = counts.toarray()
+    return np.asarray(counts, dtype=np.float32)

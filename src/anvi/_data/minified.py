@@ -9,15 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 from scipy import sparse
 
 from . import containers, slots
 from .containers import Data
-from .counts import looks_like_counts
+from .counts import MINIFIED, _entry, looks_like_counts
 
-MINIFIED = "minified"
-"""Entry of `uns[key]`: whether the counts that the model was asked about are gone."""
 POSTERIOR = "posterior"
 """Entry of `uns[key]`: whose posterior the slots hold, and which proteins the codes in obs mean."""
 
@@ -37,11 +34,6 @@ def is_minified(data: Data, setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
     containers.modality(data, setup.rna_mod, "rna_mod")
     return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
-
-
-def _entry(part: Data, key: str) -> dict:
-    entry = part.uns.get(key, {})
-    return entry if isinstance(entry, dict) else {}
 
 
 def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
@@ -95,20 +87,6 @@ def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
             f"came after av.tl.minify. Ask about them apart, with their counts and model=av.get.model(data, '{key}')."
         )
     return Stored(names.to_numpy(), q_mean, q_var, library, table, code)
-
-
-def check_counts_are_there(counts, data: Data, where: str) -> None:
-    """Raise a ValueError if a matrix of counts is empty because they were dropped by `tl.minify`."""
-    if not sparse.issparse(counts) or counts.nnz:
-        return
-    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
-    keys = [key for part in parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
-    if keys:
-        raise ValueError(
-            f"{where} is empty: av.tl.minify dropped the counts of this object for the model '{keys[0]}'. That model "
-            f"still answers what needs the latent space alone (model='{keys[0]}'). For a fit, for another model and "
-            "for what looks at counts, take the object from before, or minify with keep_counts=True."
-        )
 
 
 def check_in_memory(data: Data) -> None:

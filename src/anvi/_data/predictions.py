@@ -1,14 +1,38 @@
 """What a model says of the cell types, in the slots."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 
 from . import containers, slots
+from .containers import Data
 
 
-class Far(NamedTuple):
+def colors_of(data: Data, labels_key: str, classes: tuple[str, ...]) -> list[str] | None:
+    """Colours of the classes in the first part whose column of that name has one for each; None if there is none."""
+    parts = [data, *(data.mod.values() if isinstance(data, MuData) else ())]
+    names = dict.fromkeys((labels_key, labels_key.partition(":")[2]))  # "rna:cell_type" may be coloured as "cell_type"
+    for part, name in itertools.product(parts, names):
+        colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)
+        if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
+            continue
+        color_of = dict(zip(map(str, column.cat.categories), map(str, colors), strict=False))
+        if all(name in color_of for name in classes):
+            return [color_of[name] for name in classes]
+    return None
+
+
+def write_colors(out: slots.Writer, key: str, classes: tuple[str, ...], colors: list[str]) -> None:
+    """Colours for the predictions and, unless there are labels beyond the classes, for the labels."""
+    out.uns(f"{slots.prediction(key)}_colors", colors)
+    if list(out.home.obs[slots.label(key)].cat.categories) == list(classes):
+        out.uns(f"{slots.label(key)}_colors", list(colors))
+
+
+class NoveltyScores(NamedTuple):
     """How far cells lie from everything that a model knows."""
 
     score: np.ndarray  # (cells,)
@@ -23,7 +47,7 @@ def write_predictions(
     *,
     soft: bool,
     known: pd.Series | None = None,
-    far: Far | None = None,
+    far: NoveltyScores | None = None,
     sets: np.ndarray | None = None,
 ) -> None:
     """Write what a model says of the cell types.
@@ -74,3 +98,35 @@ def write_predictions(
             f"Class names with '/' are written with '|' in the columns of {' and '.join(tables)}, since files cannot "
             f"hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
         )
+
+
+BINS = 15
+"""Bins of equal width into which confidence is cut; the number of Guo et al. 2017."""
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Cells by confidence in bins (0, 1/n], (1/n, 2/n], ...; only bins with cells.
+
+    Parameters
+    ----------
+    confidence
+        Probability of what was predicted `(cells,)`.
+    right
+        Whether it is so `(cells,)`.
+
+    Returns
+    -------
+    DataFrame with `bin`, `cells`, mean `confidence`, and `accuracy`, the share that is right.
+    """
+    edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    place = np.searchsorted(edges, confidence, side="left")
+    table = pd.DataFrame({"bin": place, "confidence": confidence, "accuracy": np.asarray(right, dtype=float)})
+    means = table.groupby("bin").mean()
+    means.insert(0, "cells", table.groupby("bin").size())
+    return means.reset_index()
+
+
+def expected_error(table: pd.DataFrame) -> float:
+    """Expected calibration error: the mean over cells of |accuracy - confidence| of their bin; NaN without cells."""
+    gap = (table["accuracy"] - table["confidence"]).abs() * table["cells"]
+    return float(gap.sum() / table["cells"].sum()) if len(table) else float("nan")

@@ -13,9 +13,58 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
-from . import containers, place
+from . import containers
 from .containers import Data
+
+
+def in_modality(values: np.ndarray, cells: pd.Index, features: Sequence[str], part: AnnData) -> np.ndarray:
+    """`(cells, features)` as float32 of the modality's shape; not copied if nothing moves."""
+    row = cells.get_indexer(part.obs_names)
+    column = pd.Index(features).get_indexer(part.var_names.astype(str))
+    if np.array_equal(row, np.arange(len(cells))) and np.array_equal(column, np.arange(len(features))):
+        return values.astype(np.float32, copy=False)
+    if sparse.issparse(values):
+        return _csr_in_modality(values, row, column)
+    out = np.full((len(row), len(column)), np.nan, dtype=np.float32)
+    inside, known = np.flatnonzero(row >= 0), np.flatnonzero(column >= 0)
+    for first in range(0, len(inside), 1024):  # in pieces: the values may be all that memory holds twice
+        rows = inside[first : first + 1024]
+        out[np.ix_(rows, known)] = values[np.ix_(row[rows], column[known])]
+    return out
+
+
+def _csr_in_modality(values: sparse.csr_matrix, row: np.ndarray, column: np.ndarray) -> sparse.csr_matrix:
+    """A sparse matrix stays one: nothing, instead of NaN, where the modality has other cells or features."""
+    wider = sparse.hstack([values, sparse.csr_matrix((values.shape[0], 1))], format="csr")  # place -1 is the last one
+    longer = sparse.vstack([wider[:, column], sparse.csr_matrix((1, len(column)))], format="csr")
+    return longer[row].astype(np.float32)
+
+
+def in_varp(values: np.ndarray, features: Mapping[str, Sequence[str]], part: Data) -> np.ndarray:
+    """`(features, features)`, one modality after the other, as float32 of the shape of the object's varp.
+
+    An AnnData has room for the first modality's features only.
+    """
+    place, start = np.full(part.n_vars, -1), 0  # (features of the object,) -1: not among the values
+    for mod, names in features.items():
+        if isinstance(part, AnnData):
+            place = pd.Index(names).get_indexer(part.var_names.astype(str))
+            break
+        if mod in part.mod:
+            own = np.asarray(part.varmap[mod], dtype=np.int64).reshape(-1) - 1  # stored from 1; 0: of another modality
+            found = pd.Index(names).get_indexer(part.mod[mod].var_names.astype(str))
+            known = (own >= 0) & (found[own] >= 0)
+            place[known] = start + found[own[known]]
+        start += len(names)
+    inside = np.flatnonzero(place >= 0)
+    if np.array_equal(place, np.arange(len(values))):
+        return values.astype(np.float32, copy=False)
+    out = np.full((len(place), len(place)), np.nan, dtype=np.float32)
+    out[np.ix_(inside, inside)] = values[np.ix_(place[inside], place[inside])]
+    return out
+
 
 logger = logging.getLogger("anvi")
 
@@ -148,7 +197,7 @@ def mask_code(key: str) -> str:
 _RESULTS = ("denoised", "prot_denoised", "foreground", "prot_foreground", "correlation", "qz_mean", "qz_var")
 _RESULTS += ("attributions", "attributions_prot", "explained")
 """What queries write as `{key}_{result}` into obsm, layers, varm or varp; a new fit under the key removes them."""
-QUERIES = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
+ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
 """Entries that queries add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
 
 
@@ -169,9 +218,9 @@ def column_name(name: str) -> str:
     return name.replace("/", "|")
 
 
-def only_queries(entry) -> bool:
+def only_answers(entry) -> bool:
     """Whether an entry of `uns` holds nothing but what queries note: a fit may take its place."""
-    return isinstance(entry, Mapping) and set(entry) <= set(QUERIES)
+    return isinstance(entry, Mapping) and set(entry) <= set(ANSWERS)
 
 
 def is_fit(entry) -> bool:
@@ -271,7 +320,7 @@ class Writer:
             Names of the features, in the order of the values.
         """
         part = self._modality(mod)
-        part.layers[slot] = place.in_modality(values, self.cells, features, part)
+        part.layers[slot] = in_modality(values, self.cells, features, part)
         self.written.append(self._named(mod, f"layers['{slot}']"))
 
     def varm(self, mod: str, slot: str, table: pd.DataFrame) -> None:
@@ -292,7 +341,7 @@ class Writer:
         features
             Names by modality. An AnnData has room for the first modality's only.
         """
-        self.home.varp[slot] = place.in_varp(values, features, self.home)
+        self.home.varp[slot] = in_varp(values, features, self.home)
         self.written.append(f"varp['{slot}']")
 
     def uns(self, slot: str, value) -> None:

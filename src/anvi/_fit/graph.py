@@ -8,12 +8,12 @@ the graph knows.
 import torch
 from torch import Tensor
 
-from anvi._data.batches import Choice
+from anvi._data.batches import StepCells
 from anvi._data.cells import Cells
 from anvi.nn import Weights
 
 from .plan import Plan
-from .step import Done, Room, State, run_step
+from .step import Capacity, State, StepResult, run_step
 
 EAGER_STEPS = 3
 """Steps that run eagerly before one is captured: libraries choose their kernels and the optimiser makes its state."""
@@ -29,17 +29,25 @@ class CapturedStep:
     def __init__(self):
         self.graph: torch.cuda.CUDAGraph | None = None
         self.n_eager = 0
-        self.room = Room(0, 0)
+        self.room = Capacity(0, 0)
         self.fooling: bool | None = None
 
     def __call__(
-        self, state: State, cells: Cells, choice: Choice, group: Tensor, weights: Weights, plan: Plan, *, fooling: bool
-    ) -> Done:
+        self,
+        state: State,
+        cells: Cells,
+        choice: StepCells,
+        group: Tensor,
+        weights: Weights,
+        plan: Plan,
+        *,
+        fooling: bool,
+    ) -> StepResult:
         """One step; see :func:`run_step`. What it returns is overwritten by the next."""
         fits = choice.n_entries <= self.room.entries and choice.n_balanced_entries <= self.room.balanced_entries
         if fooling != self.fooling or not fits:
             self.graph, self.n_eager, self.fooling = None, 0, fooling
-            self.room = Room(*(_with_reserve(n) for n in (choice.n_entries, choice.n_balanced_entries)))
+            self.room = Capacity(*(_with_reserve(n) for n in (choice.n_entries, choice.n_balanced_entries)))
         if self.n_eager < EAGER_STEPS:
             self.n_eager += 1
             return self._beside(state, cells, choice, group, weights, plan, fooling)
@@ -49,7 +57,7 @@ class CapturedStep:
         self.graph.replay()
         return self.done
 
-    def _beside(self, state, cells, choice, group, weights, plan, fooling) -> Done:
+    def _beside(self, state, cells, choice, group, weights, plan, fooling) -> StepResult:
         """An eager step on a stream of its own, as capture wants it before."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -75,7 +83,7 @@ class CapturedStep:
         with torch.cuda.graph(self.graph):
             self.done = run_step(state, cells, self.choice, group, still, plan, fooling=fooling, room=self.room)
 
-    def _copy_in(self, choice: Choice, weights: Weights) -> None:
+    def _copy_in(self, choice: StepCells, weights: Weights) -> None:
         self.choice.index.copy_(choice.index)
         self.choice.weight.copy_(choice.weight)
         if choice.balanced is not None:

@@ -6,17 +6,57 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from anvi._data.batches import Choice, take
+from anvi._data.batches import StepCells, take
 from anvi._data.cells import Cells
-from anvi.nn import VAE, Batch, Draws, Terms, Weights, loss, negative_elbo
+from anvi._data.downsample import augment
+from anvi.nn import VAE, Batch, Terms, Weights, loss, negative_elbo
+from anvi.nn.layers import Draws, Linear, Stack
 from anvi.nn.objective import classification_loss
 from anvi.settings import settings
 
-from .adversary import Adversary
 from .plan import Plan
-from .veil import veil
+
+
+class Adversary(nn.Module):
+    """Predicts the batch (or panel) of a cell from its latent vector.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latent space.
+    n_groups
+        How many batches or panels.
+    generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, n_latent: int, n_groups: int, generator: torch.Generator):
+        super().__init__()
+        self.stack = Stack(n_latent, 32, 2, dropout=0.1)
+        self.head = Linear(32, n_groups)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.reset(generator)
+
+    def forward(self, z: Tensor, draws: Draws) -> Tensor:
+        """Log-probabilities of the groups `(cells, groups)`."""
+        return self.head(self.stack(z, None, draws), None).log_softmax(-1)
+
+    def fooling_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy to a uniform guess among the other groups: small when the group does not show."""
+        log_p = self(z, draws)
+        of_others = log_p.sum(1) - log_p.gather(1, group[:, None]).squeeze(1)
+        per_cell = -of_others / (log_p.shape[1] - 1)
+        return (weight * per_cell).sum() / weight.sum()
+
+    def own_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:
+        """Cross-entropy of the classifier itself; no gradient reaches the latent vectors."""
+        per_cell = functional.cross_entropy(self(z.detach(), draws), group, reduction="none")
+        return (weight * per_cell).sum() / weight.sum()
+
 
 DIVERGENCES = ("kl_z", "kl_u", "kl_label", "kl_library", "kl_background", "penalty")
 TERMS = ("reconstruction_rna", "reconstruction_protein", *DIVERGENCES)
@@ -42,14 +82,14 @@ class State:
     finished: bool = False
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """Places for non-zero counts, the same in every step that a graph replays."""
 
     entries: int
     balanced_entries: int
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     """What is known after a step, on the device."""
 
     loss: Tensor  # ()
@@ -78,14 +118,14 @@ def _autocast(device: torch.device) -> torch.autocast:
 def run_step(
     state: State,
     cells: Cells,
-    choice: Choice,
+    choice: StepCells,
     group: Tensor,
     weights: Weights,
     plan: Plan,
     *,
     fooling: bool,
-    room: Room | None = None,
-) -> Done:
+    room: Capacity | None = None,
+) -> StepResult:
     """Take the minibatches of one step from the cells, and update the network and the adversary with them.
 
     With `room`, every shape is known before and nothing waits for the device: this is what a CUDA graph captures.
@@ -114,11 +154,17 @@ def run_step(
     labelled = None
     if choice.balanced is not None:
         labelled = take(cells, choice.balanced, None, len(choice.balanced), dense=dense, room=balanced_entries)
-    batch, *rest = veil([batch] if labelled is None else [batch, labelled], cells.x.n_columns, plan, state.noise)
+    batch, *rest = augment(
+        [batch] if labelled is None else [batch, labelled],
+        cells.x.n_columns,
+        state.noise,
+        hide_proteins=plan.hide_proteins,
+        thin_counts=plan.thin_counts,
+    )
     labelled = rest[0] if rest else None
     with arithmetic():
         terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
-    return Done(value, summarise(terms, batch))
+    return StepResult(value, summarise(terms, batch))
 
 
 def step(

@@ -3,19 +3,27 @@
 Source: spec section 5.1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
+from anvi._data import rankings
 from anvi._data.batches import take
 from anvi._data.cells import Cells
+from anvi._data.select import Contrast, ExplainedGroups
+from anvi._data.setup import Setup
 from anvi._model import Model
 from anvi.nn import VAE, Batch, Draws
 
-from .encode import blocks
+from .encode import block_seed, blocks
 from .integrate import Baseline, integrate, midpoints, of_rows
 
 BLOCK = 256
@@ -222,3 +230,317 @@ def _mean(sums: np.ndarray) -> Mean:
         mean = total / n  # 0 / 0: NaN
         variance = np.maximum(squares - n * mean**2, 0) / np.where(n > 1, n - 1, np.nan)
         return Mean(mean, np.minimum(presence / n, mean), np.sqrt(variance / n), n.astype(int))
+
+
+@dataclass(frozen=True)
+class Zero:
+    """No counts at all: the depth of a cell is attributed along with what it expresses."""
+
+    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+        """One baseline for every cell."""
+        yield Baseline(None, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Profiles:
+    """Expression profiles, one or more for each cell.
+
+    Parameters
+    ----------
+    rna
+        `(profiles, genes)` counts in any unit.
+    protein
+        `(profiles, proteins)` counts in any unit, NaN where unknown; None without proteins.
+    row
+        `(cells to explain, baselines)` the profiles of each.
+    scaled
+        Whether profiles are brought to the depth of the cell.
+    """
+
+    rna: Tensor
+    protein: Tensor | None
+    row: Tensor
+    scaled: bool = True
+
+    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+        """As many baselines as a cell has profiles."""
+        for row in self.row[places].T:
+            yield start_at(batch, self.rna[row], None if self.protein is None else self.protein[row], self.scaled)
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Several cells, each of which is a baseline: expected gradients.
+
+    Parameters
+    ----------
+    cells
+        The data set that they are from.
+    index
+        `(sets, references)` positions of the reference cells.
+    row
+        `(cells to explain,)` the set of each.
+    protein
+        `(sets, proteins)` stands in for proteins that a reference cell was not measured for, in units of the sum over
+        all proteins; None without proteins.
+    scaled
+        Whether their counts are brought to the depth of the cell.
+    """
+
+    cells: Cells
+    index: Tensor
+    row: Tensor
+    protein: Tensor | None
+    scaled: bool = True
+
+    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+        """As many baselines as there are references in a set."""
+        row = self.row[places]
+        for column in self.index.T:
+            reference = take(self.cells, column)  # (sets, ...)
+            y = None if self.protein is None else _filled(reference, self.protein)[row]
+            yield start_at(batch, reference.x[row], y, self.scaled)
+
+
+def _filled(reference: Batch, protein: Tensor) -> Tensor:
+    """Protein counts of reference cells, the gaps filled in from a profile in proportion."""
+    zero = protein.new_zeros(())
+    known = torch.where(reference.measured & ~protein.isnan(), protein, zero).sum(1, keepdim=True)
+    counts = torch.where(reference.measured, reference.y, zero).sum(1, keepdim=True)
+    unit = torch.where((known > 0) & (counts > 0), counts / known, 1.0)
+    return torch.where(reference.measured, reference.y, protein * unit)
+
+
+def start_at(batch: Batch, x: Tensor, y: Tensor | None, scaled: bool) -> Baseline:
+    """Profiles of the cells of a minibatch as counts of the same depth.
+
+    A protein that the profile does not know starts at the cell's own count: nothing can be said of it.
+    """
+    x = _to_total(x, batch.x.sum(1, keepdim=True)) if scaled else x
+    if y is None:
+        return Baseline(x, None)
+    zero = y.new_zeros(())
+    own = torch.where(batch.measured, batch.y, zero)
+    known = batch.measured & ~y.isnan()
+    y = torch.where(known, y, zero)
+    y = _to_total(y, torch.where(known, own, zero).sum(1, keepdim=True)) if scaled else y
+    return Baseline(x, torch.where(known, y, own))
+
+
+def _to_total(profile: Tensor, total: Tensor) -> Tensor:
+    return profile * (total / profile.sum(1, keepdim=True).clamp(min=torch.finfo(profile.dtype).tiny))
+
+
+def mean_profiles(cells: Cells, group: Tensor, n_groups: int, scaled: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Mean counts of groups of cells, relative to their sum (`scaled`), block by block.
+
+    Parameters
+    ----------
+    cells
+        A data set.
+    group
+        `(cells,)` group of each, -1 for none.
+    n_groups
+        Number of groups.
+    scaled
+        Whether each profile is divided by its sum.
+
+    Returns
+    -------
+    RNA `(groups, genes)` and proteins `(groups, proteins)` or None; NaN for groups without cells, and for proteins that
+    were measured in none of a group's cells.
+    """
+    device = group.device
+    n_genes = cells.x.n_columns
+    rna, n_cells = torch.zeros(n_groups, n_genes, device=device), torch.zeros(n_groups, 1, device=device)
+    shape = (n_groups, 0 if cells.y is None else cells.y.shape[1])
+    protein, n_measured = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    for part in (group >= 0).nonzero().squeeze(1).split(BLOCK):
+        batch = take(cells, part)
+        inside = torch.nn.functional.one_hot(group[part], n_groups).T.to(rna.dtype)  # (groups, cells)
+        rna, n_cells = rna + inside @ batch.x, n_cells + inside.sum(1, keepdim=True)
+        if batch.y is not None:
+            measured = batch.measured.to(rna.dtype)
+            protein, n_measured = protein + inside @ (batch.y * measured), n_measured + inside @ measured
+    rna, protein = rna / n_cells, protein / n_measured  # 0 / 0: NaN
+    if scaled:
+        rna = rna / rna.sum(1, keepdim=True)
+        protein = protein / protein.nansum(1, keepdim=True).clamp(min=torch.finfo(rna.dtype).tiny)
+    return rna, None if cells.y is None else protein
+
+
+def mean_over(profiles: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen profiles, every group counting the same.
+
+    Parameters
+    ----------
+    profiles
+        `(groups, features)`, NaN where unknown.
+    chosen
+        `(sets, groups)` bool.
+
+    Returns
+    -------
+    `(sets, features)`, NaN where no chosen group knows the feature.
+    """
+    known = ~profiles.isnan()
+    weight = chosen.to(profiles.dtype)
+    return (weight @ profiles.nan_to_num(0.0)) / (weight @ known.to(profiles.dtype))
+
+
+def draw_references(
+    group: Tensor, chosen: Tensor, n: int, generator: torch.Generator, eligible: Tensor | None = None
+) -> Tensor:
+    """Draw `n` cells for each set of groups, the groups in turn `(sets, n)`; with replacement only where cells are few.
+
+    Parameters
+    ----------
+    group
+        `(cells,)` group of each cell, -1 for none; on the CPU.
+    chosen
+        `(sets, groups)` bool; each set has a group with cells.
+    n
+        References per set.
+    generator
+        CPU generator.
+    eligible
+        `(cells,)` bool: cells to draw from where a group has any of them.
+    """
+    out = torch.empty(len(chosen), n, dtype=torch.long)
+    members = []
+    for code in range(chosen.shape[1]):
+        inside = group == code
+        better = inside if eligible is None else inside & eligible
+        members.append((better if better.any() else inside).nonzero().squeeze(1))
+    for row, groups in enumerate(chosen):
+        pools = [members[code] for code in groups.nonzero().squeeze(1).tolist() if len(members[code])]
+        order = torch.randperm(len(pools), generator=generator).tolist()
+        turns = -(-n // len(pools))
+        drawn = [_several(pools[i], turns, generator) for i in order]
+        out[row] = torch.stack(drawn, dim=1).view(-1)[:n]
+    return out
+
+
+def _several(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    rounds = -(-n // len(pool))
+    return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(rounds)])[:n]
+
+
+class Question(NamedTuple):
+    """Which cells are explained, and what about them."""
+
+    cells: Cells
+    index: Tensor  # (explained,) positions in the cells, on the CPU
+    groups: ExplainedGroups
+    aim: Contrast
+    predicted: Tensor  # (cells,) codes of predicted classes, on the CPU
+    classes: tuple[str, ...]
+    scaled: bool  # whether baselines are brought to a cell's depth: where values are counts
+
+    @property
+    def target(self) -> Tensor:
+        """Code of the class that is explained, cell by cell `(explained,)`."""
+        own = self.predicted[self.index]
+        return own if self.aim.target is None else torch.full_like(own, self.aim.target)
+
+    def weights(self) -> Tensor:
+        """What the logits are multiplied by `(explained, classes)`."""
+        weights = torch.nn.functional.one_hot(self.target, len(self.classes)).float()
+        if self.aim.against is not None:
+            weights[:, self.aim.against] = -1
+        return weights.to(self.cells.label.device)
+
+    def texts(self) -> pd.Categorical:
+        """What is explained of each cell, in words."""
+        if self.aim.against is not None:
+            text = f"{self.classes[self.aim.target]}, not {self.classes[self.aim.against]}"
+            return pd.Categorical.from_codes(np.zeros(len(self.index), dtype=int), [text])
+        return pd.Categorical.from_codes(self.target.numpy(), list(self.classes))
+
+
+def find_baselines(question: Question, baseline: str | int, seed: int) -> Baselines:
+    """The baselines of every explained cell.
+
+    Raises
+    ------
+    ValueError
+        If `baseline` is none of the things that it may be, or there are no cells to compare with.
+    """
+    cells, groups, scaled = question.cells, question.groups, question.scaled
+    device = cells.label.device
+    if isinstance(baseline, str) and baseline == "zero":
+        return Zero()
+    if isinstance(baseline, str) and baseline not in ("each", "rest"):
+        if baseline not in groups.names:
+            listed = ", ".join(map(repr, groups.names))
+            raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")
+        inside = groups.code == groups.names.index(baseline)
+        if not inside.any():
+            raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
+        profiles = mean_profiles(cells, torch.where(inside, 0, -1).to(device), 1, scaled)
+        row = torch.zeros(len(question.index), 1, dtype=torch.long, device=device)
+        return Profiles(*profiles, row, scaled)
+    sets, row = _other_classes(question)  # (sets, classes) and (explained,)
+    rna, protein = mean_profiles(cells, question.predicted.to(device), len(question.classes), scaled)
+    if protein is not None:  # a class without a stained cell is taken for an average one
+        every = mean_over(protein, torch.ones_like(sets[:1], device=device))
+        protein = torch.where(protein.isnan(), every, protein)
+    if baseline == "each":
+        several = torch.stack([chosen.nonzero().squeeze(1) for chosen in sets])  # (sets, other classes)
+        return Profiles(rna, protein, several[row].to(device), scaled)
+    chosen = sets.to(device)
+    protein = None if protein is None else mean_over(protein, chosen)
+    if baseline == "rest":
+        return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
+    generator = torch.Generator().manual_seed(block_seed(seed, 1))
+    stained = None if cells.mask_table is None else cells.measured.any(1).cpu()
+    index = draw_references(question.predicted, sets, int(baseline), generator, stained)
+    return References(cells, index.to(device), row.to(device), protein, scaled)
+
+
+def _other_classes(question: Question) -> tuple[Tensor, Tensor]:
+    """Sets of classes to compare with `(sets, classes)`, and the set of every explained cell `(explained,)`."""
+    present = torch.zeros(len(question.classes), dtype=torch.bool)
+    present[question.predicted.unique()] = True
+    if question.aim.against is None:
+        needed, row = question.target.unique(return_inverse=True)
+        sets = present.repeat(len(needed), 1)
+        sets[torch.arange(len(needed)), needed] = False
+        what = f"any class but '{question.classes[int(needed[0])]}'"
+    else:
+        row = torch.zeros(len(question.index), dtype=torch.long)
+        sets = torch.zeros_like(present)[None]
+        sets[0, question.aim.against] = present[question.aim.against]
+        what = f"'{question.classes[question.aim.against]}'"
+    if not sets.any(1).all():
+        raise ValueError(
+            f"No cell is predicted to be {what}, so there is nothing to compare with: pass baseline='zero' or, with "
+            "groupby, the name of a group."
+        )
+    return sets, row
+
+
+class Kept:
+    """Attributions of single cells, as they are kept."""
+
+    def __init__(self):
+        self.index: list[np.ndarray] = []
+        self.rna: list[sparse.csr_matrix] = []
+        self.protein: list[np.ndarray] = []
+
+    def add(self, part: Explained) -> None:
+        """Keep some more cells."""
+        self.index.append(part.index.cpu().numpy())
+        self.rna.append(sparse.csr_matrix(part.rna.cpu().numpy()))
+        if part.protein is not None:
+            self.protein.append(part.protein.cpu().numpy())
+
+    def of(self, question: Question, setup: Setup) -> list[rankings.CellAttributions]:
+        """What was kept, modality by modality, cells in the order of the question."""
+        index = np.concatenate(self.index)
+        order = np.argsort(index)
+        names, texts = pd.Index(question.cells.names[index[order]]), question.texts()
+        found = [rankings.CellAttributions(names, texts, sparse.vstack(self.rna, format="csr")[order], setup.genes)]
+        if self.protein:
+            found.append(rankings.CellAttributions(names, texts, np.concatenate(self.protein)[order], setup.proteins))
+        return found

@@ -1,11 +1,17 @@
-"""Models from and to files and hubs."""
+"""Models from and to files and hubs.
 
-from anvi._folder import read_model
-from anvi._hub import data_from_hub, from_hub, push_to_hub
+::
 
-from ._card import model_card
+    _card        write_model and model_card: prose, facts and metrics of a model
+    _scvi_tools  from_scvi_tools: a model of scvi-tools and its registry as a Setup
+    _model_pt    its file, read without unpickling
+    _weights     its weights under our names
+"""
+
+from anvi._store import data_from_hub, from_hub, push_to_hub, read_model
+
+from ._card import model_card, write_model
 from ._scvi_tools import from_scvi_tools
-from ._write import write_model
 
 __all__ = [
     "data_from_hub",

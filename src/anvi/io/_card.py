@@ -1,20 +1,191 @@
 """io.model_card: what a model is, what it was fitted to and how good it is, as one page of Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.fits import model_slots
 from anvi._data.minified import is_minified
 from anvi._data.setup import Setup
-from anvi._find import resolve
+from anvi._find import find_model
 from anvi._model import Model
+from anvi._store import write_folder
 
-from ._card_checks import checks, table
-from ._card_text import MODELS, usage
+_NONE = "Not checked: `av.metrics.criticism(data)` writes the checks that belong here."
+_AGREEMENT = {
+    "mae": "Mean absolute error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "r2": "R²",
+    "ratio": "Median of model / data",
+    "replicate": "Pearson of one draw with the others",
+}
+_TITLES = {
+    "cv_cell": "### Coefficient of variation of cells",
+    "cv_gene": "### Coefficient of variation of features",
+    "zero_fraction": "### Share of zeros",
+    "calibration": "### Calibration",
+    "de": "### Differential expression",
+}
+_TEXTS = {
+    "cv_cell": "Over the features of each cell, in its data and in its draws. Where the squared Pearson correlation is "
+    "below 0.4, counts drawn from the model should not be analysed further; the latent space may still be useful.",
+    "cv_gene": "Over the cells, of each gene and each protein.",
+    "zero_fraction": "Of each gene and each protein over the cells.",
+    "calibration": "Share of counts inside central intervals of their draws, ties spread evenly; the error is the "
+    "total variation distance of their places among the draws from level ones.",
+    "de": "Each group of cells against the rest, in the data and in one draw, by a Wilcoxon rank sum test: overlap of "
+    "the top features (F1), log fold changes, and how well the draw's scores find the features that are higher in the "
+    "data (ROC-AUC, PR-AUC).",
+}
+_SCVI_TEXTS = {
+    "zero_fraction": "Of non-zeros, in fact, as scvi-tools has it.",
+    "calibration": "Share of counts between quantiles of their draws, zeros and edges included; the error is the sum "
+    "of squared differences from the levels.",
+    "de": "Each group of cells against the rest, in the data and in one draw, by a t-test; features that differ in "
+    "either direction count as true.",
+}
+
+
+def checks(data: Data | None, model: Model, key: str | None) -> list[str]:
+    """The paragraphs of the metrics, as far as the object has them."""
+    if data is None:
+        return [_NONE]
+    found = slots.home(data, model.setup).uns.get(key, {}).get("criticism")
+    parts = _criticism(found) if isinstance(found, Mapping) else [_NONE]
+    return parts + _classification(data, model, key)
+
+
+def _criticism(found: Mapping) -> list[str]:
+    params = found.get("params", {})
+    definition, n_samples = str(params.get("definition", "anvi")), params.get("n_samples", "?")
+    whose = "those of scvi-tools" if definition == "scvi" else "anvi's"
+    parts = [
+        f"Counts drawn from the model, {n_samples} times for every cell, against the data; definitions are {whose}."
+    ]
+    if "verdict" in found:
+        shown = found["verdict"][
+            ["modality", "metric", "statistic", "cells", "value", "threshold", "verdict", "source"]
+        ]
+        parts += ["### Verdicts", table(shown)]
+    texts = _TEXTS | (_SCVI_TEXTS if definition == "scvi" else {})
+    for name, title in _TITLES.items():
+        if name in found:
+            parts += [title, texts[name], table(_shown(name, pd.DataFrame(found[name])))]
+    return parts
+
+
+def _shown(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """A table as a card has it: training and validation apart where cells are compared, all cells otherwise."""
+    if name == "de":
+        return rows.rename(columns={"cells": "n_cells"})
+    if name == "calibration":
+        rows = rows[rows["statistic"].astype(str) != "n"]
+        level = [f"inside {x:.0%}" if np.isfinite(x) else "error" for x in rows["level"].astype(float)]
+        return pd.DataFrame({"modality": rows["modality"], "statistic": level, "value": rows["all"]})
+    rows = rows[rows["statistic"].astype(str).isin(list(_AGREEMENT))]
+    statistic = rows["statistic"].astype(str).map(_AGREEMENT)
+    apart = name == "cv_cell" and rows["validation"].notna().any()
+    columns = ["train", "validation"] if apart else ["all"]
+    names = {"train": "training", "validation": "validation", "all": "value"}
+    shown = {names[column]: rows[column] for column in columns}
+    return pd.DataFrame({"modality": rows["modality"], "statistic": statistic} | shown)
+
+
+def _classification(data: Data, model: Model, key: str) -> list[str]:
+    """Scores on validation cells, where the model has predictions and the object has labels for them."""
+    if not model.config.has_labels:
+        return []
+    from anvi.metrics import classification
+
+    try:
+        scores = classification(data, model=key)
+    except (KeyError, ValueError):  # labels, split or predictions are not in this object: there is nothing to say
+        return []
+    columns = ["cells", "accuracy", "precision", "recall", "f1", "confidence", "ece"]
+    shown = scores[columns].rename_axis("class").reset_index()
+    text = (
+        "On validation cells with a label; over all classes, F1 is the macro F1 and ECE the expected calibration error."
+    )
+    return ["### Classification", text, table(shown)]
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A DataFrame as a Markdown table: three digits, missing values empty, text that cannot break out of its cell."""
+    lines = [[str(name) for name in rows.columns], ["---"] * rows.shape[1]]
+    lines += [[_cell(value) for value in row] for row in rows.astype(object).itertuples(index=False, name=None)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.3g}" if np.isfinite(value) else ""
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+class About(NamedTuple):
+    """What there is to say of a model, whatever it was fitted to."""
+
+    title: str
+    text: str
+    reference: str
+
+
+_SHARED = (
+    "Batches are part of the model, so that cells of different batches meet in the latent space, and new batches can "
+    "be mapped onto it without training it again."
+)
+
+MODELS = {
+    "scvi": About(
+        "scVI model of RNA counts",
+        "scVI explains the RNA counts of a cell by a latent vector, its batch and its library size, with a negative "
+        f"binomial (with or without extra zeros) for every gene. {_SHARED}",
+        "scVI: Lopez et al., Nature Methods 2018, https://doi.org/10.1038/s41592-018-0229-2",
+    ),
+    "scanvi": About(
+        "scANVI model of RNA counts and cell types",
+        "scANVI is scVI with cell types that are known for some cells: a classifier on the latent space learns from "
+        f"these and gives every cell, also of other data, the probability of each type. {_SHARED}",
+        "scANVI: Xu et al., Molecular Systems Biology 2021, https://doi.org/10.15252/msb.20209620",
+    ),
+    "totalvi": About(
+        "totalVI model of RNA and protein counts",
+        "totalVI explains RNA and surface protein counts of a cell by one latent vector and takes each protein count "
+        "for a mixture of background and foreground. Cells may lack some proteins or all of them: the model fills them "
+        f"in. {_SHARED}",
+        "totalVI: Gayoso et al., Nature Methods 2021, https://doi.org/10.1038/s41592-020-01050-x",
+    ),
+    "totalanvi": About(
+        "TotalANVI model of RNA counts, protein counts and cell types",
+        "TotalANVI has totalVI's decoder of RNA and surface protein counts under scANVI's latent hierarchy with cell "
+        "types that are known for some cells. It fills in proteins that were not measured and gives every cell, also "
+        f"of data without proteins, the probability of each type. {_SHARED}",
+        "Its parts: totalVI, Gayoso et al., Nature Methods 2021, https://doi.org/10.1038/s41592-020-01050-x, and "
+        "scANVI, Xu et al., Molecular Systems Biology 2021, https://doi.org/10.15252/msb.20209620",
+    ),
+}
+
+
+def usage(model: Model) -> str:
+    """How the model is asked, as code that can be copied."""
+    ask = "predict" if model.config.has_labels else "latent"
+    lines = [
+        "import anvi as av",
+        "",
+        'model = av.read_model("folder")  # of a hub: av.io.from_hub("owner/name")',
+        f"av.tl.{ask}(data, model=model)  # the same batches",
+        "av.tl.map_query(data, model)  # new batches, other genes or proteins",
+    ]
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
+
 
 _NOT_GIVEN = "Not given."
 _BY_DATA = ("genes", "proteins", "batches", "classes", "panels", "measured")
@@ -86,7 +257,7 @@ def model_card(
     if isinstance(data, Model):
         model, data = data, None
     else:
-        model, key = resolve(data, key, "key")
+        model, key = find_model(data, key, "key")
     about = MODELS[model.name]
     sections = [
         _front_matter(model, license, tissues),
@@ -194,3 +365,54 @@ def _summary(model: Model) -> str:
     }
     known = {name: size for name, size in sizes.items() if size is not None}
     return table(pd.DataFrame({"statistic": list(known), "value": list(known.values())}))
+
+
+def write_model(
+    data: Data | Model,
+    path: str | Path,
+    *,
+    model: str | Path | Model | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a fitted model without data into a folder.
+
+    Parameters
+    ----------
+    data
+        A fitted MuData or AnnData, or a :class:`~anvi.Model`.
+    path
+        The folder to make.
+    model
+        Key of the model in `data`; None: the only one there.
+    card
+        Text of `README.md`: what :func:`model_card` gave with a licence and a description; None: without these.
+    overwrite
+        Replace a folder that holds a model.
+
+    Returns
+    -------
+    None. Writes `model.safetensors` (weights), `config.json` (schema version, setup, network, facts of the fit),
+    `history.csv` and `README.md` (the card). No cell's name, label or count is in any of them.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something at `path` and `overwrite` is False, or it is no model folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, max_epochs=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     av.write_model(mdata, f"{folder}/model")
+    ...     print(av.read_model(f"{folder}/model").name)
+    totalvi
+    """
+    found, key = (data, None) if isinstance(data, Model) else find_model(data, model)
+    if card is None:
+        lies_there = key is not None and (model is None or (isinstance(model, str) and model in model_slots(data)))
+        card = model_card(data, key=key) if lies_there else model_card(found)
+    write_folder(found, path, card, overwrite=overwrite)

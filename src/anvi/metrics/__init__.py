@@ -1,4 +1,15 @@
-"""Metrics: how good a fitted model is, in numbers that can be compared."""
+"""Metrics: how good a fitted model is, in numbers that can be compared.
+
+::
+
+    criticism       are drawn counts like the data?
+    _ppc            its draws, gathered in one pass, and their statistics
+    _groups         its tests between groups
+    _tables         its tables and verdicts
+    classification  are the predictions right?
+    novelty         would cells of a type that nobody labelled be noticed?
+    bound           elbo, marginal_likelihood, reconstruction_error
+"""
 
 from .bound import elbo, marginal_likelihood, reconstruction_error
 from .classification import classification

@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from ._checks import agreement
-from ._gather import Definition, Kept
+from ._ppc import Definition, KeptDraws, agreement
 
 MIN_CELLS = 3
 """Cells that a group must have to be tested."""
@@ -46,7 +45,7 @@ def choose_cells(groups: pd.Categorical, eligible: np.ndarray, n: int | None, se
     return chosen
 
 
-def compare_groups(kept: Kept, groups: pd.Categorical, definition: Definition) -> pd.DataFrame:
+def compare_groups(kept: KeptDraws, groups: pd.Categorical, definition: Definition) -> pd.DataFrame:
     """How well the draw reproduces what sets each group apart from the rest.
 
     Parameters

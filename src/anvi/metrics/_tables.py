@@ -1,15 +1,97 @@
 """The tables of a posterior predictive check: plain columns, so that a file can hold them."""
 
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ._checks import SPLITS, Agreement, agreement, coverage
-from ._gather import Definition, Seen
 from ._groups import compare_groups
-from ._verdict import judge, table
+from ._ppc import SPLITS, Agreement, Definition, Gathered, agreement, coverage
+
+CARD = "rule of thumb on scvi-hub's model cards, where it is meant for the squared Pearson"
+OWN = "anvi's own, see docs/metrics.md"
+
+
+class Rule(NamedTuple):
+    """What a statistic must reach."""
+
+    metric: str
+    statistic: str
+    kind: Literal["at least", "at most", "within"]  # the latter: a factor of 1
+    passes: float
+    warns: float  # worse than this is a failure
+    source: str
+
+
+RULES = (
+    Rule("cv_cell", "pearson", "at least", 0.4, 0.4, CARD),
+    Rule("cv_cell", "ratio", "within", 1.1, 1.2, OWN),
+    Rule("cv_gene", "pearson", "at least", 0.8, 0.4, OWN),
+    Rule("cv_gene", "ratio", "within", 1.1, 1.2, OWN),
+    Rule("zero_fraction", "mae", "at most", 0.02, 0.05, OWN),
+    Rule("calibration", "error", "at most", 0.05, 0.1, OWN),
+    Rule("de", "roc_auc", "at least", 0.9, 0.75, OWN),
+)
+
+
+class Line(NamedTuple):
+    """The verdict on one statistic of one modality."""
+
+    modality: str
+    metric: str
+    statistic: str
+    cells: str  # whose number it is: "validation", "all", or "grouped" for those with a group
+    value: float
+    threshold: str
+    verdict: str  # "pass", "warn", "fail", or "unknown" where there is no number
+    source: str
+
+    def __str__(self) -> str:
+        what = f"{self.modality} {self.metric} {self.statistic} ({self.cells} cells)"
+        return f"{what} {self.value:.3g}: {self.verdict} ({self.threshold}; {self.source})"
+
+
+def judge(modality: str, numbers: dict[tuple[str, str], tuple[float, str]]) -> list[Line]:
+    """The verdicts on one modality.
+
+    Parameters
+    ----------
+    modality
+        Its name.
+    numbers
+        Value and cells by metric and statistic; what is not there gets no line.
+    """
+    lines = []
+    for rule in RULES:
+        if (rule.metric, rule.statistic) in numbers:
+            value, cells = numbers[rule.metric, rule.statistic]
+            known = (modality, rule.metric, rule.statistic, cells, value)
+            lines.append(Line(*known, _threshold(rule), _grade(value, rule), rule.source))
+    return lines
+
+
+def _grade(value: float, rule: Rule) -> str:
+    if not np.isfinite(value):
+        return "unknown"
+    if rule.kind == "at least":
+        return "pass" if value >= rule.passes else "warn" if value >= rule.warns else "fail"
+    if rule.kind == "within":
+        value = max(value, 1 / value) if value > 0 else np.inf
+    return "pass" if value <= rule.passes else "warn" if value <= rule.warns else "fail"
+
+
+def _threshold(rule: Rule) -> str:
+    fold = "-fold" if rule.kind == "within" else ""
+    text = f"{rule.kind} {rule.passes:g}{fold}"
+    toward = "down" if rule.kind == "at least" else "up"
+    return text if rule.passes == rule.warns else f"{text}, warns {toward} to {rule.warns:g}{fold}"
+
+
+def table(lines: list[Line]) -> pd.DataFrame:
+    """The lines as a table."""
+    return pd.DataFrame(lines, columns=list(Line._fields))
+
 
 METRICS = ("cv", "zero_fraction", "calibration", "de")
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -24,7 +106,7 @@ class Check(NamedTuple):
 
     modality: str
     features: tuple[str, ...]
-    seen: Seen
+    seen: Gathered
     kept: np.ndarray  # (cells,) bool: cells that are compared between groups
 
 
@@ -100,7 +182,7 @@ def _statistics(columns: dict[str, dict[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("statistic").reset_index()
 
 
-def _cell_table(seen: Seen, split: np.ndarray, definition: Definition) -> pd.DataFrame:
+def _cell_table(seen: Gathered, split: np.ndarray, definition: Definition) -> pd.DataFrame:
     columns = {}
     for name, codes in COLUMNS.items():
         here = np.isin(split, codes)
@@ -109,7 +191,9 @@ def _cell_table(seen: Seen, split: np.ndarray, definition: Definition) -> pd.Dat
     return _statistics(columns)
 
 
-def _feature_values(seen: Seen, what: str, splits: list[int], definition: Definition) -> tuple[np.ndarray, np.ndarray]:
+def _feature_values(
+    seen: Gathered, what: str, splits: list[int], definition: Definition
+) -> tuple[np.ndarray, np.ndarray]:
     """A statistic of every feature: of the data, and of the draws, their mean over those that have one."""
     data = getattr(seen.data, what)(splits)
     with warnings.catch_warnings():
@@ -120,7 +204,7 @@ def _feature_values(seen: Seen, what: str, splits: list[int], definition: Defini
     return data, model
 
 
-def _feature_table(seen: Seen, what: str, definition: Definition) -> pd.DataFrame:
+def _feature_table(seen: Gathered, what: str, definition: Definition) -> pd.DataFrame:
     columns = {}
     for name, codes in COLUMNS.items():
         data, model = _feature_values(seen, what, codes, definition)
@@ -135,7 +219,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _rank_tables(seen: Seen) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _rank_tables(seen: Gathered) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shares inside central intervals with the error and the number of entries, and shares of the places."""
     inside, places = {}, {}
     for name, codes in COLUMNS.items():
@@ -151,7 +235,7 @@ def _rank_tables(seen: Seen) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def _quantile_table(seen: Seen) -> pd.DataFrame:
+def _quantile_table(seen: Gathered) -> pd.DataFrame:
     """scvi-tools' intervals; its error is the sum of squared differences between share and level."""
     widths = 1 - 2 * np.array(seen.hits.TAILS)
     columns = {}
@@ -175,7 +259,7 @@ def _listed_features(check: Check, definition: Definition) -> pd.DataFrame:
     )
 
 
-def _listed_cells(seen: Seen, cells: np.ndarray, split: np.ndarray, seed: int) -> pd.DataFrame:
+def _listed_cells(seen: Gathered, cells: np.ndarray, split: np.ndarray, seed: int) -> pd.DataFrame:
     some = np.flatnonzero(np.isfinite(seen.cell_data))
     if len(some) > SHOWN_CELLS:
         some = np.sort(np.random.default_rng(seed).choice(some, SHOWN_CELLS, replace=False))

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.bound import Bound, bound, marginal
-from anvi.tl._ask import Asked, ask
+from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
-from anvi.tl._queries import check_samples
 
 
 def elbo(
@@ -226,20 +226,20 @@ def marginal_likelihood(
     return _answer(data, asked, index, found._asdict(), per_cell)
 
 
-def _ask(data: Data, model, rna_mod, prot_mod, prot_obsm, device: str, *, labels: bool | None) -> Asked:
+def _ask(data: Data, model, rna_mod, prot_mod, prot_obsm, device: str, *, labels: bool | None) -> Context:
     places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
     return ask(data, model, **places, device=device, labels=labels, counts=True)
 
 
 def _bound(
-    data: Data, asked: Asked, split: str | None, n_samples: int, random_state: RandomState
+    data: Data, asked: Context, split: str | None, n_samples: int, random_state: RandomState
 ) -> tuple[Bound, Tensor]:
     """The bound of the cells of a split, and their positions."""
     index = _cells_of(data, asked, split)
     return bound(asked.model, asked.cells, index, n_samples, seed_of(random_state)), index
 
 
-def _cells_of(data: Data, asked: Asked, split: str | None) -> Tensor:
+def _cells_of(data: Data, asked: Context, split: str | None) -> Tensor:
     """Positions of the cells of a split among all that were read; None: of all."""
     device = asked.cells.label.device
     if split is None:
@@ -255,7 +255,7 @@ def _cells_of(data: Data, asked: Asked, split: str | None) -> Tensor:
     return torch.from_numpy(index).to(device)
 
 
-def _answer(data: Data, asked: Asked, index: Tensor, columns: dict[str, np.ndarray], per_cell: bool):
+def _answer(data: Data, asked: Context, index: Tensor, columns: dict[str, np.ndarray], per_cell: bool):
     """Means over cells, or a table of cells in the order of the object."""
     table = pd.DataFrame(columns, index=asked.cells.names[index.cpu().numpy()])
     if not per_cell:

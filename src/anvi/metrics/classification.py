@@ -9,9 +9,9 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data, check_type, obs_column, text_column
-from anvi._data.reliability import expected_error, reliability
+from anvi._data.predictions import expected_error, reliability
 from anvi._data.setup import Setup, label_column
-from anvi._find import resolve
+from anvi._find import find_model
 from anvi._model import Model
 
 OVERALL = "overall"
@@ -130,7 +130,7 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None)
         beside = (slots.confidence(stem), slots.split(stem)) if stem != prediction else (None, None)
         mods = tuple(getattr(data, "mod", ()))
         return _Where(prediction, *beside, None, Setup(()).unlabeled_category, mods, ())
-    fitted, key = resolve(data, model)
+    fitted, key = find_model(data, model)
     setup = fitted.setup
     if not setup.classes:
         raise ValueError(

@@ -10,16 +10,16 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data, text_column
-from anvi._find import fitted, key_to_write, resolve
+from anvi._data.fits import model_slots
+from anvi._data.select import check_samples
+from anvi._find import find_model, key_to_write
 from anvi._model import Model
-from anvi.tl._ask import Asked, ask
+from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
-from anvi.tl._queries import check_samples
 
-from ._gather import Definition, gather
 from ._groups import choose_cells
-from ._tables import METRICS, Check, tables
-from ._verdict import Line
+from ._ppc import Definition, gather
+from ._tables import METRICS, Check, Line, tables
 
 logger = logging.getLogger("anvi")
 
@@ -168,7 +168,7 @@ def _check_metrics(metrics: Sequence[str], definition: str) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in metrics)
 
 
-def _find_groups(data: Data, asked: Asked, groupby: str | None, definition: Definition) -> pd.Categorical | None:
+def _find_groups(data: Data, asked: Context, groupby: str | None, definition: Definition) -> pd.Categorical | None:
     """Group of each cell, missing for those without one; None, and a word about it, where nothing was asked for."""
     setup, key = asked.setup, groupby or asked.setup.labels_key
     hint = "Name a column with clusters or types: groupby=..."
@@ -193,7 +193,7 @@ def _find_groups(data: Data, asked: Asked, groupby: str | None, definition: Defi
     return None
 
 
-def _split(data: Data, asked: Asked) -> np.ndarray:
+def _split(data: Data, asked: Context) -> np.ndarray:
     """What the fit did with each cell: 0 trained on, 1 validated on, 2 neither, or not known."""
     obs, slot = slots.home(data, asked.setup).obs, slots.split(asked.key)
     codes = np.full(len(asked.cells), 2)
@@ -205,16 +205,16 @@ def _split(data: Data, asked: Asked) -> np.ndarray:
     return codes
 
 
-def _is_own(data: Data, asked: Asked) -> bool:
+def _is_own(data: Data, asked: Context) -> bool:
     """Whether the fit that lies in the object under the model's key is the model."""
-    if asked.key not in fitted(data):
+    if asked.key not in model_slots(data):
         return False
-    own = resolve(data, asked.key)[0]
+    own = find_model(data, asked.key)[0]
     return own is asked.model or json.dumps(own.facts()) == json.dumps(asked.model.facts())
 
 
 def _cells_to_keep(
-    asked: Asked, groups: pd.Categorical | None, n: int | None, seed: int, definition: Definition
+    asked: Context, groups: pd.Categorical | None, n: int | None, seed: int, definition: Definition
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cells whose RNA, and whose proteins, are tested between groups."""
     everyone = np.ones(len(asked.cells), dtype=bool)

@@ -9,12 +9,12 @@ import pandas as pd
 from anvi._data import slots
 from anvi._data.containers import Data, check_type
 from anvi._data.setup import Setup, label_column
-from anvi._find import resolve
+from anvi._find import find_model
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS
 from anvi._model import Model
 from anvi.nn import Config
-from anvi.tl._fit import Where, foreign_options, run_fit
+from anvi.tl._fit import foreign_options, run_fit
 
 LEFT_OUT = "anvi_left_out"
 """Column of labels without one class, in the copies that are fitted."""
@@ -79,7 +79,7 @@ def novelty(
     ['cells', 'auroc', 'rejected', 'false_rejects', 'taken_for']
     """
     check_type(data)
-    fitted, key = resolve(data, model)
+    fitted, key = find_model(data, model)
     if not fitted.config.has_labels:
         raise ValueError(f"The model '{key}' ({fitted.name}) has no labels, so none can be left out.")
     strangers = sorted(set(classes or ()) - set(fitted.classes))
@@ -98,17 +98,14 @@ def _leave_out(data: Data, fitted: Model, name: str, max_epochs: int | None, dev
     left = labels.where(labels != name).reindex(cells).fillna(setup.unlabeled_category)
     slots.writer(copy, setup, cells).obs(LEFT_OUT, pd.Categorical(left))
     options = _options(fitted) | ({} if max_epochs is None else {"max_epochs": max_epochs})
-    seed = int(fitted.info.get("random_state", 0))
     run_fit(
-        copy,
         fitted.name,
-        _where(setup),
-        options,
+        copy,
+        model_kwargs=options,
         device=device,
-        random_state=seed,
+        random_state=int(fitted.info.get("random_state", 0)),
         key_added=key,
-        copy=False,
-        checkpoint=None,
+        **_setup_arguments(setup),
     )
     home = slots.home(copy, setup)
     if slots.novelty(key) not in home.obs:
@@ -134,22 +131,22 @@ def _options(fitted: Model) -> dict:
     return {name: value for name, value in (network | training).items() if value is not None and name not in foreign}
 
 
-def _where(setup: Setup) -> Where:
+def _setup_arguments(setup: Setup) -> dict:
     """Where things are, as the fit was told, but for the labels."""
     places = ((setup.rna_mod, setup.rna_layer), (setup.prot_mod, setup.prot_layer))
     layers = {mod: layer for mod, layer in places if layer}
     covariates = [key for key, _ in setup.categorical]
-    return Where(
-        labels_key=LEFT_OUT,
-        unlabeled_category=setup.unlabeled_category,
-        batch_key=setup.batch_key,
-        panel_key=setup.panel_key,
-        missing=setup.missing,
-        layer=layers or None,
-        categorical_covariate_keys=covariates or None,
-        continuous_covariate_keys=list(setup.continuous) or None,
-        size_factor_key=setup.size_factor_key,
-        rna_mod=setup.rna_mod,
-        prot_mod=setup.prot_mod,
-        prot_obsm=setup.prot_obsm,
-    )
+    return {
+        "labels_key": LEFT_OUT,
+        "unlabeled_category": setup.unlabeled_category,
+        "batch_key": setup.batch_key,
+        "panel_key": setup.panel_key,
+        "missing": setup.missing,
+        "layer": layers or None,
+        "categorical_covariate_keys": covariates or None,
+        "continuous_covariate_keys": list(setup.continuous) or None,
+        "size_factor_key": setup.size_factor_key,
+        "rna_mod": setup.rna_mod,
+        "prot_mod": setup.prot_mod,
+        "prot_obsm": setup.prot_obsm,
+    }

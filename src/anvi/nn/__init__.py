@@ -1,7 +1,19 @@
-"""The network that all four models share, in plain torch; imports nothing but torch."""
+"""The network in plain PyTorch: tensors to terms of the bound; imports torch only.
 
-from .batch import Batch, Entries
-from .config import PRESETS, Config
+::
+
+    config       sizes and options, the four presets, what is refused; a minibatch
+    likelihoods  NB, ZINB, Poisson, protein mixture, divergences and draws: the definitions
+    sparse       the same, special functions only at non-zero counts
+    layers       linear, norm, activation, dropout, with covariates injected
+    rna          RNA part
+    protein      protein part: background, foreground, mixture
+    labels       label part: classifier, q(u|z,c), p(z|u,c)
+    vae          the parts joined; the terms of the bound
+    objective    from terms to the number that is minimised
+"""
+
+from .config import PRESETS, Batch, Config, Entries
 from .layers import Draws, Gaussian
 from .objective import Weights, loss, negative_elbo
 from .vae import VAE, Terms

@@ -66,3 +66,40 @@ def kl_normal(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tens
 def kl_categorical(log_q: Tensor, log_p: Tensor) -> Tensor:
     """KL of two categorical distributions, given their log-probabilities along the last axis."""
     return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+MAX_RATE = 1e8
+"""Rates are cut here: counts beyond it are not exact in float32 anyway."""
+
+
+def sample_gamma(shape: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
+    """Gamma of the given shape and mean; of the size of `mean`."""
+    # the public gamma of torch takes its noise from the global generator
+    draw = torch._standard_gamma(shape.expand_as(mean).contiguous(), generator=generator)
+    return draw * (mean / shape)
+
+
+def sample_poisson(mean: Tensor, generator: torch.Generator) -> Tensor:
+    """Poisson counts."""
+    return torch.poisson(mean.clamp(max=MAX_RATE), generator=generator)
+
+
+def sample_nb(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
+    """Negative binomial counts of variance mean + mean² / theta."""
+    return sample_poisson(sample_gamma(theta, mean, generator), generator)
+
+
+def sample_bernoulli(probability: Tensor, generator: torch.Generator) -> Tensor:
+    """True with the given probabilities."""
+    return torch.rand(probability.shape, generator=generator, device=probability.device) < probability
+
+
+def sample_zinb(mean: Tensor, theta: Tensor, zero_logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Negative binomial counts of which sigmoid(zero_logits) are replaced by zero."""
+    counts = sample_nb(mean, theta, generator)
+    return counts.masked_fill_(sample_bernoulli(zero_logits.sigmoid(), generator), 0)
+
+
+def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal values of standard deviation `scale`."""
+    return mean + scale * torch.randn(mean.shape, generator=generator, device=mean.device)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import likelihoods, sparse
-from .batch import Batch, Entries
+from .config import Batch, Entries
 from .layers import Draws, Linear, Stack
 
 

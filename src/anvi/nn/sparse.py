@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .batch import Entries
+from .config import Entries
 
 BLOCK = 65_536
 """Entries of a matrix that a thread works on at a time on a CPU, so that what belongs to them stays in its cache."""

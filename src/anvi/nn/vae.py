@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
-from .config import Config
+from .config import Batch, Config
 from .labels import LabelPart
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
 from .likelihoods import kl_normal, kl_standard_normal, log_normal_density

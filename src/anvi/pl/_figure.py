@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from anvi._data.containers import Data
+from anvi._data.fits import missing, parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,3 +127,79 @@ def text_color(background) -> str:
     """Black or white, whichever can be read on a colour."""
     red, green, blue = background[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+
+
+def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:
+    """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere.
+
+    Parameters
+    ----------
+    data
+        The object.
+    basis
+        `"umap"` means `X_umap`, then `umap`; `"rna:umap"` only that of the modality.
+    first
+        A part that is looked through before the others.
+
+    Raises
+    ------
+    ValueError
+        If only modalities have it, and several of them.
+    """
+    mod, colon, rest = basis.partition(":")
+    named = bool(colon) and isinstance(data, MuData) and mod in data.mod
+    stem = (rest if named else basis).removeprefix("X_")
+    places = [data.mod[mod]] if named else parts(data)
+    reserved = set() if isinstance(data, AnnData) else set(data.mod)  # mdata.obsm["rna"] says who is in it
+    found = []
+    for part in places:
+        names = [name for name in (f"X_{stem}", stem) if name in part.obsm]
+        names = [name for name in names if part is not data or name not in reserved]
+        if names:
+            found.append((part, names[0]))
+    for part, name in found:
+        if part is first or (first is None and part is data):
+            return part, name
+    if len(found) > 1 and found[0][0] is not data:
+        listed = ", ".join(f"'{label(data, part)}:{stem}'" for part, _ in found)
+        raise ValueError(f"basis='{basis}' is in several modalities; name one: {listed}.")
+    return found[0] if found else None
+
+
+def no_basis(basis: str) -> KeyError:
+    """The error for coordinates that are nowhere."""
+    stem = basis.rpartition(":")[2].removeprefix("X_")
+    command = "run sc.pp.neighbors(data, use_rep='X_...') and sc.tl.umap(data)" if stem == "umap" else "compute it"
+    return missing(f"obsm['X_{stem}'] or obsm['{stem}']", command)
+
+
+def label(data: MuData, part: AnnData) -> str:
+    """The name of a modality."""
+    return next(mod for mod, modality in data.mod.items() if modality is part)
+
+
+def coordinates(part: Data, slot: str) -> pd.DataFrame:
+    """An embedding by cell names."""
+    return pd.DataFrame(np.asarray(part.obsm[slot], dtype=float), index=part.obs_names)
+
+
+def colored_column(data: Data, key: str, mods: tuple[str, ...] = ()) -> list[tuple[Data, str]]:
+    """Parts that may hold an obs column or its colours, and its name there; the most explicit first."""
+    mod, colon, rest = key.partition(":")
+    explicit = []
+    if colon and isinstance(data, MuData) and mod in data.mod:
+        explicit = [(data.mod[mod], rest)]
+    others = [data.mod[name] for name in mods if name in data.mod] if isinstance(data, MuData) else []
+    return [*explicit, (data, key), *((part, key) for part in others)]
+
+
+def stored_colors(data: Data, key: str, mods: tuple[str, ...] = ()) -> dict[str, str]:
+    """Colours that `uns['{key}_colors']` gives to the values of an obs column; empty where it gives none."""
+    places = colored_column(data, key, mods)
+    columns = [part.obs[name] for part, name in places if name in part.obs]
+    colors = [part.uns[f"{name}_colors"] for part, name in places if f"{name}_colors" in part.uns]
+    if not columns or not colors or not isinstance(columns[0].dtype, pd.CategoricalDtype):
+        return {}
+    categories = list(map(str, columns[0].cat.categories))
+    values = list(map(str, np.atleast_1d(colors[0])))
+    return dict(zip(categories, values, strict=False)) if len(values) >= len(categories) else {}

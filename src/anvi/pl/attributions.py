@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from anvi._data import containers, explained
+from anvi._data import containers, rankings
 from anvi._data.containers import Data
-from anvi._data.explained import Part
+from anvi._data.rankings import AttributionSlots
 
-from ._figure import UNLABELLED, check_axes, class_colors, finish, new_figure, shorten
-from ._slots import stored_colors
+from ._figure import UNLABELLED, check_axes, class_colors, finish, new_figure, shorten, stored_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +117,7 @@ def attributions(
         raise ValueError(f"kind='{kind}' is not one of 'heatmap', 'bar', 'dot'.")
     if n_features is not None and (not isinstance(n_features, int | np.integer) or n_features < 1):
         raise ValueError(f"n_features={n_features!r} must be a whole number, at least 1.")
-    key, parts = explained.resolve(data, model)
+    key, parts = rankings.resolve_attributions(data, model)
     colors = _colors(data, parts[0])
     if cell is not None:
         fig, axes, own = _draw_cell(key, parts, str(cell), n_features or 10, colors, ax)
@@ -138,7 +137,7 @@ def attributions(
 _COLUMNS = ("attributions", "scores", "standard_errors")
 
 
-def _colors(data: Data, part: Part) -> dict[str, str]:
+def _colors(data: Data, part: AttributionSlots) -> dict[str, str]:
     """Colours of the classes: those of their column of obs."""
     groupby = str(part.params["groupby"])
     mods = (part.mod,)
@@ -146,7 +145,7 @@ def _colors(data: Data, part: Part) -> dict[str, str]:
     return class_colors(part.groups, known)
 
 
-def _chosen(part: Part, group: str | Sequence[str] | None) -> list[str]:
+def _chosen(part: AttributionSlots, group: str | Sequence[str] | None) -> list[str]:
     """The classes to draw, in the order of the ranking."""
     n_cells = dict(zip(part.groups, np.asarray(part.params["n_cells"]), strict=True))
     if group is None:
@@ -316,7 +315,7 @@ def _label_bars(ax: Axes, names: Sequence[str], most: int) -> None:
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _draw_cell(key: str, parts: list[Part], cell: str, n: int, colors: dict[str, str], ax):
+def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, colors: dict[str, str], ax):
     """The largest attributions of one cell, for and against, with its counts."""
     found = []
     for part in parts:

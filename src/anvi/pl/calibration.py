@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data
-from anvi._data.reliability import expected_error
+from anvi._data.fits import missing, resolve_fit
+from anvi._data.predictions import expected_error
 
 from ._figure import check_axes, finish, new_figure
-from ._slots import missing, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def calibration(
     >>> av.tl.totalanvi(mdata, max_epochs=2, train_size=0.8)
     >>> axes = av.pl.calibration(mdata, show=False)
     """
-    fit = resolve(data, model, predictions=True)
+    fit = resolve_fit(data, model, predictions=True)
     table = fit.home.uns.get(fit.key, {}).get("calibration")
     if table is None:
         raise missing(

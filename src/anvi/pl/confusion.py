@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data
+from anvi._data.fits import Fit, resolve_fit
 
 from ._figure import UNLABELLED, check_axes, finish, new_figure, shorten, text_color
-from ._slots import Fit, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def confusion(
     >>> ax = av.pl.confusion(mdata, show=False)
     >>> ax = av.pl.confusion(mdata, labels_key="true_cell_type", split=None, show=False)
     """
-    fit = resolve(data, model, predictions=True)
+    fit = resolve_fit(data, model, predictions=True)
     table = _count(fit, labels_key, split)
     given = check_axes(ax, 1, "the matrix")
     if given is None:

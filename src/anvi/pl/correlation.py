@@ -11,9 +11,9 @@ from anndata import AnnData
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.fits import Fit, missing, parts, resolve_fit
 
 from ._figure import check_axes, finish, new_figure, shorten
-from ._slots import Fit, missing, parts, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def correlation(
 def _fit(data: Data, model: str | None) -> Fit:
     """The fit, or the prefix of slots that were written under `key_added` or by a model from elsewhere."""
     try:
-        return resolve(data, model)
+        return resolve_fit(data, model)
     except KeyError:
         ending = slots.correlation("")
         homes = {slot.removesuffix(ending): part for part in parts(data) for slot in part.varp if slot.endswith(ending)}

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data, check_type
+from anvi._data.fits import missing, parts
 
 from ._figure import check_axes, finish, new_figure, shorten
-from ._slots import missing, parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

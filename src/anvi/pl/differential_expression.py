@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from anvi._data import containers, ranked
+from anvi._data import containers, rankings
 from anvi._data.containers import Data
+from anvi._data.fits import missing
 
 from ._figure import RASTER_CELLS, check_axes, finish, new_figure, shorten
-from ._slots import missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,18 +109,18 @@ def differential_expression(
 
 
 def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, key: str) -> list[_Panel]:
-    found = {mod: stored for mod, stored in ranked.find(data, key).items() if modality in (None, mod)}
+    found = {mod: stored for mod, stored in rankings.find_ranking(data, key).items() if modality in (None, mod)}
     if not found:
         of = "" if modality is None else f" of the modality '{modality}'"
         raise missing(f"uns['{key}']{of}", "run av.tl.differential_expression(data, groupby)")
     panels = []
     for mod, stored in found.items():
-        known = ranked.group_names(stored)
+        known = rankings.group_names(stored)
         wanted = known if group is None else [group] if isinstance(group, str) else list(group)
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
-        table = ranked.table(stored, wanted)
+        table = rankings.ranking_table(stored, wanted)
         if "is_de" not in table:  # a result of another method
             table["is_de"] = table["pvals_adj"] <= 0.05
         panels.append(_Panel(mod, stored["params"], table, wanted))
@@ -128,8 +128,6 @@ def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, k
 
 
 # volcanoes ----------------------------------------------------------------------------------------------------------
-
-
 def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
     drawn = [(panel, group) for group in panels[0].groups for panel in panels if group in panel.groups]
     if len(drawn) > MAX_PANELS and ax is None:
@@ -215,8 +213,6 @@ def _volcano_handles(fdr: float) -> list:
 
 
 # dot plots ----------------------------------------------------------------------------------------------------------
-
-
 def _dots(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
     given = check_axes(ax, len(panels), "the modalities")
     chosen = [_first_features(panel, n_features) for panel in panels]

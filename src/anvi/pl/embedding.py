@@ -16,8 +16,7 @@ from scipy import sparse
 from anvi._data import containers
 from anvi._data.containers import Data
 
-from ._figure import finish, shorten
-from ._slots import find_basis, label, no_basis
+from ._figure import find_basis, finish, label, no_basis, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,9 @@ from scipy import sparse
 
 from anvi._data import containers, slots
 from anvi._data.containers import Data
+from anvi._data.fits import Fit, missing, parts, resolve_fit
 
 from ._figure import check_axes, finish, new_figure, shorten
-from ._slots import Fit, missing, parts, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def foreground(
     Parameters
     ----------
     data
-        An object with protein counts in which :func:`anvi.tl.foreground` has written its slots.
+        An object with protein counts in which :func:`anvi.tl.denoise` has written its slots.
     model
         Key of the fit, or prefix of the slots; None: the only one there.
     proteins
@@ -108,7 +108,7 @@ def foreground(
 def _fit(data: Data, model: str | None) -> Fit:
     """The fit, or the prefix of slots that a model from elsewhere has written."""
     try:
-        return resolve(data, model, joint=True)
+        return resolve_fit(data, model, joint=True)
     except KeyError:
         ending = slots.prot_foreground("")
         homes = {slot.removesuffix(ending): part for part in parts(data) for slot in part.obsm if slot.endswith(ending)}

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data
+from anvi._data.fits import resolve_fit
 
 from ._figure import check_axes, finish, new_figure
-from ._slots import resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def history(
     >>> axes = av.pl.history(mdata, show=False)
     >>> one = av.pl.history(mdata, terms="loss", show=False)
     """
-    fit = resolve(data, model)
+    fit = resolve_fit(data, model)
     table = pd.DataFrame(fit.stored("history"))
     names = _terms(table, [terms] if isinstance(terms, str) else terms)
     if not len(table) or not names:

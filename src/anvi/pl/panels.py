@@ -11,9 +11,9 @@ from mudata import MuData
 
 from anvi._data import containers, slots
 from anvi._data.containers import Data
+from anvi._data.fits import FIT_COMMAND, missing, resolve_fit, stored_fits
 
 from ._figure import UNLABELLED, check_axes, finish, new_figure, shorten
-from ._slots import FIT_COMMAND, fitted, missing, resolve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,11 +108,11 @@ def _table(
     """Panels x proteins, the column of panels, where to look for it, what to call the table, the protein modality."""
     containers.check_type(data)
     if model is not None:
-        fit = resolve(data, model)
+        fit = resolve_fit(data, model)
         if not fit.joint:
             raise ValueError(f"model='{model}' has no proteins; fit tl.totalvi or tl.totalanvi to have panels.")
-    elif any(fit.joint for fit in fitted(data).values()):
-        fit = resolve(data, None, joint=True)
+    elif any(fit.joint for fit in stored_fits(data).values()):
+        fit = resolve_fit(data, None, joint=True)
     else:
         return _declared(data, panel_key)
     setup = fit.setup

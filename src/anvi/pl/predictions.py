@@ -10,9 +10,21 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.fits import Fit, missing, resolve_fit
 
-from ._figure import UNLABELLED, check_axes, class_colors, finish, new_figure, point_style, shorten
-from ._slots import Fit, coordinates, find_basis, missing, no_basis, resolve, stored_colors
+from ._figure import (
+    UNLABELLED,
+    check_axes,
+    class_colors,
+    coordinates,
+    find_basis,
+    finish,
+    new_figure,
+    no_basis,
+    point_style,
+    shorten,
+    stored_colors,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +95,7 @@ def predictions(
     >>> av.tl.totalanvi(mdata, max_epochs=2)
     >>> axes = av.pl.predictions(mdata, show=False)
     """
-    fit = resolve(data, model, predictions=True)
+    fit = resolve_fit(data, model, predictions=True)
     prediction, confidence = fit.prediction(), fit.confidence()
     labels_key, labels = _labels(fit, labels_key)
     plane, axis_names = _plane(fit, basis)

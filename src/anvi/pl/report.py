@@ -15,9 +15,9 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.reliability import expected_error
+from anvi._data.fits import Fit, resolve_fit
+from anvi._data.predictions import expected_error
 
-from ._slots import Fit, resolve
 from .calibration import calibration
 from .confusion import confusion
 from .criticism import criticism
@@ -90,7 +90,7 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
     >>> page[:15]
     '<!doctype html>'
     """
-    fit = resolve(data, model)
+    fit = resolve_fit(data, model)
     if path is not None and Path(path).exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
     if path is not None and not Path(path).absolute().parent.is_dir():
@@ -112,8 +112,6 @@ def _write(path: Path, page: str) -> None:
 
 
 # what was looked at -----------------------------------------------------------------------------------------------
-
-
 def checks(fit: Fit) -> list[Line]:
     """Everything that the slots of a fit let one judge."""
     found = _training(fit)
@@ -197,8 +195,6 @@ def _confidence(fit: Fit) -> list[Line]:
 
 
 # the page ---------------------------------------------------------------------------------------------------------
-
-
 def _pictures(fit: Fit) -> list[Picture]:
     pictures = [Picture("Course of the fit", history)]
     if fit.setup.get("classes"):

@@ -12,9 +12,8 @@ from scipy import sparse
 
 from anvi._data import containers
 from anvi._data.containers import Data
-from anvi._data.match import PADDED, check_share, match_genes
-from anvi._data.proteins import find_proteins
-from anvi._data.query import has_proteins, placed
+from anvi._data.counts import find_proteins
+from anvi._data.query import PADDED, check_share, has_proteins, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured
 from anvi._find import find_reference
@@ -88,7 +87,7 @@ def align_query(
     """
     containers.check_type(query)
     fitted, _ = find_reference(reference, model)
-    setup = placed(fitted.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    setup = relocated(fitted.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     rna = containers.modality(query, setup.rna_mod, "rna_mod")
     where = "data" if isinstance(query, AnnData) else f"mdata['{setup.rna_mod}']"
     containers.unique_names(rna.var_names, f"{where}.var_names", "gene")

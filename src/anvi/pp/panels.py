@@ -8,9 +8,8 @@ import pandas as pd
 from mudata import MuData
 
 from anvi._data import containers, slots
-from anvi._data.panels import find_panels
-from anvi._data.proteins import find_proteins
-from anvi._data.setup import Setup
+from anvi._data.counts import find_proteins
+from anvi._data.setup import Setup, find_panels
 
 
 def panels(

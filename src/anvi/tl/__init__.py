@@ -1,19 +1,31 @@
-"""Tools: verbs that train a model or ask it, and write what they learn into slots."""
+"""Tools: verbs that train a model or ask it, and write what they learn into slots.
+
+::
+
+    fits                     totalanvi, totalvi, scanvi, scvi
+    _fit                     what the fits have in common: read, check, train, write
+    latent                   latent space of cells
+    predict                  cell types, prediction sets, novelty
+    denoise                  expected expression, proteins imputed; foreground
+    posterior_predictive     counts as the model expects them, into memory or a store
+    feature_correlation      what goes together
+    differential_expression  genes and proteins that differ between groups
+    attributions             why a class: what genes and proteins contribute
+    map_query                cells of new batches on a fitted model
+    minify                   the posterior of each cell in the place of its counts
+    _ask                     what all that ask a fitted model have in common
+"""
 
 from .attributions import attributions
-from .denoise import denoise
+from .denoise import denoise, foreground
 from .differential_expression import differential_expression
 from .feature_correlation import feature_correlation
-from .foreground import foreground
+from .fits import scanvi, scvi, totalanvi, totalvi
 from .latent import latent
 from .map_query import map_query
 from .minify import minify
 from .posterior_predictive import posterior_predictive
 from .predict import predict
-from .scanvi import scanvi
-from .scvi import scvi
-from .totalanvi import totalanvi
-from .totalvi import totalvi
 
 __all__ = [
     "attributions",

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import inspect
 import json
 import logging
 import platform
@@ -18,21 +19,19 @@ import torch
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
-from anvi._data.colors import colors_of, write_colors
 from anvi._data.containers import Data, check_type
-from anvi._data.predictions import write_predictions
+from anvi._data.fits import check_free, check_no_own_label
+from anvi._data.predictions import colors_of, write_colors, write_predictions
 from anvi._data.setup import Setup, find_setup, known_labels
-from anvi._find import check_free, check_no_own_label, resolve
+from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.novelty import FALSE_REJECTS
+from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelty_of
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device
-
-from ._trust import how_far, trusted
 
 logger = logging.getLogger("anvi")
 
@@ -82,50 +81,27 @@ class Options(TypedDict, total=False):
     max_retries: int
 
 
-class Where(TypedDict):
-    """Where things are in the user's object; the arguments of :func:`anvi._data.setup.find_setup`."""
-
-    labels_key: str | None
-    unlabeled_category: str
-    batch_key: str | None
-    panel_key: str | None
-    missing: str
-    layer: str | dict[str, str] | None
-    categorical_covariate_keys: list[str] | None
-    continuous_covariate_keys: list[str] | None
-    size_factor_key: str | None
-    rna_mod: str
-    prot_mod: str
-    prot_obsm: str | None
+SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "proteins", "counts"}
+"""Arguments of a fit that say where things are in the object; the others are options of network and training."""
 
 
 def run_fit(
-    data: Data,
     name: str,
-    where: Where,
-    options: dict,
+    data: Data,
     *,
+    model_kwargs: Options,
     init: str | Path | Model | None = None,
     train: Literal["all", "label_nets"] = "all",
-    device: str,
-    random_state: RandomState,
-    key_added: str | None,
-    copy: bool,
-    checkpoint: str | Path | None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+    checkpoint: str | Path | None = None,
+    **arguments,
 ) -> Data | None:
-    """Fit a model and write everything that belongs to a fit into its slots.
-
-    Parameters
-    ----------
-    data, device, random_state, key_added, copy, checkpoint, init, train
-        As the public verbs have them.
-    name
-        Which of the four models.
-    where
-        Where things are.
-    options
-        Options of the network and of the training; None stands for the default.
-    """
+    """Fit one of the four models with the arguments of its public verb, and write what belongs to a fit."""
+    where = {argument: value for argument, value in arguments.items() if argument in SETUP_ARGUMENTS}
+    options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     if train not in ("all", "label_nets"):
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if train == "label_nets" and init is None:
@@ -133,11 +109,11 @@ def run_fit(
     network_options, plan_options = _sort_options(name, {k: value for k, value in options.items() if value is not None})
     check_type(data)
     key = slots.clean_key(key_added or name)
-    check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=where["rna_mod"])
+    check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
     proteins = name in ("totalvi", "totalanvi")
     setup = find_setup(data, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
-    source = None if init is None else resolve(data, init, "init")[0]
+    source = None if init is None else find_model(data, init, "init")[0]
     config = make_config(name, setup, network_options, None if source is None else source.config)
     if config.has_labels:
         check_no_own_label(data, setup, key)
@@ -172,7 +148,9 @@ def run_fit(
         fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
     )
     info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
-    model, table = trusted(Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed)
+    model, table = calibrated(
+        Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
+    )
     embedding = encode.embed(model, on_device)
     model.on(torch.device("cpu"))
     data = slots.own(data, copy)
@@ -214,7 +192,7 @@ def write_fit(
     out.clear(key)
     out.obsm(slots.latent(key), embedding.mean)
     if embedding.proba is not None:
-        far = how_far(model, cells, embedding, FALSE_REJECTS)
+        far = novelty_of(model, cells, embedding, FALSE_REJECTS)
         write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
         if colors is None and setup.labels_key is not None:
             colors = colors_of(data, setup.labels_key, model.classes)

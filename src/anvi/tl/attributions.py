@@ -10,20 +10,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
-from anvi._data import explained, slots
+from anvi._data import containers, rankings, slots
 from anvi._data.containers import Data
+from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
+from anvi._data.setup import Setup
 from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import attribute
+from anvi._posterior.attribute import Kept, Question, find_baselines
 from anvi._posterior.encode import block_seed
+from anvi.settings import with_bar
 
 from ._ask import ask
-from ._explain import Kept, Question, find_aim, find_baselines, find_groups, parts_of, with_bar
 from ._fit import RandomState, seed_of
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+def parts_of(
+    data: Data, setup: Setup, groups: ExplainedGroups, summary: attribute.Summary, params: dict
+) -> list[rankings.AttributionSlots]:
+    """The attributions of each modality that is in the object, not yet written."""
+    numbers = {name: getattr(summary, name).tolist() for name in ("n_cells", "difference", "delta", "complete")}
+    params = {"groupby": groups.column} | params | numbers
+    told = params | {"modality": "rna", "layer": setup.rna_layer}
+    stored = rankings.attribution_ranking(*summary.rna, setup.genes, groups.names, told)
+    found = [rankings.AttributionSlots(setup.rna_mod, containers.modality(data, setup.rna_mod, "rna_mod"), stored)]
+    alone = isinstance(data, AnnData)
+    home = data if alone else data.mod.get(setup.prot_mod)
+    if summary.protein is not None and home is not None:
+        told = params | {"modality": "prot", "layer": setup.prot_layer}
+        stored = rankings.attribution_ranking(*summary.protein, setup.proteins, groups.names, told)
+        found.append(rankings.AttributionSlots(setup.prot_mod, home, stored, beside=alone))
+    return found
+
 
 logger = logging.getLogger("anvi")
 
@@ -148,13 +171,13 @@ def attributions(
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to explain classes."
         )
-    aim, seed = find_aim(target, fitted.classes), seed_of(random_state)
+    aim, seed = find_contrast(target, fitted.classes), seed_of(random_state)
     if n_steps is None:
         several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
         n_steps = 20 if several else 50
     written = key_to_write(data, fitted, key, key_added) if inplace else key
     predicted = attribute.predict(fitted, cells).cpu()
-    found = find_groups(data, setup, cells, groupby, groups, aim, predicted, key)
+    found = find_explained_groups(data, setup, cells, groupby, groups, aim, predicted, key)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
     question = Question(cells, index, found, aim, predicted, fitted.classes, setup.counts)
@@ -163,7 +186,7 @@ def attributions(
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
     kept, code = Kept(), found.code.numpy()
     stream = attribute.explain(fitted, cells, index.to(cells.label.device), question.weights(), starts, n_steps)
-    for part in with_bar(stream, len(index)):
+    for part in with_bar(stream, len(index), "attributions", lambda part: len(part.index)):
         totals.add(part, code[part.index.cpu().numpy()])
         if per_cell:
             kept.add(part)
@@ -183,10 +206,10 @@ def attributions(
     parts = parts_of(data, setup, found, summary, asked)
     single = kept.of(question, setup)[: len(parts)] if per_cell else []
     if not inplace:
-        return explained.dataset(parts, [one.table() for one in single])
+        return rankings.attributions_dataset(parts, [one.table() for one in single])
     grouping = pd.Series(pd.Categorical.from_codes(code, list(found.names)), cells.names, name=found.column)
     for part, one in itertools.zip_longest(parts, single):
-        names = explained.write(part, written, grouping, one)
+        names = rankings.write_attributions(part, written, grouping, one)
         logger.info(f"written of {part.mod}: {', '.join(names)}")
     return None
 

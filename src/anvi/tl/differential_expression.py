@@ -10,18 +10,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from anvi._data import ranked, slots
+from anvi._data import rankings, slots
 from anvi._data.containers import Data
-from anvi._data.groups import REST, Groups, Mask, find_groups, write_column
+from anvi._data.select import REST, Groups, Mask, check_samples, find_groups, write_column
 from anvi._data.setup import Setup
-from anvi._find import resolve
+from anvi._find import find_model
 from anvi._model import Model
-from anvi._posterior import change, drawn
-from anvi._posterior.importance import N_PROPOSALS
+from anvi._posterior import differential
+from anvi._posterior.bound import N_PROPOSALS
 
-from ._ask import Asked, ask
+from ._ask import Context, ask
 from ._fit import RandomState, seed_of
-from ._queries import check_samples
 
 logger = logging.getLogger("anvi")
 
@@ -165,7 +164,7 @@ def differential_expression(
     how = _How(mode, delta, fdr, batch_correction, pseudocounts, check_samples(n_samples), weights)
     how.check()
     key_added = slots.clean_key(key_added)
-    fitted = resolve(data, model)[0]
+    fitted = find_model(data, model)[0]
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     places = _places(data, setup, modality, key_added)
     found = find_groups(data, setup, groupby, groups, reference)
@@ -183,13 +182,13 @@ def differential_expression(
         counts=counts,
     )
     how = how._replace(n_samples=max(how.n_samples, fitted.config.n_batches))
-    rankings = _rankings(asked, data, found, places, how, seed_of(random_state))
+    by_mod = _rankings(asked, data, found, places, how, seed_of(random_state))
     if not inplace:
-        return {mod: ranked.table(ranking) for mod, ranking in rankings.items()}
+        return {mod: rankings.ranking_table(ranking) for mod, ranking in by_mod.items()}
     data = slots.own(data, False)
     for place in _places(data, setup, modality, key_added):
-        if place.mod in rankings:
-            _write(place, rankings[place.mod], found, f"{key_added}_groups")
+        if place.mod in by_mod:
+            _write(place, by_mod[place.mod], found, f"{key_added}_groups")
     return None
 
 
@@ -240,7 +239,7 @@ def _check_free(place: _Place) -> bool:
     there = place.home.uns.get(place.slot)
     if there is None:
         return True
-    if not ranked.is_ranking(there):
+    if not rankings.is_ranking(there):
         raise ValueError(f"uns['{place.slot}'] holds something that is no ranking; pass another key_added=.")
     method = str(there["params"].get("method", "another method"))
     if method != METHOD:
@@ -249,7 +248,7 @@ def _check_free(place: _Place) -> bool:
 
 
 def _rankings(
-    asked: Asked, data: Data, found: Groups, places: Sequence[_Place], how: _How, seed: int
+    asked: Context, data: Data, found: Groups, places: Sequence[_Place], how: _How, seed: int
 ) -> dict[str, dict]:
     """The ranking of each modality."""
     place = data.obs_names.get_indexer(asked.cells.names)
@@ -257,59 +256,63 @@ def _rankings(
     for name, *sides in zip(found.names, inside, outside, strict=True):
         if not all(side.any() for side in sides):
             raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
-    populations, comparisons = change.strata(inside, outside)
+    populations, comparisons = differential.strata(inside, outside)
     importance = how.weights == "importance"
-    draws = drawn.draw(asked.model, asked.cells, populations, how.n_samples, seed, importance=importance)
+    draws = differential.draw_posterior(
+        asked.model, asked.cells, populations, how.n_samples, seed, importance=importance
+    )
     if draws.effective is not None:
         logger.info(f"importance weights: {draws.effective:.1f} of {N_PROPOSALS} samples count, median over draws")
     params = {"reference": found.reference, "layer": None, "corr_method": "posterior-fdr", "model": asked.key}
     params |= how._asdict() | {"random_state": seed}
-    rankings = {}
+    by_mod = {}
     for mod in [one.mod for one in places]:
         if mod == asked.setup.rna_mod:
             names, result = _genes(asked, populations, comparisons, draws, how, seed)
             offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
         else:
             names, result = _proteins(asked, comparisons, draws, how, seed)
-            offset = drawn.PRIOR_COUNT
+            offset = differential.PRIOR_COUNT
         if how.mode == "change" and how.delta is None:
             logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
         own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
-        rankings[mod] = _ranking(result, found.names, names, how.n_samples, params | own)
-    return rankings
+        by_mod[mod] = _ranking(result, found.names, names, how.n_samples, params | own)
+    return by_mod
 
 
-def _genes(asked: Asked, populations, comparisons, draws: drawn.Drawn, how: _How, seed: int):
+def _genes(asked: Context, populations, comparisons, draws: differential.PosteriorDraws, how: _How, seed: int):
     """Names of the genes, and how they change."""
     names, rare, offset = asked.setup.genes, None, how.pseudocounts
     if offset is None:
         offset = LEAST_COUNT / float(np.median(asked.cells.log_library.exp().cpu().numpy()))
     elif offset == "scvi":
-        rare, offset = change.rarely_seen(asked.cells, populations, comparisons), math.nan
-    values = drawn.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = change.How(how.mode, how.delta, offset, seed)
-    return names, change.compare(values, len(names), draws, comparisons, options, rare=rare)
+        rare, offset = differential.rarely_seen(asked.cells, populations, comparisons), math.nan
+    values = differential.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
+    options = differential.How(how.mode, how.delta, offset, seed)
+    return names, differential.compare(values, len(names), draws, comparisons, options, rare=rare)
 
 
-def _proteins(asked: Asked, comparisons, draws: drawn.Drawn, how: _How, seed: int):
+def _proteins(asked: Context, comparisons, draws: differential.PosteriorDraws, how: _How, seed: int):
     """Names of the proteins that any batch measured, and how they change."""
-    measured = drawn.measured_in(asked.model, asked.cells).any(0).cpu().numpy()
+    measured = differential.measured_in(asked.model, asked.cells).any(0).cpu().numpy()
     names = [name for name, kept in zip(asked.setup.proteins, measured, strict=True) if kept]
     if len(names) < len(measured):
         logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
-    values = drawn.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = change.How(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
-    result = change.compare(values, len(names), draws, comparisons, options)
-    means = {side: getattr(result, side) - drawn.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
+    values = differential.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
+    options = differential.How(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
+    result = differential.compare(values, len(names), draws, comparisons, options)
+    means = {side: getattr(result, side) - differential.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
     return names, result._replace(**means)
 
 
-def _ranking(result: change.Change, groups: Sequence[str], features: Sequence[str], n_pairs: int, params: dict) -> dict:
-    evidence = change.evidence(result, n_pairs)
+def _ranking(
+    result: differential.Change, groups: Sequence[str], features: Sequence[str], n_pairs: int, params: dict
+) -> dict:
+    evidence = differential.evidence(result, n_pairs)
     # a fold change without any spread is that of a feature which is constant
     score = result.lfc_mean / np.maximum(result.lfc_std, 1e-6)
     columns = {
-        group: ranked.Ranked(
+        group: rankings.Ranked(
             scores=score[i],
             logfoldchanges=result.lfc_mean[i],
             pvals=evidence.error[i],
@@ -324,7 +327,7 @@ def _ranking(result: change.Change, groups: Sequence[str], features: Sequence[st
         )
         for i, group in enumerate(groups)
     }
-    return ranked.build(columns, features, {"method": METHOD} | params)
+    return rankings.build_ranking(columns, features, {"method": METHOD} | params)
 
 
 def _write(place: _Place, ranking: dict, found: Groups, own_column: str) -> None:

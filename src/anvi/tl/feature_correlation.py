@@ -10,15 +10,14 @@ import torch
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.features import find_features
+from anvi._data.select import check_samples, find_batches, find_features
 from anvi._find import key_to_write
 from anvi._model import Model
-from anvi._posterior.correlation import correlation
-from anvi._posterior.denoise import Sweep
+from anvi._posterior.expected import Sweep
+from anvi._posterior.predictive import correlation
 
-from ._ask import ask
+from ._ask import ask, rna_names
 from ._fit import RandomState, seed_of
-from ._queries import check_samples, find_batches, rna_names
 
 if TYPE_CHECKING:
     import xarray as xr

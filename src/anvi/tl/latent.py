@@ -2,13 +2,13 @@
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.select import check_samples
 from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
-from ._queries import check_samples
 
 
 def latent(

@@ -15,9 +15,10 @@ from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, check_type, modality
-from anvi._data.query import Query, find_query, placed
+from anvi._data.fits import check_free, check_no_own_label, model_slots
+from anvi._data.query import Query, find_query, relocated
 from anvi._data.setup import Setup
-from anvi._find import check_free, check_no_own_label, find_reference, fitted
+from anvi._find import find_reference
 from anvi._fit import surgery
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
@@ -175,7 +176,7 @@ def map_query(
     source, holder = find_reference(reference, model)
     plan = replace(plan, **_kept(source.info, *WEIGHTS))
     key = slots.clean_key(key_added or source.key)
-    setup = placed(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    setup = relocated(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     check_free(query, key, joint=setup.joint, rna_mod=setup.rna_mod)
     if source.config.has_labels:
         check_no_own_label(query, setup, key)
@@ -246,7 +247,7 @@ def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float,
 
 def _check_no_own_fit(query: Data, key: str) -> None:
     """Raise if a fit of the query's own lies where the mapping would go; an earlier mapping is replaced."""
-    there = fitted(query)
+    there = model_slots(query)
     if key in there and "reference" not in there[key].uns[key]:
         raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
 
@@ -254,7 +255,7 @@ def _check_no_own_fit(query: Data, key: str) -> None:
 def _check_no_own_columns(query: Data, setup: Setup, key: str, found: Query) -> None:
     """Raise if a column of the user's own lies where batches, panels or covariates would have to be written."""
     own = [slot for slot in found.columns if slot in slots.home(query, setup).obs]
-    if own and key not in fitted(query):
+    if own and key not in model_slots(query):
         raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
 
 

@@ -8,11 +8,12 @@ import numpy as np
 from anvi._data import minified, slots
 from anvi._data.cells import Cells
 from anvi._data.containers import Data
-from anvi._find import fitted, resolve
+from anvi._data.fits import model_slots
+from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior import encode
 
-from ._ask import Asked, ask
+from ._ask import Context, ask
 
 logger = logging.getLogger("anvi")
 
@@ -84,9 +85,9 @@ def minify(
     return data if copy else None
 
 
-def _check(data: Data, asked: Asked, keep_counts: bool) -> None:
-    there = fitted(data)
-    if asked.key in there and resolve(data, asked.key)[0].fingerprint() != asked.model.fingerprint():
+def _check(data: Data, asked: Context, keep_counts: bool) -> None:
+    there = model_slots(data)
+    if asked.key in there and find_model(data, asked.key)[0].fingerprint() != asked.model.fingerprint():
         raise ValueError(
             f"This object has a fit of its own under '{asked.key}', which is not the model that was passed. "
             "Minify for the fit that is there, or a copy without it."
@@ -101,7 +102,7 @@ def _check(data: Data, asked: Asked, keep_counts: bool) -> None:
     minified.check_in_memory(data)
 
 
-def _stored(asked: Asked) -> minified.Stored:
+def _stored(asked: Context) -> minified.Stored:
     """The posterior of all cells, and what else of their counts is still needed."""
     cells = asked.cells
     mean, var = encode.posterior(asked.model, cells)

@@ -5,17 +5,16 @@ import pandas as pd
 
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.fits import check_no_own_label
 from anvi._data.predictions import write_predictions
 from anvi._data.setup import known_labels
-from anvi._find import check_no_own_label, key_to_write
+from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.novelty import FALSE_REJECTS, MIN_CELLS
-from anvi._posterior.prediction_sets import HIGHEST, prediction_sets
+from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_LABELLED, novelty_of, prediction_sets
 
 from ._ask import ask
 from ._fit import RandomState, seed_of
-from ._trust import how_far
 
 
 def predict(
@@ -128,7 +127,7 @@ def predict(
     data = slots.own(data, False)
     out = slots.writer(data, setup, cells.names)
     known = known_labels(data, setup, pd.Index(cells.names))
-    far = how_far(fitted, cells, embedding, false_rejects)
+    far = novelty_of(fitted, cells, embedding, false_rejects)
     write_predictions(out, key, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
     out.log()
     return None
@@ -140,5 +139,5 @@ def _check_coverage(model: Model, key: str, coverage: float) -> None:
     if model.landmarks is None or model.landmarks.own is None:
         raise ValueError(
             f"The model '{key}' keeps no labelled validation cells to take prediction sets from: it had fewer than "
-            f"{MIN_CELLS}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
+            f"{MIN_LABELLED}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
         )

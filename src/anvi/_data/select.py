@@ -1,17 +1,257 @@
-"""Groups of cells to be compared: categories of a column, boolean masks, or queries on obs."""
+"""Selections that verbs take: features, batches, groups of cells, classes to explain; each resolved once, here."""
 
+from __future__ import annotations
+
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from mudata import MuData
+from torch import Tensor
 
-from . import containers, ranked, slots
+from . import containers, rankings, slots
+from .cells import Cells
 from .containers import Data
 from .setup import Setup
+
+
+class Features(NamedTuple):
+    """Genes and proteins that an answer is to have, each in its order."""
+
+    genes: np.ndarray | None  # places among the model's genes; None: all of them
+    proteins: np.ndarray | None  # places among the model's proteins; None: all of them
+    gene_names: tuple[str, ...]  # the model's names of those
+    protein_names: tuple[str, ...]
+    asked: tuple[str, ...] | None = None  # both kinds, as and in the order in which they were asked for; None: all
+    order: np.ndarray | None = None  # places of the asked in genes and proteins joined
+
+    @property
+    def has_genes(self) -> bool:
+        """Whether any gene is asked for."""
+        return bool(self.gene_names)
+
+    @property
+    def has_proteins(self) -> bool:
+        """Whether any protein is asked for."""
+        return bool(self.protein_names)
+
+
+def find_features(setup: Setup, features: Sequence[str] | None = None, modality: str | None = None) -> Features:
+    """Look up features by name.
+
+    Parameters
+    ----------
+    setup
+        Of the model.
+    features
+        Names; where a gene and a protein share one, `"rna:CD4"` and `"prot:CD4"` (the modalities' names) tell them
+        apart. None: every feature.
+    modality
+        Name of the only modality that is asked about; None: both.
+
+    Raises
+    ------
+    TypeError
+        If `features` is one name instead of several.
+    KeyError
+        If the model does not have a feature.
+    ValueError
+        If there is no such modality in the model, a name means two features, or one comes twice.
+    """
+    mods = (setup.rna_mod, setup.prot_mod) if setup.joint else (setup.rna_mod,)
+    if modality is not None and modality not in mods:
+        raise ValueError(f"modality='{modality}' is not in the model; it has {' and '.join(map(repr, mods))}.")
+    wanted = mods if modality is None else (modality,)
+    if features is None:
+        genes = setup.genes if setup.rna_mod in wanted else ()
+        proteins = setup.proteins if setup.prot_mod in wanted else ()
+        nothing = np.zeros(0, dtype=np.int64)
+        return Features(None if genes else nothing, None if proteins else nothing, genes, proteins)
+    if isinstance(features, str):
+        raise TypeError(f"features takes a list of names, e.g. features=['{features}'].")
+    places = {
+        mod: {name: place for place, name in enumerate(names)}
+        for mod, names in zip(mods, (setup.genes, setup.proteins), strict=False)
+        if mod in wanted
+    }
+    asked = tuple(map(str, features))
+    found = [_place(name, places) for name in asked]
+    if not asked:
+        raise ValueError("features is empty; None asks for all.")
+    for i, name in enumerate(asked):
+        if found[i] in found[:i]:
+            raise ValueError(f"features names '{name}' twice.")
+    genes, proteins = ([place for mod, place in found if mod == this] for this in (setup.rna_mod, setup.prot_mod))
+    joined = [(setup.rna_mod, place) for place in genes] + [(setup.prot_mod, place) for place in proteins]
+    return Features(
+        np.array(genes, dtype=np.int64),
+        np.array(proteins, dtype=np.int64),
+        tuple(setup.genes[place] for place in genes),
+        tuple(setup.proteins[place] for place in proteins),
+        asked,
+        np.array([joined.index(one) for one in found]),
+    )
+
+
+def _place(name: str, places: dict[str, dict[str, int]]) -> tuple[str, int]:
+    """Modality and place of one name."""
+    mod, colon, rest = name.partition(":")
+    if colon and rest in places.get(mod, {}):
+        return mod, places[mod][rest]
+    found = [(mod, there[name]) for mod, there in places.items() if name in there]
+    if len(found) > 1:
+        both = " or ".join(f"'{mod}:{name}'" for mod, _ in found)
+        raise ValueError(f"features: '{name}' is in several modalities; write {both}.")
+    if not found:
+        near = difflib.get_close_matches(name, [known for there in places.values() for known in there], n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise KeyError(f"features: the model has no '{name}' in {' or '.join(map(repr, places))}.{hint}")
+    return found[0]
+
+
+class Batches(NamedTuple):
+    """Batches that cells are to be decoded in."""
+
+    codes: tuple[int, ...] | None  # None: each cell's own
+    names: tuple[str, ...] | None  # where several may be meant, so that an answer that keeps them apart has an axis
+
+
+def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> Batches:
+    """The batches that `transform_batch` means.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such batch, or the list is empty.
+    """
+    if transform_batch is None:
+        return Batches(None, None)
+    if np.isscalar(transform_batch):  # a batch of numbers may be named by one
+        transform_batch = str(transform_batch)
+    single = isinstance(transform_batch, str)
+    if single and transform_batch == "all" and "all" not in setup.batches[1:]:
+        return Batches(tuple(range(len(setup.batches))), setup.batches)
+    names = (transform_batch,) if single else tuple(map(str, transform_batch))
+    unknown = [name for name in names if name not in setup.batches]
+    if unknown:
+        listed = ", ".join(map(repr, setup.batches))
+        raise ValueError(f"transform_batch: the model has no batch '{unknown[0]}'; it has {listed}.")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"transform_batch={list(names)} must name one batch or several different ones.")
+    return Batches(tuple(map(setup.batches.index, names)), None if single else names)
+
+
+def check_samples(n_samples: int) -> int:
+    """A number of samples, or a ValueError."""
+    if not isinstance(n_samples, int | np.integer) or isinstance(n_samples, bool) or n_samples < 1:
+        raise ValueError(f"n_samples={n_samples!r} must be a whole number, at least 1.")
+    return int(n_samples)
+
+
+class Contrast(NamedTuple):
+    """What is explained, as class codes."""
+
+    target: int | None  # None: each cell's predicted class
+    against: int | None  # the second class of a contrast
+
+
+class ExplainedGroups(NamedTuple):
+    """Groups of cells that attributions are averaged over."""
+
+    column: str  # their column of obs
+    names: tuple[str, ...]
+    code: Tensor  # (cells,) on the CPU, -1 for none
+    chosen: tuple[int, ...]  # codes of those that are explained
+
+
+def find_contrast(target: str | tuple[str, str] | None, classes: tuple[str, ...]) -> Contrast:
+    """What `target` means.
+
+    Raises
+    ------
+    KeyError
+        If it names no class.
+    TypeError, ValueError
+        If it is neither one class nor two different ones.
+    """
+    if target is None:
+        return Contrast(None, None)
+    if not isinstance(target, Sequence):
+        raise TypeError(f"target={target!r} must be a class, or a pair of different ones.")
+    names = [target] if isinstance(target, str) else list(target)
+    if len(names) not in (1, 2) or len(set(names)) < len(names):
+        raise ValueError(f"target={target!r} must be a class, or a pair of different ones.")
+    for name in names:
+        if name not in classes:
+            raise KeyError(f"target: the model has no class '{name}'; it has {', '.join(map(repr, classes))}.")
+    codes = [classes.index(name) for name in names]
+    return Contrast(codes[0], codes[1] if len(codes) == 2 else None)
+
+
+def find_explained_groups(
+    data: Data,
+    setup: Setup,
+    cells: Cells,
+    groupby: str | None,
+    groups: Sequence[str] | None,
+    aim: Contrast,
+    predicted: Tensor,
+    key: str,
+) -> ExplainedGroups:
+    """Groups of the cells, and which of them to explain.
+
+    Raises
+    ------
+    TypeError
+        If `groups` is one name instead of several.
+    KeyError
+        If there is no such column or group.
+    ValueError
+        If names of groups are the same in a file, or no cell is left.
+    """
+    if isinstance(groups, str):
+        raise TypeError(f"groups takes a list of names, e.g. groups=['{groups}'].")
+    if groupby is None:
+        column, names, code = slots.prediction(key), setup.classes, predicted
+    else:
+        column, names, code = _explained_column(data, setup, cells, groupby)
+    if len(set(map(slots.column_name, names))) < len(names):
+        raise ValueError(f"groupby='{groupby}' has groups that are the same in a file, which cannot hold '/'; rename.")
+    if groups is not None and not len(groups):
+        raise ValueError(f"groups={groups!r} names none; None: all.")
+    if groups is not None:
+        unknown = [name for name in groups if name not in names]
+        if unknown:
+            raise KeyError(
+                f"groups: there is no '{unknown[0]}' in '{column}'; there are {', '.join(map(repr, names))}."
+            )
+        chosen = tuple(sorted({names.index(name) for name in groups}))
+    elif groupby is None and aim.against is not None:
+        chosen = tuple(sorted((aim.target, aim.against)))
+    else:
+        chosen = tuple(range(len(names)))
+    if not torch.isin(code, torch.tensor(chosen, dtype=torch.long)).any():
+        raise ValueError(f"No cell is in any of the groups {', '.join(repr(names[i]) for i in chosen[:10])}.")
+    return ExplainedGroups(column, tuple(names), code, chosen)
+
+
+def _explained_column(data: Data, setup: Setup, cells: Cells, groupby: str) -> tuple[str, tuple[str, ...], Tensor]:
+    """Name in the modalities' obs, groups in their order and the code of each cell."""
+    text = containers.text_column(data, groupby, "groupby", setup.mods)
+    found = containers.obs_column(data, groupby, "groupby", setup.mods)
+    if isinstance(found.dtype, pd.CategoricalDtype):
+        names = tuple(name for name in map(str, found.cat.categories) if name)
+    else:
+        names = tuple(sorted(text.dropna().unique()))
+    code = pd.Index(names).get_indexer(text.reindex(cells.names)).astype(np.int64)
+    mod, colon, rest = groupby.partition(":")
+    return rest if colon and mod in setup.mods else groupby, names, torch.from_numpy(code)
+
 
 logger = logging.getLogger("anvi")
 
@@ -122,7 +362,7 @@ def _not_pushed(data: Data, key: str, mods: tuple[str, ...]) -> tuple[str, ...]:
 
 def _pushed(part: AnnData, key: str) -> bool:
     """Whether a column of a modality was put there by :func:`write_column`."""
-    stored = [value["params"] for value in part.uns.values() if ranked.is_ranking(value)]
+    stored = [value["params"] for value in part.uns.values() if rankings.is_ranking(value)]
     return any(params.get("pushed", False) and str(params.get("groupby")) == key for params in stored)
 
 

@@ -1,4 +1,4 @@
-"""Cells as another experiment would have seen them: shallower, with other efficiencies, without their proteins."""
+"""Input augmentation: counts thinned, efficiencies per gene, proteins hidden; cells as another experiment saw them."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -6,7 +6,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anvi.nn import Batch
+from anvi.nn.config import Entries
+
 from .cells import CSR, Cells
+
+SHALLOWEST = 0.3
+"""Least share of its counts that a thinned cell keeps; the most is all of them."""
+SPREAD = 0.3
+"""Standard deviation of the log efficiency of a gene; drawn for every step, and the same in all its cells."""
+
+
+def augment(
+    batches: list[Batch], n_genes: int, noise: torch.Generator, *, hide_proteins: float, thin_counts: float
+) -> list[Batch]:
+    """The minibatches of a step with some counts and proteins hidden from the encoder.
+
+    Parameters
+    ----------
+    batches
+        One or two minibatches.
+    n_genes
+        Genes of the data.
+    noise
+        On the device.
+    hide_proteins, thin_counts
+        Shares of the cells whose proteins, and some of whose counts, are hidden.
+    """
+    if hide_proteins > 0 and batches[0].y is not None:
+        batches = [_without_proteins(batch, hide_proteins, noise) for batch in batches]
+    if thin_counts > 0:
+        log_efficiency = SPREAD * torch.empty(n_genes, device=noise.device).normal_(generator=noise)
+        batches = [_thinned(batch, thin_counts, log_efficiency.exp(), noise) for batch in batches]
+    return batches
+
+
+def _without_proteins(batch: Batch, share: float, noise: torch.Generator) -> Batch:
+    seen = torch.empty_like(batch.weight).uniform_(generator=noise) >= share  # (cells,)
+    return batch._replace(shown=batch.measured & seen[:, None])
+
+
+def _thinned(batch: Batch, share: float, efficiency: Tensor, noise: torch.Generator) -> Batch:
+    """Keep each count with a probability of its cell and gene.
+
+    Instead of binomial numbers, which are slow to draw, rounded normal ones of the same mean and variance: counts of 1
+    are kept as often to within a few percent, and so is what large counts lose.
+    """
+    row, column, count = Entries.of(batch.x) if batch.entries is None else batch.entries
+    thinned = torch.empty_like(batch.weight).uniform_(generator=noise) < share  # (cells,)
+    depth = torch.empty_like(batch.weight).uniform_(SHALLOWEST, 1.0, generator=noise)
+    kept = torch.where(thinned[row], depth[row] * efficiency[column], 1.0).clamp_(max=1)  # (entries,)
+    mean = count * kept
+    fewer = torch.empty_like(mean).normal_(generator=noise).mul_((mean * (1 - kept)).sqrt_()).add_(mean)
+    return batch._replace(seen=Entries(row, column, torch.minimum(fewer.round_().clamp_(min=0), count)))
 
 
 class Shift(NamedTuple):
@@ -17,7 +69,7 @@ class Shift(NamedTuple):
     proteins: bool = True  # whether proteins are measured
 
 
-def shifted(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
+def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     """Thin the counts of some cells binomially, each gene and protein with an efficiency of its own.
 
     Parameters

@@ -1,8 +1,9 @@
-"""How attributions lie in an object: a ranking per modality in `uns`, a table in `varm`, single cells in `layers`.
+"""Rankings of features by group, in the shape of scanpy's `rank_genes_groups`: differential expression, attributions.
 
-The ranking has the shape of scanpy's `rank_genes_groups`. Its scores are what features contribute by their presence:
-what counts above the baseline bring, less what it costs cells to be below it (the mean attribution, at the most).
-Further columns hold the mean attributions, their standard errors and the numbers of cells that they are means of.
+Attributions lie in an object as a ranking per modality in `uns`, a table in `varm`, single cells in `layers`. Their
+scores are what features contribute by their presence: what counts above the baseline bring, less what it costs cells
+to be below it (the mean attribution, at the most). Further columns hold the mean attributions, their standard errors
+and the numbers of cells that they are means of.
 """
 
 from __future__ import annotations
@@ -16,17 +17,127 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from . import ranked, slots
+from . import slots
 from .containers import Data
 
 if TYPE_CHECKING:
     import xarray as xr
 
+COLUMNS = {"scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64, "pvals_adj": np.float64}
+"""Columns that scanpy's readers ask for, and the precision in which it writes them."""
+
+
+class Ranked(NamedTuple):
+    """What is known of every feature in one group; arrays `(features,)` in the order of the features."""
+
+    scores: np.ndarray  # the largest is ranked first
+    logfoldchanges: np.ndarray  # base 2; NaN where that means nothing
+    pvals: np.ndarray  # NaN where that means nothing
+    pvals_adj: np.ndarray
+    extras: Mapping[str, np.ndarray] = {}  # further columns of numbers, which scanpy does not look at
+
+
+def build_ranking(groups: Mapping[str, Ranked], features: Sequence[str], params: Mapping) -> dict:
+    """The dict that lies in `uns`.
+
+    Parameters
+    ----------
+    groups
+        The columns of each group, the same ones in all.
+    features
+        Names of the features.
+    params
+        How it was made. scanpy's plots need `groupby`, `reference`, `method` and `use_raw`; the last two follow here
+        unless they are given.
+
+    Returns
+    -------
+    `params`; `names`; the columns of :data:`COLUMNS` and the extras as float32 (float64 where they are float64).
+    Features of equal score stay in their order, a score of NaN comes last.
+    """
+    names = np.asarray(features, dtype=object)
+    order = {group: np.argsort(-np.asarray(part.scores, dtype=float), kind="stable") for group, part in groups.items()}
+
+    def stack(values: Mapping[str, np.ndarray], kind) -> np.ndarray:
+        out = np.empty(len(names), dtype=[(group, kind) for group in groups])
+        for group, column in values.items():
+            out[group] = np.asarray(column)[order[group]]
+        return out
+
+    columns = {column: {group: getattr(part, column) for group, part in groups.items()} for column in COLUMNS}
+    kinds = dict(COLUMNS)
+    for extra in next(iter(groups.values())).extras:
+        columns[extra] = {group: part.extras[extra] for group, part in groups.items()}
+        double = any(np.asarray(values).dtype == np.float64 for values in columns[extra].values())
+        kinds[extra] = np.float64 if double else np.float32
+    return {
+        "params": {"method": "anvi", "use_raw": False} | dict(params),
+        "names": stack(dict.fromkeys(groups, names), object),
+    } | {column: stack(values, kinds[column]) for column, values in columns.items()}
+
+
+def is_ranking(value) -> bool:
+    """Whether something in `uns` has this shape, whoever wrote it."""
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("params"), Mapping)
+        and getattr(getattr(value.get("names"), "dtype", None), "names", None) is not None
+    )
+
+
+def find_ranking(data: Data, key: str) -> dict[str, Mapping]:
+    """The rankings under a key by modality; in an AnnData those of "rna" and "prot", the latter under `{key}_prot`."""
+    if isinstance(data, AnnData):
+        places = {"rna": data.uns.get(key), "prot": data.uns.get(f"{key}_prot")}
+    else:
+        places = {mod: part.uns.get(key) for mod, part in data.mod.items()}
+    return {mod: stored for mod, stored in places.items() if is_ranking(stored)}
+
+
+def group_names(stored: Mapping) -> list[str]:
+    """The groups of a ranking, in their order."""
+    return list(map(str, stored["names"].dtype.names))
+
+
+def ranking_table(stored: Mapping, groups: Sequence[str] | None = None) -> pd.DataFrame:
+    """A ranking as one tidy table, as it lies in memory or as a file brought it back.
+
+    Parameters
+    ----------
+    stored
+        The dict in `uns`.
+    groups
+        The groups that are wanted; None: all.
+
+    Returns
+    -------
+    DataFrame with `group`, `names` and a column per number, groups one after the other, features in rank order. Where
+    the parameters name a false discovery rate, `is_de` says which features may be called at it.
+    """
+    wanted = group_names(stored) if groups is None else list(groups)
+    kept = [column for column, value in stored.items() if getattr(getattr(value, "dtype", None), "names", None)]
+    parts = []
+    for group in wanted:
+        part = {column: np.asarray(stored[column][group]) for column in kept}
+        part["names"] = np.array([_text(name) for name in part["names"]], dtype=object)
+        parts.append(pd.DataFrame({"group": group} | part))
+    out = pd.concat(parts, ignore_index=True)
+    out["group"] = pd.Categorical(out["group"], categories=wanted)
+    if "fdr" in stored["params"]:
+        out["is_de"] = out["pvals_adj"] <= float(stored["params"]["fdr"])
+    first = ["group", "names", *(column for column in COLUMNS if column in out)]
+    return out[[*first, *sorted(set(out) - set(first))]]  # files forget the order
+
+
+def _text(name) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
 _ENDING = slots.attributions("")
 _BESIDE = f"{_ENDING}_prot"  # proteins of an AnnData, whose features are genes
 
 
-class Part(NamedTuple):
+class AttributionSlots(NamedTuple):
     """Attributions in one modality, as they lie in an object."""
 
     mod: str  # its name; "rna" and "prot" in an AnnData
@@ -42,7 +153,7 @@ class Part(NamedTuple):
     @property
     def groups(self) -> list[str]:
         """Groups that were explained, exact names."""
-        return ranked.group_names(self.stored)
+        return group_names(self.stored)
 
     @property
     def ending(self) -> str:
@@ -95,7 +206,7 @@ class Part(NamedTuple):
         return str(self.home.obs[slots.explained(key)][cell])
 
 
-class Single(NamedTuple):
+class CellAttributions(NamedTuple):
     """Attributions of single cells in one modality."""
 
     names: pd.Index  # (cells,)
@@ -109,11 +220,7 @@ class Single(NamedTuple):
         return pd.DataFrame(values, self.names, list(self.features))
 
 
-def _text(name) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def ranking(
+def attribution_ranking(
     mean: np.ndarray,
     presence: np.ndarray,
     error: np.ndarray,
@@ -125,7 +232,7 @@ def ranking(
     """The ranking of one modality; arrays `(groups, features)`."""
     nothing = np.full(mean.shape[1], np.nan)
     columns = {
-        group: ranked.Ranked(
+        group: Ranked(
             scores=presence[i],
             logfoldchanges=nothing,
             pvals=nothing,
@@ -138,10 +245,12 @@ def ranking(
         )
         for i, group in enumerate(groups)
     }
-    return ranked.build(columns, features, {"method": "integrated gradients"} | params)
+    return build_ranking(columns, features, {"method": "integrated gradients"} | params)
 
 
-def write(part: Part, key: str, grouping: pd.Series, single: Single | None) -> list[str]:
+def write_attributions(
+    part: AttributionSlots, key: str, grouping: pd.Series, single: CellAttributions | None
+) -> list[str]:
     """Write the attributions of one modality into its slots.
 
     Parameters
@@ -160,10 +269,10 @@ def write(part: Part, key: str, grouping: pd.Series, single: Single | None) -> l
     The slots that were written.
     """
     slot, target = slots.attributions(key), slots.explained(key)
-    if ranked.is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
+    if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.Writer(part.home, part.home, None, grouping.index)
-    column = _write_groups(out, grouping, f"{slot}_groups")
+    column = _write_attribution_groups(out, grouping, f"{slot}_groups")
     if not part.beside:
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
     out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | {"groupby": column}})
@@ -178,7 +287,7 @@ def write(part: Part, key: str, grouping: pd.Series, single: Single | None) -> l
     return out.written + inside.written
 
 
-def _write_groups(out: slots.Writer, grouping: pd.Series, own: str) -> str:
+def _write_attribution_groups(out: slots.Writer, grouping: pd.Series, own: str) -> str:
     """Make sure that a modality knows the groups, as scanpy's plots want it; the name of the column."""
     wanted, obs, name = grouping.reindex(out.home.obs_names), out.home.obs, str(grouping.name)
     if name in obs and isinstance(obs[name].dtype, pd.CategoricalDtype):
@@ -190,23 +299,25 @@ def _write_groups(out: slots.Writer, grouping: pd.Series, own: str) -> str:
     return name
 
 
-def find(data: Data) -> dict[str, list[Part]]:
+def find_attributions(data: Data) -> dict[str, list[AttributionSlots]]:
     """Attributions in an object by their key, RNA first."""
-    found: dict[str, list[Part]] = {}
+    found: dict[str, list[AttributionSlots]] = {}
     for mod, home in data.mod.items() if isinstance(data, MuData) else [("rna", data)]:
         for slot, stored in home.uns.items():
-            if not ranked.is_ranking(stored) or "baseline" not in stored["params"]:
+            if not is_ranking(stored) or "baseline" not in stored["params"]:
                 continue
             if slot.endswith(_BESIDE) and isinstance(data, AnnData):
-                found.setdefault(slot.removesuffix(_BESIDE), []).append(Part("prot", home, stored, beside=True))
+                found.setdefault(slot.removesuffix(_BESIDE), []).append(
+                    AttributionSlots("prot", home, stored, beside=True)
+                )
             elif slot.endswith(_ENDING):
-                found.setdefault(slot.removesuffix(_ENDING), []).append(Part(mod, home, stored))
+                found.setdefault(slot.removesuffix(_ENDING), []).append(AttributionSlots(mod, home, stored))
     for parts in found.values():
         parts.sort(key=lambda part: str(part.params["modality"]) != "rna")
     return found
 
 
-def resolve(data: Data, key: str | None) -> tuple[str, list[Part]]:
+def resolve_attributions(data: Data, key: str | None) -> tuple[str, list[AttributionSlots]]:
     """The attributions that a key means; None: the only ones there.
 
     Raises
@@ -216,7 +327,7 @@ def resolve(data: Data, key: str | None) -> tuple[str, list[Part]]:
     ValueError
         If there are several and none is named.
     """
-    there = find(data)
+    there = find_attributions(data)
     listed = ", ".join(map(repr, there))
     if not there:
         raise KeyError("There are no attributions in this object; run av.tl.attributions(data) first.")
@@ -228,7 +339,7 @@ def resolve(data: Data, key: str | None) -> tuple[str, list[Part]]:
     return key, there[key]
 
 
-def dataset(parts: Sequence[Part], single: Sequence[pd.DataFrame] = ()) -> xr.Dataset:
+def attributions_dataset(parts: Sequence[AttributionSlots], single: Sequence[pd.DataFrame] = ()) -> xr.Dataset:
     """Attributions as an xarray Dataset over `class` and `{mod}_var`; with those of single cells also over `obs`.
 
     Parameters

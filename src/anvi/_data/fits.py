@@ -1,4 +1,4 @@
-"""What figures read: fits found in `uns` by their stored form, without the network, and their slots."""
+"""The fits that lie in an object: found in `uns` by their stored form, without torch, for plots and guards of slots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,45 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from anvi._data import containers, slots
-from anvi._data.containers import Data
-from anvi._data.setup import label_column
+from . import containers, slots
+from .containers import Data
+from .setup import Setup, label_column
+
+
+def model_slots(data: Data) -> dict[str, Data]:
+    """Keys of the fitted models in an object, and the part of it whose `uns` holds each."""
+    homes = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    found: dict[str, Data] = {}
+    for home in homes:
+        for key, value in home.uns.items():
+            if isinstance(value, dict) and isinstance(value.get("model"), dict) and "weights" in value["model"]:
+                found.setdefault(key, home)
+    return found
+
+
+def check_free(data: Data, key: str, *, joint: bool, rna_mod: str) -> None:
+    """Raise a ValueError if a fit under `key` would bury something that is not an earlier fit in the same place."""
+    home = data if joint or isinstance(data, AnnData) else data.mod.get(rna_mod, data)
+    there = model_slots(data)
+    if key in there and there[key] is not home:
+        raise ValueError(f"There is another model under the key '{key}' in this object; pass key_added= for this one.")
+    if key in home.uns and key not in there and not slots.only_answers(home.uns[key]):
+        raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
+
+
+def check_no_own_label(data: Data, setup: Setup, key: str) -> None:
+    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
+
+    It is a result if predictions stand beside it, or a labelled fit.
+    """
+    obs, there = slots.home(data, setup).obs, model_slots(data)
+    if slots.label(key) not in obs or slots.prediction(key) in obs:
+        return
+    if key not in there or not len(there[key].uns[key].get("classes", ())):
+        raise ValueError(
+            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
+        )
+
 
 FIT_COMMAND = "av.tl.totalanvi(mdata)"
 """Named where nothing was fitted yet."""
@@ -120,7 +156,7 @@ def part_name(data: Data, part: Data) -> str:
     return next((f"mdata['{mod}']" for mod, modality in data.mod.items() if modality is part), "mdata")
 
 
-def fitted(data: Data) -> dict[str, Fit]:
+def stored_fits(data: Data) -> dict[str, Fit]:
     """The fits of an object by key.
 
     Raises
@@ -144,7 +180,7 @@ def fitted(data: Data) -> dict[str, Fit]:
     return found
 
 
-def predicted(data: Data) -> dict[str, Fit]:
+def stored_predictions(data: Data) -> dict[str, Fit]:
     """Predictions in an object without the model that made them: `tl.predict` with a model from elsewhere."""
     found: dict[str, Fit] = {}
     ending = slots.prediction("")
@@ -157,7 +193,7 @@ def predicted(data: Data) -> dict[str, Fit]:
     return found
 
 
-def resolve(data: Data, model: str | None, *, predictions: bool = False, joint: bool = False) -> Fit:
+def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joint: bool = False) -> Fit:
     """The fit that `model=` means.
 
     Parameters
@@ -181,8 +217,8 @@ def resolve(data: Data, model: str | None, *, predictions: bool = False, joint: 
     containers.check_type(data)
     if model is not None and not isinstance(model, str):
         raise TypeError(f"model= takes the key of a fit in the object, a str; got {type(model).__name__}.")
-    there = fitted(data)
-    others = predicted(data) if predictions else {}
+    there = stored_fits(data)
+    others = stored_predictions(data) if predictions else {}
     if model is not None:
         if model in there or model in others:
             return there.get(model) or others[model]
@@ -197,79 +233,3 @@ def resolve(data: Data, model: str | None, *, predictions: bool = False, joint: 
     if len(there) > 1:
         raise ValueError(f"There are several fitted models: {', '.join(map(repr, there))}. Name one: model=...")
     return next(iter(there.values()))
-
-
-def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:
-    """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere.
-
-    Parameters
-    ----------
-    data
-        The object.
-    basis
-        `"umap"` means `X_umap`, then `umap`; `"rna:umap"` only that of the modality.
-    first
-        A part that is looked through before the others.
-
-    Raises
-    ------
-    ValueError
-        If only modalities have it, and several of them.
-    """
-    mod, colon, rest = basis.partition(":")
-    named = bool(colon) and isinstance(data, MuData) and mod in data.mod
-    stem = (rest if named else basis).removeprefix("X_")
-    places = [data.mod[mod]] if named else parts(data)
-    reserved = set() if isinstance(data, AnnData) else set(data.mod)  # mdata.obsm["rna"] says who is in it
-    found = []
-    for part in places:
-        names = [name for name in (f"X_{stem}", stem) if name in part.obsm]
-        names = [name for name in names if part is not data or name not in reserved]
-        if names:
-            found.append((part, names[0]))
-    for part, name in found:
-        if part is first or (first is None and part is data):
-            return part, name
-    if len(found) > 1 and found[0][0] is not data:
-        listed = ", ".join(f"'{label(data, part)}:{stem}'" for part, _ in found)
-        raise ValueError(f"basis='{basis}' is in several modalities; name one: {listed}.")
-    return found[0] if found else None
-
-
-def no_basis(basis: str) -> KeyError:
-    """The error for coordinates that are nowhere."""
-    stem = basis.rpartition(":")[2].removeprefix("X_")
-    command = "run sc.pp.neighbors(data, use_rep='X_...') and sc.tl.umap(data)" if stem == "umap" else "compute it"
-    return missing(f"obsm['X_{stem}'] or obsm['{stem}']", command)
-
-
-def label(data: MuData, part: AnnData) -> str:
-    """The name of a modality."""
-    return next(mod for mod, modality in data.mod.items() if modality is part)
-
-
-def coordinates(part: Data, slot: str) -> pd.DataFrame:
-    """An embedding by cell names."""
-    return pd.DataFrame(np.asarray(part.obsm[slot], dtype=float), index=part.obs_names)
-
-
-def colored_column(data: Data, key: str, mods: tuple[str, ...] = ()) -> list[tuple[Data, str]]:
-    """Parts that may hold an obs column or its colours, and its name there; the most explicit first."""
-    mod, colon, rest = key.partition(":")
-    explicit = []
-    if colon and isinstance(data, MuData) and mod in data.mod:
-        explicit = [(data.mod[mod], rest)]
-    others = [data.mod[name] for name in mods if name in data.mod] if isinstance(data, MuData) else []
-    return [*explicit, (data, key), *((part, key) for part in others)]
-
-
-def stored_colors(data: Data, key: str, mods: tuple[str, ...] = ()) -> dict[str, str]:
-    """Colours that `uns['{key}_colors']` gives to the values of an obs column; empty where it gives none."""
-    places = colored_column(data, key, mods)
-    columns = [part.obs[name] for part, name in places if name in part.obs]
-    colors = [part.uns[f"{name}_colors"] for part, name in places if f"{name}_colors" in part.uns]
-    if not columns or not colors or not isinstance(columns[0].dtype, pd.CategoricalDtype):
-        return {}
-    categories = list(map(str, columns[0].cat.categories))
-    values = list(map(str, np.atleast_1d(colors[0])))
-    return dict(zip(categories, values, strict=False)) if len(values) >= len(categories) else {}

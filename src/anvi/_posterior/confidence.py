@@ -1,0 +1,370 @@
+"""Confidence of predictions: calibration by temperature, conformal prediction sets, novelty (out-of-distribution)."""
+
+import logging
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from anvi._data.cells import Cells
+from anvi._data.downsample import Shift, downsampled
+from anvi._data.predictions import NoveltyScores, reliability
+from anvi._model import Landmarks, Model
+from anvi.nn import Draws
+
+from . import encode
+from .encode import Embedding
+
+logger = logging.getLogger("anvi")
+
+PER_CLASS = 200
+"""Held-out cells of a class that are kept, at most."""
+HIGHEST = 0.995
+"""Coverage that so many cells can just tell from 1."""
+
+
+def own_probability(proba: Tensor, target: Tensor, seed: int) -> Tensor:
+    """What held-out cells give their own class.
+
+    Parameters
+    ----------
+    proba
+        `(cells, classes)`.
+    target
+        Class codes `(cells,)`.
+    seed
+        Of the choice where a class has more than `PER_CLASS` cells.
+
+    Returns
+    -------
+    `(classes, PER_CLASS)`, in ascending order, NaN behind the last.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(target), generator=generator)
+    proba, target = proba[order], target[order]
+    out = torch.full((proba.shape[1], PER_CLASS), torch.nan)
+    for code in range(proba.shape[1]):
+        own = proba[target == code, code][:PER_CLASS]
+        out[code, : len(own)] = own.sort().values.float()
+    return out
+
+
+def thresholds(own: Tensor, coverage: float) -> Tensor:
+    """Probabilities below which a class is left out `(classes,)`; 0 where too few held-out cells can tell.
+
+    Of n held-out cells and a new one, each is as likely as the others to be among the k lowest.
+    """
+    found = torch.zeros(len(own))
+    for code, values in enumerate(own):
+        n = int(values.isfinite().sum())
+        k = min(n, math.floor((n + 1) * (1 - coverage) + 1e-9))
+        if k > 0:
+            found[code] = values[k - 1]
+    return found
+
+
+def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> np.ndarray:
+    """Which classes each cell may be `(cells, classes)` bool.
+
+    Parameters
+    ----------
+    model
+        With landmarks.
+    cells
+        The cells, in the order of `proba`.
+    proba
+        Calibrated probabilities `(cells, classes)`.
+    coverage
+        How often the true class is to be in the set.
+    """
+    own = model.landmarks.own  # (kinds, classes, held-out cells)
+    limit = torch.stack([thresholds(some, coverage) for some in own]).numpy()  # (kinds, classes)
+    mute = [name for name, low in zip(model.classes, limit.min(0), strict=True) if low == 0]
+    if mute:
+        logger.info(f"too few held-out cells to leave out {', '.join(mute)}: in every set at coverage={coverage}")
+    return proba >= limit[encode.kind_of(model, cells)]
+
+
+FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
+"""What held-out cells are put through before the temperature is fitted."""
+JUDGED_ON = (Shift(0.85, 0.5), Shift(0.55, 0.2), Shift(0.3, 0.3))
+"""What they are put through, with other efficiencies, to say how good it is; never used for fitting."""
+MIN_VALIDATION = 20
+"""Held-out labelled cells below which nothing is fitted."""
+PRIOR_SPREAD = 0.5
+"""Standard deviation of the log temperature around 0 before any cell is seen: few cells move it little."""
+
+
+class Calibration(NamedTuple):
+    """Temperatures of a model, and what they do on shifts that they were not fitted on."""
+
+    temperature: dict[str, float]  # by encode.GROUPS
+    table: pd.DataFrame  # a row per group, "before" or "after", and bin of confidence
+    own: Tensor  # (groups, classes, cells) what held-out cells give their own class, see prediction_sets
+
+
+@torch.no_grad()
+def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibration | None:
+    """Fit the temperatures of a model.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        The cells of the fit, with labels.
+    held_out
+        Positions of those that were not trained on.
+    seed
+        Of the shifts.
+
+    Returns
+    -------
+    None if too few held-out cells are labelled.
+    """
+    known = held_out[cells.label[held_out] >= 0]
+    if len(known) < MIN_VALIDATION:
+        return None
+    temperature, tables, own = {}, [], []
+    one_shift = torch.arange(len(known)) % len(FITTED_ON) * len(known) + torch.arange(len(known))  # of every cell
+    for proteins in (True, False) if model.config.has_protein else (False,):
+        name = encode.GROUPS[proteins]
+        fit_logits, fit_target = _seen(model, cells, known, FITTED_ON, proteins, seed)
+        logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
+        temperature[name] = fit_temperature(fit_logits, fit_target)
+        proba = (fit_logits[one_shift].float() / temperature[name]).softmax(-1)  # rounded as those of a query are
+        own.append(own_probability(proba, fit_target[one_shift], seed))
+        for when, t in (("before", 1.0), ("after", temperature[name])):
+            confidence, predicted = (logits / t).softmax(-1).max(-1)
+            table = reliability(confidence.numpy(), (predicted == target).numpy())
+            tables.append(table.assign(cells_seen=name, when=when))
+    return Calibration(temperature, pd.concat(tables, ignore_index=True), torch.stack(own))
+
+
+def _seen(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):
+    """Logits and classes of some cells under several shifts, one after the other."""
+    logits, target = [], []
+    for i, shift in enumerate(shifts):
+        as_query = downsampled(cells, index, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
+        logits += [model.network.labels.classify(block.q_z.mean, Draws()) for block in encode.blocks(model, as_query)]
+        target.append(as_query.label)
+    return torch.cat(logits).double().cpu(), torch.cat(target).cpu()
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The most probable temperature, with a prior around 1 that a few hundred cells overrule.
+
+    Parameters
+    ----------
+    logits
+        `(cells, classes)`.
+    target
+        Class codes `(cells,)`.
+    """
+
+    def loss(log_t: float) -> float:
+        surprise = float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target, reduction="sum"))
+        return surprise + 0.5 * (log_t / PRIOR_SPREAD) ** 2
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20.0), np.log(20.0)), method="bounded").x))
+
+
+CELLS = 5_000
+"""Labelled training cells that are looked at, at most, or one of every class; as many of each where there are."""
+MIN_LABELLED = 50
+"""Held-out labelled cells below which there is no telling what is far."""
+MIN_BATCH = 100
+"""Cells of a batch below which its distances are taken as they are."""
+LONGEST_UNIT = 1.5
+"""How much longer the unit of a batch may be; a batch of new types alone must not pass for one that is merely off."""
+FALSE_REJECTS = 0.05
+"""Share of held-out labelled cells that a score above 1 would reject."""
+
+
+class Novelty(NamedTuple):
+    """What the landmarks say of some cells."""
+
+    score: np.ndarray  # (cells,) 1 is the default threshold
+    kind: np.ndarray  # (cells,) which landmarks: of cells with proteins or without
+    quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
+
+    def unassigned(self, false_rejects: float) -> np.ndarray:
+        """Cells that are farther away than all but this share of held-out labelled cells `(cells,)`."""
+        if false_rejects == 0:
+            return np.zeros(len(self.score), dtype=bool)
+        grid = np.linspace(0, 1, self.quantiles.shape[1])
+        limit = np.array([np.interp(1 - false_rejects, grid, scores) for scores in self.quantiles])
+        return self.score > limit[self.kind]
+
+
+@torch.no_grad()
+def place_landmarks(
+    model: Model, cells: Cells, trained: Tensor, held_out: Tensor, own: Tensor, seed: int
+) -> Landmarks | None:
+    """Find the landmarks of a model and see how far held-out labelled cells lie from them.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        The cells of the fit, with labels.
+    trained, held_out
+        Positions of training and of validation cells.
+    own
+        What held-out cells give their own class, kept beside the landmarks.
+    seed
+        Of the choice and the shifts.
+
+    Returns
+    -------
+    None if too few held-out cells are labelled.
+    """
+    known = held_out[cells.label[held_out] >= 0]
+    if len(known) < MIN_LABELLED:
+        return None
+    chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
+    kinds = (True, False) if model.config.has_protein else (False,)
+    found = [_locate(model, cells, chosen, known, frequency, proteins, seed) for proteins in kinds]
+    centre, whiten, quantiles = (torch.stack(part) for part in zip(*found, strict=True))
+    return Landmarks(quantiles, own, centre, whiten)
+
+
+def _locate(
+    model: Model, cells: Cells, chosen: Tensor, known: Tensor, frequency: Tensor, proteins: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres, whitening and quantiles of cells with or without proteins."""
+    as_it_is = encode.embed(model, downsampled(cells, chosen, Shift(proteins=proteins), seed))
+    centre, whiten = _centres(torch.from_numpy(as_it_is.mean), cells.label[chosen].cpu(), frequency)
+    scores = []
+    for i, shift in enumerate(FITTED_ON):
+        as_query = downsampled(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
+        found = encode.embed(model, as_query)
+        scores.append(_strangeness(found.mean, found.proba, centre, whiten))
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    return centre, whiten, torch.quantile(torch.cat(scores).double(), grid).float()
+
+
+def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    """Some of the labelled cells among `index`, as many of every class where there are: `CELLS`, or one of each."""
+    index = index[label[index] >= 0].cpu()
+    index = index[torch.randperm(len(index), generator=generator)]
+    code = label.cpu()[index]
+    classes = code.unique()
+    per_class = max(1, CELLS // len(classes))
+    parts = [index[code == c][:per_class] for c in classes]
+    return torch.cat(parts).sort().values.to(label.device)
+
+
+def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of every class, and what makes the scatter about them 1 in every direction: `Landmarks.centre, .whiten`.
+
+    The covariance is that of all classes together, each as it is frequent, with as many cells of equal scatter in every
+    direction added as there are dimensions.
+    """
+    classes, code = label.unique(return_inverse=True)
+    z, n = latent.double(), code.bincount()
+    centre = torch.zeros(len(classes), z.shape[1], dtype=z.dtype).index_add_(0, code, z) / n[:, None]
+    off, weight = z - centre[code], (frequency[classes] / n).double()[code]
+    weight *= len(z) / weight.sum()  # how many cells each one stands for, of as many as are looked at
+    scatter, total, n_latent = off.T @ (off * weight[:, None]), len(z), z.shape[1]
+    even = (scatter.trace() / total / n_latent).clamp(min=1e-12) * torch.eye(n_latent, dtype=z.dtype)
+    covariance = (scatter + n_latent * even) / (total + n_latent)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+    return centre.float(), whiten.float()
+
+
+def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
+    """Distance to the nearest centre, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
+    z, p = torch.from_numpy(latent) @ whiten, torch.from_numpy(proba)
+    # by differences: what a matrix product gives cancels where whitened numbers are large
+    exactly = "donot_use_mm_for_euclid_dist"
+    distance = torch.cat([torch.cdist(part, centre @ whiten, compute_mode=exactly).amin(1) for part in z.split(4_096)])
+    return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
+
+
+@torch.no_grad()
+def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -> Novelty | None:
+    """Score cells by their latent vectors and class probabilities; None where the model has no centres of classes.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        The cells, in the order of the arrays.
+    latent
+        Posterior means `(cells, latent)`.
+    proba
+        Calibrated probabilities `(cells, classes)`.
+    """
+    if model.landmarks is None or model.landmarks.centre is None:
+        return None
+    centre, whiten, quantiles = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
+    kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
+    strangeness = torch.zeros(len(cells))
+    for i in range(len(quantiles)):
+        here = (kind == i).numpy()
+        strangeness[kind == i] = _strangeness(latent[here], proba[here], centre[i], whiten[i])
+    place = round((1 - FALSE_REJECTS) * 100)
+    unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
+    score, scores = strangeness / unit[kind, 0], quantiles / unit
+    for batch in cells.batch.unique().tolist():
+        for i in range(len(quantiles)):
+            some = ((cells.batch == batch).cpu()) & (kind == i)
+            if int(some.sum()) >= MIN_BATCH:
+                longer = float(score[some].quantile(0.25) / scores[i, 25].clamp(min=1e-12))
+                score[some] /= min(max(1.0, longer), LONGEST_UNIT)
+    return Novelty(score.numpy(), kind.numpy(), scores.numpy())
+
+
+HELD_OUT = 5_000
+"""Labelled validation cells that are thinned again and again; more would cost memory and tell no more."""
+
+
+def calibrated(
+    model: Model, cells: Cells, train: torch.Tensor, validation: torch.Tensor, seed: int
+) -> tuple[Model, pd.DataFrame | None]:
+    """The model with temperatures and landmarks, and the reliability of its probabilities.
+
+    Parameters
+    ----------
+    model, cells
+        As fitted, on one device.
+    train, validation
+        Positions of training and validation cells.
+    seed
+        Of what the held-out cells are put through.
+    """
+    if not model.config.has_labels:
+        return model, None
+    train, validation = train.to(cells.label.device), validation.to(cells.label.device)
+    validation = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
+    found = calibrate(model, cells, validation, seed)
+    if found is None:
+        logger.info(f"fewer than {MIN_VALIDATION} labelled validation cells: probabilities are not calibrated")
+        return model, None
+    model = replace(model, info=model.info | {"temperature": found.temperature})
+    return replace(model, landmarks=place_landmarks(model, cells, train, validation, found.own, seed)), found.table
+
+
+def _at_most(n: int, index: torch.Tensor, seed: int) -> torch.Tensor:
+    """So many of some cells, in their order."""
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    return index[chosen.to(index.device)]
+
+
+def novelty_of(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> NoveltyScores | None:
+    """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
+    if model.landmarks is not None and model.landmarks.centre is None:
+        logger.warning(
+            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
+    found = novelty(model, cells, embedding.mean, embedding.proba)
+    return None if found is None else NoveltyScores(found.score, found.unassigned(false_rejects))
