@@ -11,13 +11,13 @@ import torch
 from helpers import cite
 
 import anvi as av
-from anvi import settings
 from anvi._data.batches import labelled_first, split
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
 from anvi._fit import loop, step
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
+from anvi.settings import Progress
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 
@@ -475,14 +475,14 @@ def test_killed_before_an_epoch_is_written(start, monkeypatch, tmp_path):
     """A kill between an epoch and its checkpoint costs that epoch and changes nothing else."""
     whole = start(max_epochs=4)
     expected = loop.fit(*whole, random_state=0)
-    path, original = tmp_path / "fit", settings.Progress.advance
+    path, original = tmp_path / "fit", Progress.advance
 
     def advance(self, row):
         if row["epoch"] == 2:
             raise Killed
         original(self, row)
 
-    monkeypatch.setattr(settings.Progress, "advance", advance)
+    monkeypatch.setattr(Progress, "advance", advance)
     with pytest.raises(Killed):
         loop.fit(*start(max_epochs=4), random_state=0, checkpoint=path)
     monkeypatch.undo()

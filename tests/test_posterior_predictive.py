@@ -1,5 +1,7 @@
 """Draws against the moments of the likelihood by hand, blocks and chunks, zarr, and against the data."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -217,7 +219,7 @@ def strange(mdata):
 
 @pytest.mark.parametrize("batches", [None, "all"])
 def test_zarr_holds_the_same(fitted, tmp_path, batches, monkeypatch):
-    monkeypatch.setattr("anvi.tl.posterior_predictive.CHUNK_BYTES", 100_000)  # several chunks
+    monkeypatch.setattr(sys.modules["anvi.tl.posterior_predictive"], "CHUNK_BYTES", 100_000)  # several chunks
     monkeypatch.setattr(predictive, "NOISE_BLOCK", 64)
     options = {"model": "totalvi", "n_samples": 3, "transform_batch": batches}
     memory = av.tl.posterior_predictive(fitted, **options)
