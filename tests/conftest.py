@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 def quiet():
     """No progress lines and no device but the CPU, whatever the machine; and one thread, which scanpy undoes."""
     torch.set_num_threads(1)
-    with av.settings.override(progress=False, device="cpu"):
+    with av.settings.override(progress=False, device="cpu", n_threads=1):
         yield
 
 

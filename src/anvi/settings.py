@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -30,17 +31,27 @@ class Settings:
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Arithmetic of the matrix products of a fit: "tf32" (GPU) and "bf16" (GPU, and CPUs that have it) trade digits for
     speed; likelihoods, norms and sums stay in float32."""
+    n_threads: int | None = None
+    """CPU threads of a verb; None: cores that are usable and idle, and for fits what their first steps tell. The last
+    digits of a fit depend on it."""
     data_dir: str | None = os.environ.get("ANVI_DATA_DIR")
     """Folder with the real data sets of :mod:`anvi.datasets`."""
 
     def __setattr__(self, name: str, value) -> None:
-        if name not in _NAMES:
-            raise AttributeError(f"settings has no option '{name}'; there are: {', '.join(_NAMES)}.")
-        object.__setattr__(self, name, value)
+        self._check(name)
+        inside = _OVERRIDES.get() or {}
+        if name in inside:  # until the block ends
+            inside[name] = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def __getattribute__(self, name: str):
+        inside = _OVERRIDES.get() or {}
+        return inside[name] if name in inside else object.__getattribute__(self, name)
 
     @contextmanager
     def override(self, **options) -> Iterator[Settings]:
-        """Change options inside a `with` block and put them back, also after an error.
+        """Change options inside a `with` block, for this thread alone, and put them back, also after an error.
 
         Examples
         --------
@@ -48,16 +59,20 @@ class Settings:
         >>> with av.settings.override(progress=False, verbosity=0):
         ...     pass
         """
-        before = {name: getattr(self, name) for name in options if name in _NAMES}
+        for name in options:
+            self._check(name)
+        token = _OVERRIDES.set((_OVERRIDES.get() or {}) | options)
         try:
-            for name, value in options.items():
-                setattr(self, name, value)
             yield self
         finally:
-            for name, value in before.items():
-                setattr(self, name, value)
+            _OVERRIDES.reset(token)
+
+    def _check(self, name: str) -> None:
+        if name not in _NAMES:
+            raise AttributeError(f"settings has no option '{name}'; there are: {', '.join(_NAMES)}.")
 
 
+_OVERRIDES: ContextVar[dict | None] = ContextVar("anvi_settings", default=None)
 _NAMES = tuple(field.name for field in fields(Settings))
 settings = Settings()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from anvi._data.batches import Minibatches, chunks, labelled_first
 from anvi._data.cells import Cells
+from anvi._runtime import Stop, Threads
 from anvi.nn import VAE, Draws, Weights
 from anvi.settings import Progress
 
@@ -21,7 +23,7 @@ from .graph import CapturedStep
 from .plan import Plan
 from .step import DIVERGENCES, Adversary, State, run_step, summarise
 
-_SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished")
+_SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
 
 
 def save_checkpoint(path: Path, state, fingerprint: str) -> None:
@@ -114,6 +116,7 @@ def fit(
     random_state: int,
     checkpoint: Path | None = None,
     fingerprint: str = "",
+    deadline: float = math.inf,
 ) -> pd.DataFrame:
     """Train the network in place and leave the best weights in it.
 
@@ -133,10 +136,13 @@ def fit(
         File that is written after every epoch, and from which the fit goes on if it is there.
     fingerprint
         What data and model a checkpoint must belong to.
+    deadline
+        When to end at the latest, by `time.monotonic()`.
 
     Returns
     -------
-    One row per epoch: every term, train and validation, in nats per cell.
+    One row per epoch: every term, train and validation, in nats per cell. A fit that was ended by Ctrl-C or the
+    deadline has a last row for the steps of its unfinished epoch, and says why in `attrs["ended"]`.
 
     Raises
     ------
@@ -153,20 +159,30 @@ def fit(
     group = _adversary_groups(cells)
     validation = labelled_first(cells, validation.to(device))
     run = _runner(network, device)
-    with Progress(plan.max_epochs, done=state.epoch) as progress:
+    threads = Threads(device, state.n_threads)
+    with Stop(deadline) as stop, Progress(plan.max_epochs, done=state.epoch) as progress:
         while not state.finished:
-            row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state)
+            row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state, threads, stop)
             if row is None:
                 run = _runner(network, device)  # rolling back has replaced tensors that a graph points at
                 continue
             progress.advance(row)
+            if stop.reason is not None and not state.finished:
+                break
+            threads.epoch()
+            state.n_threads = 0 if threads.measuring else threads.n
             if checkpoint is not None:
                 save_checkpoint(checkpoint, state, fingerprint)
+        ended = None if state.finished else stop.reason
+    if ended is not None:
+        best = f", with the weights of epoch {state.best_epoch + 1}" if state.best_weights is not None else ""
+        goes_on = "" if checkpoint is None else f"; the same call goes on from {checkpoint}"
+        logger.warning(f"{ended} ended the fit in epoch {state.epoch} of {plan.max_epochs}{best}{goes_on}")
     if state.best_weights is not None:
         network.load_state_dict(state.best_weights)
     network.eval()
     history = pd.DataFrame(state.history)
-    history.attrs = {}
+    history.attrs = {} if ended is None else {"ended": ended}
     return history
 
 
@@ -225,7 +241,9 @@ def _adversary_groups(cells: Cells) -> Tensor:
     return group.unique(return_inverse=True)[1]  # only groups that occur
 
 
-def _epoch(state, run, cells, minibatches, group, validation, plan, random_state) -> dict[str, float] | None:
+def _epoch(
+    state, run, cells, minibatches, group, validation, plan, random_state, threads, stop
+) -> dict[str, float] | None:
     """One epoch and its bookkeeping; None if it was rolled back."""
     weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio, plan.label_smoothing)
     lr = plan.learning_rate(state.epoch) * state.lr_scale
@@ -236,7 +254,7 @@ def _epoch(state, run, cells, minibatches, group, validation, plan, random_state
             part["lr"] = lr
     last_good = _snapshot(state)
     steps = minibatches.plan()
-    row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan)
+    row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
     suspects = None if bad_step is None else steps[bad_step].index
     if bad_step is None and len(validation):
         row |= _validate(state.network, cells, validation, plan, random_state)
@@ -265,8 +283,10 @@ def _judge(state: State, row: dict[str, float], plan: Plan) -> None:
         state.finished = True
 
 
-def _train_epoch(state: State, run, minibatches, steps, group, weights: Weights, plan: Plan):
-    """All steps of an epoch; the host waits for the device once, at the end."""
+def _train_epoch(
+    state: State, run, minibatches, steps, group, weights: Weights, plan: Plan, threads: Threads, stop: Stop
+):
+    """All steps of an epoch, fewer if the fit is told to stop; the host waits for the device once, at the end."""
     network = state.network
     for part in network.children():  # explicitly: no fit runs in eval mode, but for parts that are wholly frozen
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
@@ -274,12 +294,16 @@ def _train_epoch(state: State, run, minibatches, steps, group, weights: Weights,
     losses = torch.zeros(len(steps), device=group.device)
     sums = None
     for i, choice in enumerate(steps):
-        losses[i], part = run(state, cells, choice, group, weights, plan, fooling=fooling)
+        with threads.step():
+            losses[i], part = run(state, cells, choice, group, weights, plan, fooling=fooling)
         sums = (
             {name: value.clone() for name, value in part.items()}
             if sums is None
             else {name: sums[name] + value for name, value in part.items()}
         )
+        if stop.reason is not None:
+            losses = losses[: i + 1]
+            break
     host_losses = losses.cpu()
     bad = (~torch.isfinite(host_losses)).nonzero()
     if len(bad):

@@ -80,6 +80,7 @@ class State:
     best_weights: dict[str, Tensor] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     finished: bool = False
+    n_threads: int = 0  # that were measured to be best; 0: not yet
 
 
 class Capacity(NamedTuple):

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import platform
 import time
 from dataclasses import fields, replace
@@ -30,6 +31,7 @@ from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelty_of
+from anvi._runtime import own_torch
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device
 
@@ -85,6 +87,7 @@ SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "prot
 """Arguments of a fit that say where things are in the object; the others are options of network and training."""
 
 
+@own_torch()
 def run_fit(
     name: str,
     data: Data,
@@ -97,11 +100,15 @@ def run_fit(
     key_added: str | None = None,
     copy: bool = False,
     checkpoint: str | Path | None = None,
+    max_minutes: float | None = None,
     **arguments,
 ) -> Data | None:
     """Fit one of the four models with the arguments of its public verb, and write what belongs to a fit."""
     where = {argument: value for argument, value in arguments.items() if argument in SETUP_ARGUMENTS}
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
+    begun = time.monotonic()
+    if max_minutes is not None and not max_minutes > 0:
+        raise ValueError(f"max_minutes={max_minutes} must be above 0.")
     if train not in ("all", "label_nets"):
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if train == "label_nets" and init is None:
@@ -136,7 +143,7 @@ def run_fit(
         start_from(network, setup, source.network, source.setup, train)
     where_to = choose_device(device)
     network, on_device = network.to(where_to), cells.to(where_to)
-    begun = time.monotonic()
+    training = time.monotonic()
     history = fit(
         network,
         on_device,
@@ -145,9 +152,10 @@ def run_fit(
         plan,
         random_state=fit_seed,
         checkpoint=None if checkpoint is None else Path(checkpoint),
+        deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
         fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
     )
-    info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - begun, train_cells, where_to)
+    info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, where_to)
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
@@ -316,4 +324,4 @@ def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, 
         "anndata": version("anndata"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-    }
+    } | history.attrs

@@ -83,6 +83,9 @@ copy
 checkpoint
     File that is written after every epoch. If it is there, the fit goes on from it and ends with the same weights as
     a fit that was never interrupted.
+max_minutes
+    End the training in that time after the call, as Ctrl-C does: after the step that is running, with the best weights
+    so far. With `checkpoint`, the same call goes on later.
 **model_kwargs
     Rarer options of the network (:class:`anvi.nn.Config`: `n_hidden`, `n_layers_encoder`, `use_layer_norm`, `library`,
     `objective`, ...) and of the training (`weight_decay`, `warmup`, `patience`, `adversary`, ...); an unknown name is
@@ -154,6 +157,7 @@ def scanvi(
     key_added: str | None = None,
     copy: bool = False,
     checkpoint: str | Path | None = None,
+    max_minutes: float | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit scANVI: RNA counts and partly known cell types; predict the type of every cell.
@@ -238,6 +242,7 @@ def scvi(
     key_added: str | None = None,
     copy: bool = False,
     checkpoint: str | Path | None = None,
+    max_minutes: float | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit scVI: a latent space of RNA counts, corrected for batches.
@@ -320,6 +325,7 @@ def totalanvi(
     key_added: str | None = None,
     copy: bool = False,
     checkpoint: str | Path | None = None,
+    max_minutes: float | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit TotalANVI: RNA and protein counts and partly known cell types; predict the type of every cell.
@@ -412,6 +418,7 @@ def totalvi(
     key_added: str | None = None,
     copy: bool = False,
     checkpoint: str | Path | None = None,
+    max_minutes: float | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit totalVI: a joint latent space of RNA and protein counts, with protein background told from foreground.

@@ -1,0 +1,212 @@
+"""The process that a verb runs in: CPU threads, default dtype and device, grad mode; set for its while and put back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from .settings import settings
+
+logger = logging.getLogger("anvi")
+
+ROUNDS = 4
+"""Steps that are timed with each number of threads; the first is not counted, for it starts the threads."""
+SLOWER = 2.0
+"""How many times as long as when they were chosen steps may take before the number of threads is measured anew."""
+WORTH = 0.9
+"""More threads must take at most this share of the time of fewer: near a draw, the cores are better left to others."""
+
+
+# the caller's torch -----------------------------------------------------------------------------------------------
+
+_LOCK = threading.Lock()
+_USERS = {"count": 0, "dtype": torch.float32}
+
+
+@contextmanager
+def own_torch() -> Iterator[None]:
+    """Run a verb in float32 on the CPU by default, with gradients on, whatever the caller has set; then put it back.
+
+    The default dtype belongs to the whole process: with several threads inside, the last one out puts it back.
+    """
+    with _LOCK:
+        if not _USERS["count"]:
+            _USERS["dtype"] = torch.get_default_dtype()
+        _USERS["count"] += 1
+        torch.set_default_dtype(torch.float32)
+    before = torch.get_num_threads()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if torch.get_default_device().type != "cpu":  # costs time at every call of torch: only where it is needed
+                stack.enter_context(torch.device("cpu"))
+            _set_threads(settings.n_threads or idle_cores(before))
+            yield
+    finally:
+        _set_threads(before)
+        with _LOCK:
+            _USERS["count"] -= 1
+            if not _USERS["count"]:
+                torch.set_default_dtype(_USERS["dtype"])
+
+
+def _set_threads(n: int) -> None:
+    if n != torch.get_num_threads():
+        torch.set_num_threads(n)
+
+
+# threads ----------------------------------------------------------------------------------------------------------
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by affinity and by the quota of its control group, where there are such."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Cores that the control groups of this process allow (versions 1 and 2); infinite without a limit."""
+    folders = {root, root / "cpu"}
+    try:
+        for line in own.read_text().splitlines():  # "0::/user.slice" or "4:cpu,cpuacct:/docker/..."
+            path = line.split(":", 2)[2].lstrip("/")
+            folders |= {base / parent for base in (root, root / "cpu") for parent in (Path(path), *Path(path).parents)}
+    except (OSError, IndexError):
+        pass
+    limits = [math.inf]
+    for folder in folders:
+        try:
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text().strip()
+            if quota not in ("max", "-1"):
+                limits.append(int(quota) / int(period))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def idle_cores(limit: int) -> int:
+    """At most `limit`, and as many as are usable and not busy with the work of others right now; at least one."""
+    most = min(limit, usable_cores())
+    if most == 1:
+        return 1
+    try:
+        running = []
+        for _ in range(5):
+            stat = Path("/proc/stat").read_text()
+            running.append(int(stat.split("procs_running ", 1)[1].split(None, 1)[0]) - 1)  # but for ourselves
+            time.sleep(0.001)
+    except (OSError, IndexError, ValueError):  # not Linux
+        return most
+    return max(1, min(most, (os.cpu_count() or 1) - int(statistics.median(running))))
+
+
+class Threads:
+    """The number of CPU threads of a fit: measured on its own first steps, and again when these have become slow.
+
+    With more threads than idle cores, a step waits for the slowest of them at each of its operations: on a busy machine
+    two threads have been seen to take six times as long as one. `settings.n_threads` or a limit of one settles it.
+    """
+
+    def __init__(self, device: torch.device, chosen: int = 0):
+        limit = min(torch.get_num_threads(), usable_cores())
+        self.n = chosen or settings.n_threads or limit
+        self.candidates = [] if device.type != "cpu" or chosen or settings.n_threads else _halvings(limit)
+        if len(self.candidates) == 1:
+            self.candidates = []
+        self.times: dict[int, list[float]] = {}
+        self.measuring = bool(self.candidates)
+        self.usual = math.inf
+        self.recent: list[float] = []
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step: sets the threads, and takes the time where that is needed."""
+        n = min(self.candidates, key=lambda n: len(self.times.get(n, ()))) if self.measuring else self.n
+        _set_threads(n)
+        begun = time.perf_counter()
+        yield
+        taken = time.perf_counter() - begun
+        if not self.measuring:
+            self.recent.append(taken)
+            return
+        self.times.setdefault(n, []).append(taken)
+        if all(len(self.times.get(n, ())) >= ROUNDS for n in self.candidates):
+            self._choose()
+
+    def _choose(self) -> None:
+        median = {n: statistics.median(self.times[n][1:]) for n in self.candidates}
+        best = self.candidates[0]
+        for n in self.candidates[1:]:  # from few to many
+            best = n if median[n] < WORTH * median[best] else best
+        self.n, self.usual, self.measuring, self.times = best, median[best], False, {}
+        told = ", ".join(f"{n}: {1000 * median[n]:.0f} ms" for n in self.candidates)
+        logger.info(f"training with {best} of {self.candidates[-1]} threads (a step takes with {told})")
+
+    def epoch(self) -> None:
+        """After an epoch: measure anew where its steps took much longer than when the threads were chosen."""
+        if self.candidates and self.recent and statistics.median(self.recent) > SLOWER * self.usual:
+            self.measuring = True
+        self.recent = []
+
+
+def _halvings(limit: int) -> list[int]:
+    """The limit, half of it, and so on to one; from few to many."""
+    found = [limit]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found[::-1]
+
+
+# stopping ---------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Whether a fit shall end before its time: Ctrl-C was pressed, or its minutes are over.
+
+    The first Ctrl-C ends a fit after the step that is running, with the best weights so far; a second one raises
+    KeyboardInterrupt at once. Signals reach the main thread only; a fit elsewhere just watches the clock.
+    """
+
+    def __init__(self, deadline: float = math.inf):
+        self.deadline = deadline  # of time.monotonic()
+        self.pressed = False
+        self.before = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the fit shall end: "Ctrl-C" or "max_minutes"; None: it shall not."""
+        return "Ctrl-C" if self.pressed else "max_minutes" if time.monotonic() >= self.deadline else None
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            there = signal.getsignal(signal.SIGINT)
+            if there is signal.default_int_handler:  # an application that has its own keeps it
+                self.before = there
+                signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            signal.default_int_handler(number, frame)
+        self.pressed = True
+        logger.warning("Ctrl-C: the fit ends after this step and keeps its best weights; press again to stop at once")
+
+    def __exit__(self, *_) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
