@@ -258,11 +258,10 @@ def test_ctrl_c_in_a_process(tmp_path):
         av.tl.totalanvi(mdata, batch_key="batch", max_epochs=100_000, early_stopping=False)
         mdata.write({str(tmp_path / "x.h5mu")!r})
     """)
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "epoch 1/" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    told = process.stderr.read()
-    assert process.wait(120) == 0 and "the fit ends after this step" in told
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if "epoch 1/" in line)
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert process.wait(120) == 0 and "the fit ends after this step" in told
     assert (tmp_path / "x.h5mu").exists()
