@@ -5,8 +5,10 @@ from anndata import AnnData
 from helpers import cite, dense, mudata_of
 from scipy import sparse
 
-from anvi._data import containers
-from anvi._data.containers import obs_column, text_column, to_csr, unique_names
+from anvi._data import containers, counts
+from anvi._data.cells import read_cells
+from anvi._data.containers import Source, to_csr, unique_names
+from anvi._data.setup import find_setup
 
 MODS = ("rna", "prot")
 
@@ -17,7 +19,7 @@ def mdata():
 
 
 def text(data, key, argument="batch_key"):
-    return text_column(data, key, argument, MODS)
+    return Source(data).text(key, argument, MODS)
 
 
 def test_only_mudata_and_anndata_are_data(mdata):
@@ -29,10 +31,10 @@ def test_only_mudata_and_anndata_are_data(mdata):
 
 
 def test_modality_by_name_or_the_anndata_itself(mdata):
-    assert containers.modality(mdata, "prot", "prot_mod") is mdata["prot"]
-    assert containers.modality(mdata["rna"], "whatever", "rna_mod") is mdata["rna"]
+    assert Source(mdata).modality("prot", "prot_mod") is mdata["prot"]
+    assert Source(mdata["rna"]).modality("whatever", "rna_mod") is mdata["rna"]
     with pytest.raises(KeyError, match=r"no modality 'adt'; it has 'rna', 'prot'.*prot_mod="):
-        containers.modality(mdata, "adt", "prot_mod")
+        Source(mdata).modality("adt", "prot_mod")
 
 
 def test_layer_is_a_name_a_dict_or_none():
@@ -210,14 +212,34 @@ def test_categorical_candidates(mdata):
     mdata.obs["id"] = [f"cell {i}" for i in range(300)]
     mdata.obs["constant"] = "x"
     mdata.obs["share"] = np.linspace(0, 1, 300)
-    found = containers.categorical_columns(mdata, MODS)
+    found = Source(mdata).categorical_columns(MODS)
     assert {"batch", "panel", "cell_type"} <= set(found)
     assert not {"id", "constant", "share"} & set(found)
 
 
 def test_column_follows_obs_names_of_the_object(mdata):
     shuffled = mdata[np.random.default_rng(0).permutation(300)].copy()
-    found = obs_column(shuffled, "batch", "batch_key", MODS)
+    found = Source(shuffled).column("batch", "batch_key", MODS)
     assert list(found.index) == list(shuffled.obs_names)
     np.testing.assert_array_equal(found, mdata.obs["batch"].reindex(shuffled.obs_names))
     assert dense(shuffled["rna"].X).shape == (300, 60)
+
+
+def test_a_source_reads_what_it_is_asked_for_once(monkeypatch):
+    mdata, checked = cite(), []
+    monkeypatch.setattr(counts, "check_counts", lambda *given, **_: checked.append(given[3]))
+    source = Source(mdata)
+    setup = find_setup(source, proteins=True, batch_key="batch", labels_key="cell_type")
+    read_cells(source, setup, labels=True)
+    assert checked == ["mdata['prot'].X"]
+    assert source.text("batch", "batch_key", MODS) is source.text("batch", "panel_key", MODS)
+    assert Source.of(source) is source
+
+
+def test_columns_that_a_source_is_given_stand_for_those_of_the_object(mdata):
+    given = pd.Series("mine", index=mdata.obs_names[5:])
+    source = Source(mdata, {"batch": given, "new": given})
+    for key in ("batch", "new"):
+        column = source.text(key, "batch_key", MODS)
+        assert list(column.index) == list(mdata.obs_names) and column.isna().sum() == 5
+    assert set(mdata.obs["batch"]) != {"mine"} and "new" not in mdata.obs

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from helpers import cite
 
+from anvi._data.containers import Source
 from anvi._data.rankings import Ranked, build_ranking
 from anvi._data.select import find_groups, write_column
 from anvi._data.setup import find_setup
@@ -32,7 +33,7 @@ def setup(mdata):
 
 def test_all_against_the_rest_without_the_unlabelled(mdata, setup, caplog):
     with caplog.at_level(logging.INFO, "anvi"):
-        found = find_groups(mdata, setup, "cell_type")
+        found = find_groups(Source(mdata), setup, "cell_type")
     labels = mdata.obs["cell_type"].astype(str).to_numpy()
     assert found.names == [name for name in mdata.obs["cell_type"].cat.categories if name != "Unknown"]
     for name, inside, outside in zip(found.names, found.inside, found.outside, strict=True):
@@ -45,33 +46,35 @@ def test_missing_and_unassigned_cells_take_no_part_unless_they_are_named(mdata, 
     values = mdata.obs["true_cell_type"].astype(object).copy()
     values.iloc[:5], values.iloc[5:9], values.iloc[9:12] = np.nan, "Unassigned", ""
     mdata.obs["called"] = values
-    found = find_groups(mdata, setup, "called")
+    found = find_groups(Source(mdata), setup, "called")
     assert "Unassigned" not in found.names
     assert not np.any(found.inside, axis=0)[:12].any() and not np.any(found.outside, axis=0)[:12].any()
-    named = find_groups(mdata, setup, "called", ["Unassigned"])
+    named = find_groups(Source(mdata), setup, "called", ["Unassigned"])
     assert named.names == ["Unassigned"] and named.inside[0].sum() == 4
-    against = find_groups(mdata, setup, "called", ["NK"], "Unassigned")
+    against = find_groups(Source(mdata), setup, "called", ["NK"], "Unassigned")
     assert against.outside[0].sum() == 4 and against.reference == "Unassigned"
 
 
 def test_a_group_that_is_called_rest_is_a_group(mdata, setup):
     truth = mdata.obs["true_cell_type"].astype(str)
     mdata.obs["state"] = np.where(truth == "NK", "active", "rest")
-    found = find_groups(mdata, setup, "state")
+    found = find_groups(Source(mdata), setup, "state")
     assert found.names == ["active", "rest"]
     np.testing.assert_array_equal(found.outside[1], truth == "NK")
-    masks = find_groups(mdata, setup, None, {"rest": (truth != "NK").to_numpy(), "NK": (truth == "NK").to_numpy()})
+    masks = find_groups(
+        Source(mdata), setup, None, {"rest": (truth != "NK").to_numpy(), "NK": (truth == "NK").to_numpy()}
+    )
     assert masks.names == ["rest", "NK"]
     np.testing.assert_array_equal(masks.outside[0], truth == "NK")
 
 
 def test_some_groups_and_pairs(mdata, setup):
     truth = mdata.obs["true_cell_type"]
-    some = find_groups(mdata, setup, "true_cell_type", ["NK", "B"])
+    some = find_groups(Source(mdata), setup, "true_cell_type", ["NK", "B"])
     assert some.names == ["NK", "B"]
     np.testing.assert_array_equal(some.outside[0], truth != "NK")  # the rest is everybody, not the named alone
-    assert find_groups(mdata, setup, "true_cell_type", "NK").names == ["NK"]
-    pair = find_groups(mdata, setup, "true_cell_type", reference="B")
+    assert find_groups(Source(mdata), setup, "true_cell_type", "NK").names == ["NK"]
+    pair = find_groups(Source(mdata), setup, "true_cell_type", reference="B")
     assert "B" not in pair.names and len(pair.names) == 5
     for outside in pair.outside:
         np.testing.assert_array_equal(outside, truth == "B")
@@ -79,11 +82,11 @@ def test_some_groups_and_pairs(mdata, setup):
 
 def test_order_is_that_of_the_categories_and_numbers_are_sorted_by_value(mdata, setup):
     mdata.obs["cluster"] = np.arange(mdata.n_obs) % 11
-    assert find_groups(mdata, setup, "cluster").names == [str(i) for i in range(11)]
+    assert find_groups(Source(mdata), setup, "cluster").names == [str(i) for i in range(11)]
     mdata.obs["turned"] = mdata.obs["true_cell_type"].cat.reorder_categories(
         ["pDC", "NK", "B", "CD4 T", "CD8 T", "CD14 Mono"]
     )
-    assert find_groups(mdata, setup, "turned").names == ["pDC", "NK", "B", "CD4 T", "CD8 T", "CD14 Mono"]
+    assert find_groups(Source(mdata), setup, "turned").names == ["pDC", "NK", "B", "CD4 T", "CD8 T", "CD14 Mono"]
 
 
 def test_masks_and_queries(mdata, setup):
@@ -96,7 +99,7 @@ def test_masks_and_queries(mdata, setup):
         "query": "true_cell_type == 'NK' and batch == 'batch_0'",
         "of a modality": "depth > 1000",
     }
-    found = find_groups(mdata, setup, None, groups)
+    found = find_groups(Source(mdata), setup, None, groups)
     assert found.names == list(groups) and found.column is None  # they overlap
     np.testing.assert_array_equal(found.inside[0], some)
     np.testing.assert_array_equal(found.inside[1], some)
@@ -109,7 +112,7 @@ def test_masks_and_queries(mdata, setup):
     for inside, outside in zip(found.inside, found.outside, strict=True):
         np.testing.assert_array_equal(outside, ~inside)
     apart = find_groups(
-        mdata,
+        Source(mdata),
         setup,
         None,
         {"a": some, "b": "batch == 'batch_1'"} | {"a": some & (mdata.obs["batch"] != "batch_1")},
@@ -144,18 +147,18 @@ def test_masks_and_queries(mdata, setup):
 def test_what_is_refused(mdata, setup, groupby, groups, reference, error, match):
     mdata.obs["single"], mdata.obs["empty"] = "one", np.nan
     with pytest.raises(error, match=match):
-        find_groups(mdata, setup, groupby, groups, reference)
+        find_groups(Source(mdata), setup, groupby, groups, reference)
 
 
 def test_the_column_is_pushed_once_and_follows_the_users(mdata, setup):
-    rna, found = mdata["rna"], find_groups(mdata, setup, "true_cell_type")
+    rna, found = mdata["rna"], find_groups(Source(mdata), setup, "true_cell_type")
     params = write_column(into(rna), found, "own")
     assert params == {"groupby": "true_cell_type", "pushed": True}
     assert (rna.obs["true_cell_type"] == mdata.obs["true_cell_type"].reindex(rna.obs_names)).all()
     rna.uns["r"] = build_ranking({"NK": NOTHING}, ["x", "y"], {"groupby": "true_cell_type", "pushed": True})
     # the user annotates anew: our copy is stale, which is no reason for an error
     mdata.obs["true_cell_type"] = mdata.obs["true_cell_type"].cat.rename_categories({"NK": "ILC"})
-    again = find_groups(mdata, setup, "true_cell_type")
+    again = find_groups(Source(mdata), setup, "true_cell_type")
     assert "ILC" in again.names
     assert write_column(into(rna), again, "own") == {"groupby": "true_cell_type", "pushed": True}
     assert (rna.obs["true_cell_type"] == "ILC").sum() == (mdata.obs["true_cell_type"] == "ILC").sum()
@@ -166,7 +169,7 @@ def test_a_column_of_the_users_is_never_written_over(mdata, setup):
     before = mdata["prot"].obs.copy()
     truth = mdata.obs["true_cell_type"].copy()
     mdata["rna"].obs["true_cell_type"] = truth.reindex(mdata["rna"].obs_names)
-    explicit = find_groups(mdata, setup, "rna:true_cell_type")
+    explicit = find_groups(Source(mdata), setup, "rna:true_cell_type")
     assert write_column(into(mdata["rna"]), explicit, "own")["groupby"] == "true_cell_type"
     assert write_column(into(mdata["prot"]), explicit, "own") == {"groupby": "own", "pushed": False}
     pd.testing.assert_frame_equal(mdata["prot"].obs[before.columns], before)
@@ -176,7 +179,7 @@ def test_a_column_of_the_users_is_never_written_over(mdata, setup):
 def test_clusters_that_are_numbers_get_a_column_of_text(mdata, setup):
     adata = mdata["rna"]
     adata.obs["cluster"] = np.arange(adata.n_obs) % 3
-    found = find_groups(adata, setup, "cluster")
+    found = find_groups(Source(adata), setup, "cluster")
     assert write_column(into(adata), found, "own") == {"groupby": "own", "pushed": False}
     assert adata.obs["own"].cat.categories.tolist() == ["0", "1", "2"]
     assert adata.obs["cluster"].dtype.kind == "i"

@@ -7,7 +7,7 @@ import torch
 from helpers import cite, quiet_mudata
 
 import anvi as av
-from anvi._data.fits import model_slots
+from anvi._data.fits import stored_fits
 from anvi._find import find_model
 from anvi._model import SCHEMA, Model
 
@@ -47,14 +47,14 @@ def test_repr_is_one_line(fitted):
 
 
 def test_fitted_models_are_found_where_they_are(fitted):
-    found = model_slots(fitted)
+    found = stored_fits(fitted)
     assert sorted(found) == sorted(MODELS)
     for key in MODELS:
-        assert found[key] is home(fitted, key)
-    assert sorted(model_slots(fitted["rna"])) == ["scanvi", "scvi"]
+        assert found[key].home is home(fitted, key)
+    assert sorted(stored_fits(fitted["rna"])) == ["scanvi", "scvi"]
     fitted.uns["other"] = {"model": "a string"}
     fitted.uns["another"] = {"model": {"x": 1}}
-    assert sorted(model_slots(fitted)) == sorted(MODELS)
+    assert sorted(stored_fits(fitted)) == sorted(MODELS)
 
 
 class TestResolve:

@@ -6,7 +6,7 @@ from helpers import cite
 
 import anvi as av
 from anvi._data.cells import read_cells
-from anvi._data.containers import text_column
+from anvi._data.containers import Source
 from anvi._fit import loop
 from anvi.io._model_pt import _pairs
 
@@ -70,7 +70,7 @@ def test_copies_of_a_number_in_two_precisions_agree():
     av.tl.scvi(mdata, max_epochs=1, continuous_covariate_keys=["q"])
     mdata["rna"].obs["q"] = values[::-1].astype(np.float32)
     with pytest.raises(ValueError, match="two copies that disagree"):
-        text_column(mdata, "q", "continuous_covariate_keys", ("rna", "prot"))
+        Source(mdata).text("q", "continuous_covariate_keys", ("rna", "prot"))
 
 
 def test_a_query_may_say_what_its_panels_measured(fitted):

@@ -8,12 +8,10 @@ from pathlib import Path
 import anndata
 import mudata
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
 from ._data import slots
-from ._data.containers import Data
-from ._data.fits import model_slots
+from ._data.containers import Data, Source
+from ._data.fits import stored_fits
 from ._model import Model
 from ._store import FILES, fetch, read_fetched, read_model
 
@@ -26,7 +24,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """A name on the hub, and what no such name ends with: a file was meant."""
 
 
-def find_model(data: Data, model: str | Path | Model | None, argument: str = "model") -> tuple[Model, str]:
+def find_model(data: Source | Data, model: str | Path | Model | None, argument: str = "model") -> tuple[Model, str]:
     """The model that an argument means, and the key of its slots.
 
     Parameters
@@ -47,9 +45,7 @@ def find_model(data: Data, model: str | Path | Model | None, argument: str = "mo
     """
     if isinstance(model, Model):
         return model, model.key
-    if not isinstance(data, MuData | AnnData):
-        raise TypeError(f"Expected a MuData or an AnnData, got {type(data).__name__}.")
-    there = model_slots(data)
+    there = stored_fits(data, whole=True)
     listed = ", ".join(map(repr, there))
     if model is None:
         if not there:
@@ -64,7 +60,7 @@ def find_model(data: Data, model: str | Path | Model | None, argument: str = "mo
         raise KeyError(
             f"{argument}='{model}' is no fitted model of this object and no folder; there are: {listed or 'none'}."
         )
-    stored = there[model].uns[model]
+    stored = there[model].home.uns[model]
     return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)
 
 
@@ -129,7 +125,7 @@ def _read(path: Path) -> Data:
     return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
 
 
-def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> str:
+def key_to_write(data: Source | Data, model: Model, key: str, key_added: str | None) -> str:
     """The prefix under which a verb writes; never over the results of another model, nor over the user's own.
 
     Raises
@@ -137,18 +133,22 @@ def key_to_write(data: Data, model: Model, key: str, key_added: str | None) -> s
     ValueError
         If another fit of the object has the prefix, or something lies there that is no result of anvi.
     """
-    there, wanted = model_slots(data), slots.clean_key(key if key_added is None else key_added)
+    source, there, wanted = (
+        Source.of(data),
+        stored_fits(data, whole=True),
+        slots.clean_key(key if key_added is None else key_added),
+    )
     another = "another " if key_added is not None else ""
     if wanted in there:
-        config = json.loads(str(there[wanted].uns[wanted]["model"]["config"]))
+        config = json.loads(str(there[wanted].home.uns[wanted]["model"]["config"]))
         facts = json.loads(json.dumps(model.facts()))
         if config | {"schema": None} != facts | {"schema": None}:
             raise ValueError(
                 f"This object has a fit of its own under '{wanted}'; pass {another}key_added= to write beside it."
             )
         return wanted
-    joint = model.setup.joint or isinstance(data, AnnData)
-    entry = (data if joint else data.mod.get(model.setup.rna_mod, data)).uns.get(wanted)
+    home = source.data if model.setup.joint else source.mods.get(model.setup.rna_mod, source.data)
+    entry = home.uns.get(wanted)
     if entry is not None and not slots.only_answers(entry) and not slots.is_fit(entry):
         raise ValueError(
             f"uns['{wanted}'] holds something that is no result of anvi; pass {another}key_added= to write beside it."

@@ -350,7 +350,7 @@ def denoised(
     wanted = find_features(setup, features)
     home, tables = slots.home(data, setup), {}
     command = f"run av.tl.denoise(data, model='{key}') first"
-    rna = containers.modality(data, setup.rna_mod, "rna_mod")
+    rna = containers.Source(data).modality(setup.rna_mod, "rna_mod")
     if slots.denoised(key) in rna.layers:
         column = rna.var_names.astype(str).get_indexer(list(wanted.gene_names))
         there = [name for name, place in zip(wanted.gene_names, column, strict=True) if place >= 0]

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from torch import Tensor
 
 from anvi.nn import Entries
 
 from . import containers
-from .containers import Data
-from .counts import Proteins, check_counts, check_counts_are_there, check_no_empty_cells, find_proteins
+from .containers import Data, Source
+from .counts import Proteins, check_counts, check_counts_are_there, check_no_empty_cells, find_proteins, has_proteins
 from .minified import Stored
 from .setup import Setup, find_panels, label_column
 
@@ -89,13 +88,13 @@ class Cells:
         return replace(self, x=CSR(*(part.to(device) for part in self.x[:3]), self.x.n_columns), **moved)
 
 
-def read_cells(data: Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None) -> Cells:
+def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None) -> Cells:
     """Read a data set as a setup says; used for the fitted object and for any new one.
 
     Parameters
     ----------
     data
-        MuData or AnnData.
+        MuData or AnnData, opened or not.
     setup
         How to read it: features by name, categories, panels.
     labels
@@ -109,45 +108,48 @@ def read_cells(data: Data, setup: Setup, *, labels: bool = False, stored: Stored
         If there are no cells, genes of the setup are missing, a batch or covariate category is unknown, or values are
         not counts.
     """
-    rna = containers.modality(data, setup.rna_mod, "rna_mod")
-    where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
+    source = Source.of(data)
+    rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     if not rna.n_obs:
         raise ValueError(f"{where} has no cells.")
     names = np.sort(np.asarray(rna.obs_names, dtype=object))
     cells = pd.Index(names)
     if stored is None:
-        x, library = _read_rna(data, rna, setup, where)
+        x, library = _read_rna(source, setup)
         x_row = rna.obs_names.get_indexer(names)
         library = library[x_row]
     else:  # a single row without an entry, which is everybody's
         x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
         x_row, library = np.zeros(len(cells), dtype=np.int64), stored.library
-    batch = _codes(data, setup.batch_key, setup.batches, "batch_key", setup, cells)
-    parts = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
-    if setup.joint:
-        parts = _read_proteins(data, setup, cells) if stored is None else _stored_proteins(data, setup, cells, stored)
+    batch = _codes(source, setup.batch_key, setup.batches, "batch_key", setup, cells)
+    parts: dict[str, Tensor | None] = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
+    if setup.joint and stored is None:
+        parts = _read_proteins(source, setup, cells)
+    elif setup.joint:
+        parts = _stored_proteins(source, setup, cells, stored)
     return Cells(
         names=names,
         x=x,
         x_row=torch.from_numpy(x_row),
         batch=batch,
-        codes=_covariate_codes(data, setup, cells, batch),
-        continuous=_continuous(data, setup, cells),
-        log_library=_log_library(data, setup, cells, library),
-        label=_labels(data, setup, cells) if labels else torch.full((len(cells),), -1),
+        codes=_covariate_codes(source, setup, cells, batch),
+        continuous=_continuous(source, setup, cells),
+        log_library=_log_library(source, setup, cells, library),
+        label=_labels(source, setup, cells) if labels else torch.full((len(cells),), -1),
         q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
         q_var=None if stored is None else torch.from_numpy(stored.q_var),
         **parts,
     )
 
 
-def _read_rna(data: Data, rna: AnnData, setup: Setup, where: str) -> tuple[CSR, np.ndarray]:
+def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
+    rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     counts = containers.to_csr(containers.matrix(rna, setup.rna_layer, where))
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
-    check_counts_are_there(counts, data, slot)
+    check_counts_are_there(counts, source, slot)
     if setup.counts:
-        check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if where == "data" else setup.rna_mod)
+        check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if source.alone else setup.rna_mod)
     genes = pd.Index(setup.genes)
     if not genes.equals(pd.Index(rna.var_names.astype(str))):
         containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
@@ -168,10 +170,10 @@ def _read_rna(data: Data, rna: AnnData, setup: Setup, where: str) -> tuple[CSR, 
     return CSR(*tensors, len(genes)), library
 
 
-def _codes(data: Data, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:
+def _codes(source: Source, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:
     if key is None:
         return torch.zeros(len(cells), dtype=torch.long)
-    column = containers.text_column(data, key, argument, setup.mods).reindex(cells)
+    column = source.text(key, argument, setup.mods).reindex(cells)
     codes = pd.Index(categories).get_indexer(column)
     if (codes < 0).any():
         strangers = sorted(set(column[codes < 0].astype(object).fillna("missing")))
@@ -183,10 +185,10 @@ def _codes(data: Data, key: str | None, categories: tuple[str, ...], argument: s
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def _covariate_codes(data: Data, setup: Setup, cells: pd.Index, batch: Tensor) -> Tensor | None:
+def _covariate_codes(source: Source, setup: Setup, cells: pd.Index, batch: Tensor) -> Tensor | None:
     blocks = [(batch, len(setup.batches))]
     for key, categories in setup.categorical:
-        blocks.append((_codes(data, key, categories, "categorical_covariate_keys", setup, cells), len(categories)))
+        blocks.append((_codes(source, key, categories, "categorical_covariate_keys", setup, cells), len(categories)))
     columns, offset = [], 0
     for codes, size in blocks:
         if size > 1:  # a single category injects nothing
@@ -195,8 +197,8 @@ def _covariate_codes(data: Data, setup: Setup, cells: pd.Index, batch: Tensor) -
     return torch.stack(columns, dim=1) if columns else None
 
 
-def _numeric(data: Data, key: str, argument: str, setup: Setup, cells: pd.Index) -> np.ndarray:
-    column = containers.obs_column(data, key, argument, setup.mods).reindex(cells)
+def _numeric(source: Source, key: str, argument: str, setup: Setup, cells: pd.Index) -> np.ndarray:
+    column = source.column(key, argument, setup.mods).reindex(cells)
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float32, na_value=np.nan)
     if not np.isfinite(numbers).all():
         bad = cells[~np.isfinite(numbers)]
@@ -204,14 +206,14 @@ def _numeric(data: Data, key: str, argument: str, setup: Setup, cells: pd.Index)
     return numbers
 
 
-def _continuous(data: Data, setup: Setup, cells: pd.Index) -> Tensor | None:
-    columns = [_numeric(data, key, "continuous_covariate_keys", setup, cells) for key in setup.continuous]
+def _continuous(source: Source, setup: Setup, cells: pd.Index) -> Tensor | None:
+    columns = [_numeric(source, key, "continuous_covariate_keys", setup, cells) for key in setup.continuous]
     return torch.from_numpy(np.stack(columns, axis=1)) if columns else None
 
 
-def _log_library(data: Data, setup: Setup, cells: pd.Index, library: np.ndarray) -> Tensor:
+def _log_library(source: Source, setup: Setup, cells: pd.Index, library: np.ndarray) -> Tensor:
     if setup.size_factor_key is not None:
-        library = _numeric(data, setup.size_factor_key, "size_factor_key", setup, cells)
+        library = _numeric(source, setup.size_factor_key, "size_factor_key", setup, cells)
         if (library <= 0).any():
             raise ValueError(
                 f"size_factor_key: '{setup.size_factor_key}' must be positive, cell '{cells[library <= 0][0]}' is not."
@@ -221,29 +223,29 @@ def _log_library(data: Data, setup: Setup, cells: pd.Index, library: np.ndarray)
     return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
 
 
-def _labels(data: Data, setup: Setup, cells: pd.Index) -> Tensor:
+def _labels(source: Source, setup: Setup, cells: pd.Index) -> Tensor:
     if setup.labels_key is None:
         return torch.full((len(cells),), -1)
-    column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
+    column = label_column(source, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
     return torch.from_numpy(pd.Index(setup.classes).get_indexer(column).astype(np.int64))
 
 
-def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tensor]:
+def _read_proteins(source: Source, setup: Setup, cells: pd.Index) -> dict[str, Tensor]:
     names = pd.Index(setup.proteins)
     y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
     has_row = np.zeros(len(cells), dtype=bool)
     panel, table = np.zeros(len(cells), dtype=np.int64), np.zeros(y.shape, dtype=bool)
-    if setup.prot_obsm in data.obsm if isinstance(data, AnnData) else setup.prot_mod in data.mod:
-        proteins = find_proteins(data, setup)
+    if has_proteins(source, setup):
+        proteins = find_proteins(source, setup)
         if not names.isin(proteins.names).any():
             raise ValueError(
                 f"None of the model's {len(names)} proteins ({', '.join(names[:3])}, ...) is in {proteins.where} "
                 f"({', '.join(proteins.names[:3])}, ...). Rename them; to predict from RNA alone, leave proteins out."
             )
         y, has_row = _by_name(proteins, names, cells)
-        panel, table = _panel_of_cells(data, setup, cells, proteins)
+        panel, table = _panel_of_cells(source, setup, cells, proteins)
     else:
-        _no_proteins_elsewhere(data, setup)
+        _no_proteins_elsewhere(source, setup)
         logger.info("no protein counts: all cells are taken as RNA-only")
     measured = ~np.isnan(y) & table & has_row[:, None]
     packed = np.ascontiguousarray(np.packbits(measured, axis=1))  # one short byte string per cell sorts fast
@@ -256,12 +258,12 @@ def _read_proteins(data: Data, setup: Setup, cells: pd.Index) -> dict[str, Tenso
     }
 
 
-def _stored_proteins(data: Data, setup: Setup, cells: pd.Index, stored: Stored) -> dict[str, Tensor]:
+def _stored_proteins(source: Source, setup: Setup, cells: pd.Index, stored: Stored) -> dict[str, Tensor]:
     """What minified data know of proteins: which were measured, and the panel whose prior holds."""
     key = setup.panel_key or setup.batch_key
     panel = np.zeros(len(cells), dtype=np.int64)
     if key is not None:
-        column = containers.text_column(data, key, "panel_key", setup.mods).reindex(cells)
+        column = source.text(key, "panel_key", setup.mods).reindex(cells)
         panel = np.maximum(pd.Index(setup.panels).get_indexer(column), 0).astype(np.int64)
     return {
         "y": torch.zeros(len(cells), len(setup.proteins)),
@@ -271,19 +273,19 @@ def _stored_proteins(data: Data, setup: Setup, cells: pd.Index, stored: Stored) 
     }
 
 
-def _no_proteins_elsewhere(data: Data, setup: Setup) -> None:
+def _no_proteins_elsewhere(source: Source, setup: Setup) -> None:
     """Raise if the object holds the model's proteins where the model does not look for them."""
-    if isinstance(data, AnnData):
-        tables = {key: table for key, table in data.obsm.items() if isinstance(table, pd.DataFrame)}
-        places = {f"obsm['{key}']": table.columns for key, table in tables.items()}
+    if source.alone:
+        tables = {key: table for key, table in source.data.obsm.items() if isinstance(table, pd.DataFrame)}
+        found = {f"obsm['{key}']": table.columns for key, table in tables.items()}
         argument, expected = "prot_obsm", setup.prot_obsm
     else:
-        places = {f"mdata['{name}']": mod.var_names for name, mod in data.mod.items() if name != setup.rna_mod}
+        found = {source.name(mod): part.var_names for mod, part in source.mods.items() if mod != setup.rna_mod}
         argument, expected = "prot_mod", setup.prot_mod
-    for place, names in places.items():
+    for slot, names in found.items():
         if pd.Index(setup.proteins).isin(names.astype(str)).mean() > 0.5:
             raise ValueError(
-                f"The model looks for proteins in '{expected}', but they seem to be in {place}: pass {argument}=..."
+                f"The model looks for proteins in '{expected}', but they seem to be in {slot}: pass {argument}=..."
             )
 
 
@@ -300,12 +302,12 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.n
     return y, row >= 0
 
 
-def _panel_of_cells(data: Data, setup: Setup, cells: pd.Index, proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:
+def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:
     """Panel code of each cell `(cells,)` and what its panel measures `(cells, proteins)`."""
     table, key = np.array(setup.measured, dtype=bool), setup.panel_key or setup.batch_key
     if key is None:
         return np.zeros(len(cells), dtype=np.int64), np.broadcast_to(table, (len(cells), table.shape[1]))
-    column = containers.text_column(data, key, "panel_key", setup.mods)
+    column = source.text(key, "panel_key", setup.mods)
     codes = pd.Index(setup.panels).get_indexer(column.reindex(cells)).astype(np.int64)
     measured = table[codes]
     measured[codes < 0] = True

@@ -1,9 +1,11 @@
-"""Where things are in a MuData or an AnnData: modalities, layers, obs columns found in any of the three obs."""
+"""The door in: `Source` opens a MuData or an AnnData once per call; layers, matrices, columns found in any obs."""
 
 import difflib
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,29 +18,171 @@ Data = MuData | AnnData
 logger = logging.getLogger("anvi")
 
 
-def check_type(data: Data) -> None:
+def check_type(data: object) -> None:
     """Raise a TypeError unless `data` is a MuData or an AnnData."""
     if not isinstance(data, MuData | AnnData):
         raise TypeError(f"Expected a MuData or an AnnData, got {type(data).__name__}.")
 
 
-def modality(data: Data, name: str, argument: str) -> AnnData:
-    """One modality of a MuData, or the AnnData itself."""
-    check_type(data)
-    if isinstance(data, AnnData):
-        return data
-    if name not in data.mod:
-        there = ", ".join(f"'{mod}'" for mod in data.mod)
-        raise KeyError(f"This MuData has no modality '{name}'; it has {there}. Name the right one: {argument}=...")
-    return data.mod[name]
+class Source:
+    """A MuData or an AnnData, opened once per call: its parts under the names that a user would write.
 
+    Columns of obs and protein counts are read and checked once and then kept, so the object must not change meanwhile.
 
-def check_layer(data: Data, layer: str | dict[str, str] | None) -> None:
-    """Raise a KeyError if a dict of layers names a modality that is not there."""
-    if isinstance(layer, dict) and isinstance(data, MuData):
-        for mod in layer:
-            if mod not in data.mod:
-                raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_list(data.mod)}.")
+    Parameters
+    ----------
+    data
+        The user's object; it is read only.
+    columns
+        Columns of obs for all cells that the object does not have, or has otherwise: these are the ones that count.
+    """
+
+    def __init__(self, data: Data, columns: Mapping[str, pd.Series] | None = None):
+        check_type(data)
+        self.data = data
+        self.mods: dict[str, AnnData] = dict(data.mod) if isinstance(data, MuData) else {}
+        self.columns = dict(columns or {})
+        self._kept: dict[tuple, Any] = {}
+
+    @classmethod
+    def of(cls, data: "Data | Source") -> "Source":
+        """The object opened, or the source that it is already."""
+        return data if isinstance(data, Source) else cls(data)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is an AnnData, which has no modalities."""
+        return isinstance(self.data, AnnData)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The global obs."""
+        return self.data.obs
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of all cells."""
+        return self.data.obs_names
+
+    @property
+    def parts(self) -> list[Data]:
+        """The object and its modalities."""
+        return [self.data, *self.mods.values()]
+
+    def once(self, name: tuple, read: Callable) -> Any:
+        """What was read under a name before, or what `read` returns now."""
+        if name not in self._kept:
+            self._kept[name] = read()
+        return self._kept[name]
+
+    def modality(self, name: str, argument: str) -> AnnData:
+        """One modality of a MuData, or the AnnData itself."""
+        if isinstance(self.data, AnnData):
+            return self.data
+        if name not in self.mods:
+            raise KeyError(
+                f"This MuData has no modality '{name}'; it has {_list(self.mods, None)}. "
+                f"Name the right one: {argument}=..."
+            )
+        return self.mods[name]
+
+    def name(self, mod: str) -> str:
+        """How a user would write a modality."""
+        return "data" if self.alone else f"mdata['{mod}']"
+
+    def check_layer(self, layer: str | dict[str, str] | None) -> None:
+        """Raise a KeyError if a dict of layers names a modality that is not there."""
+        for mod in layer if isinstance(layer, dict) and not self.alone else ():
+            if mod not in self.mods:
+                raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_list(self.mods)}.")
+
+    def column(self, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
+        """Find a column in `mdata.obs` or a modality's obs, for all cells of the object.
+
+        Parameters
+        ----------
+        key
+            Column name; `"rna:batch"` means the column `batch` of the modality `rna` and no other.
+        argument
+            The argument that named it, for messages.
+        mods
+            Modalities to look in, after `mdata.obs`.
+
+        Returns
+        -------
+        Series indexed by `obs_names`; missing where no copy says anything.
+
+        Raises
+        ------
+        KeyError
+            If the column is nowhere; the message lists where it was looked for and what is there.
+        ValueError
+            If two copies disagree about a cell.
+        """
+        return self.once(("column", key, mods), lambda: self._merged(key, argument, mods))
+
+    def text(self, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
+        """Like :meth:`column`, values as text, missing ones and "" as NaN."""
+
+        def read() -> pd.Series:
+            column = _as_text(self.column(key, argument, mods))
+            return column.where(column != "", np.nan)
+
+        return self.once(("text", key, mods), read)
+
+    def own_column(self, key: str) -> tuple[AnnData, str] | None:
+        """The modality and the column that "rna:batch" means; None if the key is no such name."""
+        mod, _, rest = key.partition(":")
+        return (self.mods[mod], rest) if rest and mod in self.mods and rest in self.mods[mod].obs else None
+
+    def categorical_columns(self, mods: tuple[str, ...]) -> list[str]:
+        """Names of obs columns that could be a label, a batch or a panel."""
+        found = []
+        for obs in self._tables(mods).values():
+            for name in obs.columns:
+                column = obs[name]
+                numeric = pd.api.types.is_float_dtype(column.dtype)
+                if not numeric and 1 < column.nunique() <= max(2, min(1000, len(column) // 2)) and name not in found:
+                    found.append(name)
+        return found
+
+    def _merged(self, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
+        """The copies of a column as one, after a check that they agree."""
+        if key in self.columns:
+            return self.columns[key].reindex(self.obs_names)
+        tables = self._tables(mods)
+        own = self.own_column(key)
+        copies = {table: obs[key] for table, obs in tables.items() if key in obs}
+        if own is not None:
+            copies = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs[own[1]]}
+        if not copies:
+            names = [name for obs in tables.values() for name in obs.columns]
+            near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            searched = ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)] if not self.alone else ["data.obs"]
+            raise KeyError(
+                f"{argument}='{key}' was found in none of {', '.join(searched)}.{hint} "
+                f"Categorical columns there: {_list(self.categorical_columns(mods))}."
+            )
+        (first, merged), *others = copies.items()
+        for second, column in others:
+            shared = merged.index.intersection(column.index)
+            differ = _differ(merged.loc[shared], column.loc[shared])
+            if differ.any():
+                cell = shared[differ][0]
+                raise ValueError(
+                    f"{argument}='{key}' has two copies that disagree in {differ.sum()} cells: cell '{cell}' is "
+                    f"{merged[cell]!r} in {first} and {column[cell]!r} in {second}. "
+                    f"Delete one, or name the one that you mean: {argument}='{mods[0]}:{key}'."
+                )
+            merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
+        return merged.reindex(self.obs_names)
+
+    def _tables(self, mods: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+        """The obs of the object and of some modalities, by name."""
+        if self.alone:
+            return {"data.obs": self.obs}
+        return {"mdata.obs": self.obs} | {f"mdata['{m}'].obs": self.mods[m].obs for m in mods if m in self.mods}
 
 
 def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
@@ -84,55 +228,6 @@ def unique_names(names: pd.Index, where: str, what: str) -> None:
         )
 
 
-def obs_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
-    """Find a column in `mdata.obs` or a modality's obs, for all cells of `data`.
-
-    Parameters
-    ----------
-    data
-        The user's object.
-    key
-        Column name; `"rna:batch"` means the column `batch` of the modality `rna` and no other.
-    argument
-        The argument that named it, for messages.
-    mods
-        Modalities to look in, after `mdata.obs`.
-
-    Returns
-    -------
-    Series indexed by `data.obs_names`; missing where no copy says anything.
-
-    Raises
-    ------
-    KeyError
-        If the column is nowhere; the message lists where it was looked for and what is there.
-    ValueError
-        If two copies disagree about a cell.
-    """
-    copies = _copies(data, key, mods)
-    if not copies:
-        places = ["data.obs"] if isinstance(data, AnnData) else ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)]
-        near = difflib.get_close_matches(key, _columns(data, mods), n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise KeyError(
-            f"{argument}='{key}' was found in none of {', '.join(places)}.{hint} "
-            f"Categorical columns there: {_list(categorical_columns(data, mods))}."
-        )
-    (first_place, merged), *others = copies.items()
-    for place, column in others:
-        shared = merged.index.intersection(column.index)
-        differ = _differ(merged.loc[shared], column.loc[shared])
-        if differ.any():
-            cell = shared[differ][0]
-            raise ValueError(
-                f"{argument}='{key}' has two copies that disagree in {differ.sum()} cells: cell '{cell}' is "
-                f"{merged[cell]!r} in {first_place} and {column[cell]!r} in {place}. "
-                f"Delete one, or name the one that you mean: {argument}='{mods[0]}:{key}'."
-            )
-        merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
-    return merged.reindex(data.obs_names)
-
-
 def _differ(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
     """Where both copies say something and not the same; numbers may have been stored in another precision."""
     both = ours.notna().to_numpy() & theirs.notna().to_numpy()
@@ -140,36 +235,6 @@ def _differ(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
         numbers = [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in (ours, theirs)]
         return both & ~np.isclose(*numbers, rtol=1e-5, atol=0)
     return both & (_as_text(ours).to_numpy() != _as_text(theirs).to_numpy())
-
-
-def categorical_columns(data: Data, mods: tuple[str, ...]) -> list[str]:
-    """Names of obs columns that could be a label, a batch or a panel."""
-    found = []
-    for obs in _tables(data, mods).values():
-        for name in obs.columns:
-            column = obs[name]
-            numeric = pd.api.types.is_float_dtype(column.dtype)
-            if not numeric and 1 < column.nunique() <= max(2, min(1000, len(column) // 2)) and name not in found:
-                found.append(name)
-    return found
-
-
-def _tables(data: Data, mods: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    if isinstance(data, AnnData):
-        return {"data.obs": data.obs}
-    return {"mdata.obs": data.obs} | {f"mdata['{mod}'].obs": data.mod[mod].obs for mod in mods if mod in data.mod}
-
-
-def _columns(data: Data, mods: tuple[str, ...]) -> list[str]:
-    return [name for obs in _tables(data, mods).values() for name in obs.columns]
-
-
-def _copies(data: Data, key: str, mods: tuple[str, ...]) -> dict[str, pd.Series]:
-    tables = _tables(data, mods)
-    mod, colon, rest = key.partition(":")
-    if colon and isinstance(data, MuData) and mod in data.mod and rest in data.mod[mod].obs:
-        return {f"mdata['{mod}'].obs": data.mod[mod].obs[rest]}
-    return {place: obs[key] for place, obs in tables.items() if key in obs}
 
 
 def _whole(column: pd.Series) -> pd.Series:
@@ -186,15 +251,10 @@ def _as_text(column: pd.Series) -> pd.Series:
     return column.where(column.notna(), np.nan).map(str, na_action="ignore")
 
 
-def text_column(data: Data, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
-    """Like :func:`obs_column`, values as text, missing ones and "" as NaN."""
-    column = _as_text(obs_column(data, key, argument, mods))
-    return column.where(column != "", np.nan)
-
-
-def _list(names) -> str:
+def _list(names, most: int | None = 12) -> str:
+    """Names in quotes, the first of them."""
     names = [f"'{name}'" for name in names]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
+    return ", ".join(names[:most]) + (", ..." if len(names[:most]) < len(names) else "") if names else "none"
 
 
 def warn(message: str) -> None:

@@ -1,16 +1,21 @@
 """Are these raw counts? Checks that name the slot, the cell, the feature and the next command."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 from scipy import sparse
 
 from . import containers
-from .containers import Data
+from .containers import Data, Source
+
+if TYPE_CHECKING:
+    from .setup import Setup
 
 OFFENCES = ("NaN", "infinite", "negative", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
@@ -117,12 +122,11 @@ def _entry(part: Data, key: str) -> dict:
     return entry if isinstance(entry, dict) else {}
 
 
-def check_counts_are_there(counts, data: Data, where: str) -> None:
+def check_counts_are_there(counts, source: Source, where: str) -> None:
     """Raise a ValueError if a matrix of counts is empty because they were dropped by `tl.minify`."""
     if not sparse.issparse(counts) or counts.nnz:
         return
-    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
-    keys = [key for part in parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
+    keys = [key for part in source.parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
     if keys:
         raise ValueError(
             f"{where} is empty: av.tl.minify dropped the counts of this object for the model '{keys[0]}'. That model "
@@ -142,31 +146,37 @@ class Proteins:
     where: str  # the slot, for messages
 
 
-def find_proteins(data: containers.Data, setup, *, declared: bool = True) -> Proteins:
-    """Read and check protein counts; with `declared`, also what varm says of who measured what.
+def has_proteins(source: Source, setup: Setup) -> bool:
+    """Whether proteins are where the setup looks for them."""
+    return setup.prot_obsm in source.data.obsm if source.alone else setup.prot_mod in source.mods
+
+
+def find_proteins(source: Source, setup: Setup) -> Proteins:
+    """Read and check protein counts, once for a source, and what varm says of who measured what.
 
     Raises
     ------
     KeyError, ValueError
         If they are not there, names repeat, or the values are not counts (NaN is "not measured").
     """
-    if isinstance(data, AnnData):
-        return _from_obsm(data, setup)
-    prot = containers.modality(data, setup.prot_mod, "prot_mod")
-    where = f"mdata['{setup.prot_mod}']"
+    read = _from_obsm if source.alone else _from_modality
+    return source.once(("proteins", setup.prot_mod, setup.prot_obsm, setup.prot_layer), lambda: read(source, setup))
+
+
+def _from_modality(source: Source, setup: Setup) -> Proteins:
+    prot, where = source.modality(setup.prot_mod, "prot_mod"), source.name(setup.prot_mod)
     containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
     slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
     stored = containers.matrix(prot, setup.prot_layer, where)
-    check_counts_are_there(stored, data, slot)
+    check_counts_are_there(stored, source, slot)
     counts = _dense(stored)
     check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
-    table = prot.varm.get("measured") if declared else None
-    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, table, slot)
+    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, prot.varm.get("measured"), slot)
 
 
-def _from_obsm(adata: AnnData, setup) -> Proteins:
-    key = setup.prot_obsm
+def _from_obsm(source: Source, setup: Setup) -> Proteins:
+    adata, key = source.data, setup.prot_obsm
     if key is None:
         kinds = adata.var.get("feature_types")
         hint = " or split it: mudata.to_mudata(adata, axis='var', by='feature_types')" if kinds is not None else ""
@@ -183,7 +193,7 @@ def _from_obsm(adata: AnnData, setup) -> Proteins:
         names = tuple(map(str, adata.uns.get(f"{key}_names", [f"protein_{i}" for i in range(table.shape[1])])))
     where = f"adata.obsm['{key}']"
     containers.unique_names(pd.Index(names), where, "protein")
-    check_counts_are_there(table, adata, where)
+    check_counts_are_there(table, source, where)
     counts = _dense(table)
     if len(names) != counts.shape[1]:
         raise ValueError(f"adata.uns['{key}_names'] has {len(names)} names for {counts.shape[1]} proteins in {where}.")

@@ -8,48 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
-from . import containers, slots
-from .containers import Data
+from . import slots
+from .containers import Data, Source, check_type
 from .setup import Setup, label_column
-
-
-def model_slots(data: Data) -> dict[str, Data]:
-    """Keys of the fitted models in an object, and the part of it whose `uns` holds each."""
-    homes = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
-    found: dict[str, Data] = {}
-    for home in homes:
-        for key, value in home.uns.items():
-            if isinstance(value, dict) and isinstance(value.get("model"), dict) and "weights" in value["model"]:
-                found.setdefault(key, home)
-    return found
-
-
-def check_free(data: Data, key: str, *, joint: bool, rna_mod: str) -> None:
-    """Raise a ValueError if a fit under `key` would bury something that is not an earlier fit in the same place."""
-    home = data if joint or isinstance(data, AnnData) else data.mod.get(rna_mod, data)
-    there = model_slots(data)
-    if key in there and there[key] is not home:
-        raise ValueError(f"There is another model under the key '{key}' in this object; pass key_added= for this one.")
-    if key in home.uns and key not in there and not slots.only_answers(home.uns[key]):
-        raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
-
-
-def check_no_own_label(data: Data, setup: Setup, key: str) -> None:
-    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
-
-    It is a result if predictions stand beside it, or a labelled fit.
-    """
-    obs, there = slots.home(data, setup).obs, model_slots(data)
-    if slots.label(key) not in obs or slots.prediction(key) in obs:
-        return
-    if key not in there or not len(there[key].uns[key].get("classes", ())):
-        raise ValueError(
-            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
-        )
-
 
 FIT_COMMAND = "av.tl.totalanvi(mdata)"
 """Named where nothing was fitted yet."""
@@ -81,7 +43,7 @@ class Fit:
         """Modalities whose obs may hold a column, after the global one."""
         if "rna_mod" in self.setup:
             return self.setup["rna_mod"], self.setup["prot_mod"]
-        return tuple(self.data.mod) if isinstance(self.data, MuData) else ()
+        return tuple(Source(self.data).mods)
 
     @property
     def joint(self) -> bool:
@@ -146,37 +108,46 @@ def missing(slot: str, command: str) -> KeyError:
 
 def parts(data: Data) -> list[Data]:
     """The object and its modalities."""
-    return [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    return Source(data).parts
 
 
 def part_name(data: Data, part: Data) -> str:
     """How a user would write a part of the object."""
-    if isinstance(data, AnnData):
+    source = Source(data)
+    if source.alone:
         return "adata"
-    return next((f"mdata['{mod}']" for mod, modality in data.mod.items() if modality is part), "mdata")
+    return next((source.name(mod) for mod, modality in source.mods.items() if modality is part), "mdata")
 
 
-def stored_fits(data: Data) -> dict[str, Fit]:
-    """The fits of an object by key.
+def stored_fits(data: Source | Data, *, whole: bool = False) -> dict[str, Fit]:
+    """The fits of an object by key: entries of `uns` with a stored model, of which at least the facts are there.
+
+    Parameters
+    ----------
+    data
+        The object.
+    whole
+        Only those whose weights are there, too, so that verbs can ask them; their facts are not looked at.
 
     Raises
     ------
     ValueError
         If what a fit stored of itself cannot be read.
     """
-    found: dict[str, Fit] = {}
-    for part in parts(data):
+    source, found = Source.of(data), {}
+    for part in source.parts:
         for key, value in part.uns.items():
             stored = value.get("model") if isinstance(value, Mapping) else None
-            if not isinstance(stored, Mapping) or "config" not in stored or key in found:
+            if not isinstance(stored, Mapping) or ("weights" if whole else "config") not in stored or key in found:
                 continue
+            setup = {}
             try:
-                setup = json.loads(str(stored["config"]))["setup"]
+                setup = setup if whole else json.loads(str(stored["config"]))["setup"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 if "weights" not in stored:  # a dict of somebody else
                     continue
                 raise ValueError(f"The model stored in uns['{key}'] is damaged: {error}. Fit again.") from error
-            found[key] = Fit(data, part, key, setup)
+            found[key] = Fit(source.data, part, key, setup)
     return found
 
 
@@ -214,7 +185,7 @@ def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joi
     ValueError
         If there are several and none is named.
     """
-    containers.check_type(data)
+    check_type(data)
     if model is not None and not isinstance(model, str):
         raise TypeError(f"model= takes the key of a fit in the object, a str; got {type(model).__name__}.")
     there = stored_fits(data)
@@ -233,3 +204,27 @@ def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joi
     if len(there) > 1:
         raise ValueError(f"There are several fitted models: {', '.join(map(repr, there))}. Name one: model=...")
     return next(iter(there.values()))
+
+
+def check_free(data: Source | Data, key: str, *, joint: bool, rna_mod: str) -> None:
+    """Raise a ValueError if a fit under `key` would bury something that is not an earlier fit in the same place."""
+    source, there = Source.of(data), stored_fits(data, whole=True)
+    home = source.data if joint else source.mods.get(rna_mod, source.data)
+    if key in there and there[key].home is not home:
+        raise ValueError(f"There is another model under the key '{key}' in this object; pass key_added= for this one.")
+    if key in home.uns and key not in there and not slots.only_answers(home.uns[key]):
+        raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
+
+
+def check_no_own_label(data: Source | Data, setup: Setup, key: str) -> None:
+    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
+
+    It is a result if predictions stand beside it, or a labelled fit.
+    """
+    obs, there = slots.home(Source.of(data).data, setup).obs, stored_fits(data, whole=True)
+    if slots.label(key) not in obs or slots.prediction(key) in obs:
+        return
+    if key not in there or not len(there[key].home.uns[key].get("classes", ())):
+        raise ValueError(
+            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
+        )

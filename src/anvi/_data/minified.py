@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import containers, slots
-from .containers import Data
+from .containers import Data, Source
 from .counts import MINIFIED, _entry, looks_like_counts
 
 POSTERIOR = "posterior"
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 def is_minified(data: Data, setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
-    containers.modality(data, setup.rna_mod, "rna_mod")
+    Source.of(data).modality(setup.rna_mod, "rna_mod")
     return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
 
 
@@ -55,8 +55,8 @@ def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
     KeyError, ValueError
         If a slot is missing, cells have no posterior, or it is that of another model.
     """
-    rna = containers.modality(data, setup.rna_mod, "rna_mod")
-    where = "data" if isinstance(data, AnnData) else f"mdata['{setup.rna_mod}']"
+    source = Source.of(data)
+    rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     part = slots.home(data, setup)
     record = _entry(part, key).get(POSTERIOR, {})

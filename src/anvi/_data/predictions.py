@@ -5,15 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from mudata import MuData
 
 from . import containers, slots
-from .containers import Data
+from .containers import Data, Source
 
 
-def colors_of(data: Data, labels_key: str, classes: tuple[str, ...]) -> list[str] | None:
+def colors_of(data: Source | Data, labels_key: str, classes: tuple[str, ...]) -> list[str] | None:
     """Colours of the classes in the first part whose column of that name has one for each; None if there is none."""
-    parts = [data, *(data.mod.values() if isinstance(data, MuData) else ())]
+    parts = Source.of(data).parts
     names = dict.fromkeys((labels_key, labels_key.partition(":")[2]))  # "rna:cell_type" may be coloured as "cell_type"
     for part, name in itertools.product(parts, names):
         colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Data
-from .counts import Proteins, find_proteins
+from .containers import Source
+from .counts import Proteins, find_proteins, has_proteins
 from .setup import Setup, find_panels, label_column, no_protein_only_cells
 
 logger = logging.getLogger("anvi")
@@ -164,15 +164,13 @@ class Query(NamedTuple):
     report: dict  # what was found, for the log and for uns
 
 
-def relocated(setup: Setup, data: Data, layer: str | dict[str, str] | None, **places: str | None) -> Setup:
+def relocated(setup: Setup, source: Source, layer: str | dict[str, str] | None, **places: str | None) -> Setup:
     """The setup of a reference with the places of a query; a layer that the query does not have becomes its X."""
     setup = setup.elsewhere(**places)
-    containers.check_type(data)
-    containers.check_layer(data, layer)
-    rna = containers.modality(data, setup.rna_mod, "rna_mod")
-    parts = {"rna_layer": (setup.rna_mod, rna)}
-    if not isinstance(data, AnnData) and setup.prot_mod in data.mod:
-        parts["prot_layer"] = (setup.prot_mod, data.mod[setup.prot_mod])
+    source.check_layer(layer)
+    parts = {"rna_layer": (setup.rna_mod, source.modality(setup.rna_mod, "rna_mod"))}
+    if setup.prot_mod in source.mods:
+        parts["prot_layer"] = (setup.prot_mod, source.mods[setup.prot_mod])
     layers = {"prot_layer": None}
     for field, (mod, part) in parts.items():
         theirs = getattr(setup, field)
@@ -181,7 +179,7 @@ def relocated(setup: Setup, data: Data, layer: str | dict[str, str] | None, **pl
 
 
 def find_query(
-    data: Data,
+    source: Source,
     reference: Setup,
     key: str,
     *,
@@ -195,10 +193,10 @@ def find_query(
 
     Parameters
     ----------
-    data
+    source
         The query.
     reference
-        The reference's setup, placed (:func:`placed`).
+        The reference's setup, relocated (:func:`relocated`).
     key
         Prefix of the slots, for columns that have to be written.
     batch_key, panel_key, labels_key
@@ -213,32 +211,26 @@ def find_query(
     KeyError, ValueError
         If too few genes match, names repeat, or a column that was named is not there.
     """
-    rna = containers.modality(data, reference.rna_mod, "rna_mod")
-    where = "data" if isinstance(data, AnnData) else f"mdata['{reference.rna_mod}']"
+    rna, where = source.modality(reference.rna_mod, "rna_mod"), source.name(reference.rna_mod)
     for axis, what in (("obs", "cell"), ("var", "gene")):
         containers.unique_names(getattr(rna, f"{axis}_names"), f"{where}.{axis}_names", what)
     match = match_genes(reference.genes, rna, gene_key, where)
     check_share(match, reference.genes, rna, gene_key, min_genes, where)
-    proteins = find_proteins(data, reference) if reference.joint and has_proteins(data, reference) else None
+    proteins = find_proteins(source, reference) if reference.joint and has_proteins(source, reference) else None
     if proteins is not None:
         no_protein_only_cells(proteins, rna)
     report = _report(match, proteins, reference, rna)
 
     names = rna.var_names.astype(str)
     setup = replace(reference, genes=tuple(names[match.column[match.found]]), labels_key=labels_key)
-    setup, columns = _with_categories(data, setup, rna.obs_names, key, batch_key)
+    setup, columns = _with_categories(source, setup, rna.obs_names, key, batch_key)
     if setup.joint:
-        setup, more = _with_panels(data, setup, rna.obs_names, key, panel_key, proteins, columns)
+        setup, more = _with_panels(source, setup, rna.obs_names, key, panel_key, proteins, columns)
         columns |= more
     report["new_batches"] = list(setup.batches[len(reference.batches) :])
     if labels_key is not None:
-        _tell_strange_labels(data, setup, rna.obs_names)
+        _tell_strange_labels(source, setup, rna.obs_names)
     return Query(setup, match.found, columns, report)
-
-
-def has_proteins(data: Data, setup: Setup) -> bool:
-    """Whether proteins are where the setup looks for them."""
-    return setup.prot_obsm in data.obsm if isinstance(data, AnnData) else setup.prot_mod in data.mod
 
 
 def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnData) -> dict:
@@ -275,13 +267,13 @@ def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnD
 
 
 def _with_categories(
-    data: Data, setup: Setup, cells: pd.Index, key: str, batch_key: str | None
+    source: Source, setup: Setup, cells: pd.Index, key: str, batch_key: str | None
 ) -> tuple[Setup, dict[str, pd.Series]]:
     """Add the query's batches and categories behind the reference's."""
     written: dict[str, pd.Series] = {}
 
     def grown(name: str | None, argument: str, given: bool, known: tuple[str, ...], slot: str):
-        column, complete = _column(data, name, argument, given, known, setup, cells)
+        column, complete = _column(source, name, argument, given, known, setup, cells)
         if not complete:
             written[slot] = column
             name = slot
@@ -301,7 +293,7 @@ def _with_categories(
 
 
 def _with_panels(
-    data: Data,
+    source: Source,
     setup: Setup,
     cells: pd.Index,
     key: str,
@@ -313,7 +305,7 @@ def _with_panels(
     written: dict[str, pd.Series] = {}
     name = panel_key or setup.panel_key
     if name is not None:
-        column, complete = _column(data, name, "panel_key", panel_key is not None, setup.panels, setup, cells)
+        column, complete = _column(source, name, "panel_key", panel_key is not None, setup.panels, setup, cells)
         if not complete:
             name = slots.panel(key)
             written[name] = column
@@ -321,7 +313,7 @@ def _with_panels(
     elif setup.batch_key in columns:
         column = columns[setup.batch_key]
     else:
-        column = containers.text_column(data, setup.batch_key, "batch_key", setup.mods).reindex(cells)
+        column = source.text(setup.batch_key, "batch_key", setup.mods).reindex(cells)
     new = tuple(sorted(set(column) - set(setup.panels)))
     measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
     if new and proteins is not None:
@@ -333,7 +325,7 @@ def _with_panels(
 
 
 def _column(
-    data: Data, name: str | None, argument: str, given: bool, known: tuple[str, ...], setup: Setup, cells: pd.Index
+    source: Source, name: str | None, argument: str, given: bool, known: tuple[str, ...], setup: Setup, cells: pd.Index
 ) -> tuple[pd.Series, bool]:
     """A column of the query, missing values filled with a category of their own; and whether none was missing.
 
@@ -343,7 +335,7 @@ def _column(
         Whether the user named the column: then it must be there.
     """
     try:
-        column = None if name is None else containers.text_column(data, name, argument, setup.mods).reindex(cells)
+        column = None if name is None else source.text(name, argument, setup.mods).reindex(cells)
     except KeyError:
         if given:
             raise
@@ -364,8 +356,8 @@ def _column(
     return column.fillna(stand_in), False
 
 
-def _tell_strange_labels(data: Data, setup: Setup, cells: pd.Index) -> None:
-    column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
+def _tell_strange_labels(source: Source, setup: Setup, cells: pd.Index) -> None:
+    column = label_column(source, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
     strange = column[column.notna() & ~column.isin(setup.classes)].value_counts()
     if len(strange):
         listed = ", ".join(f"{name!r} ({count} cells)" for name, count in strange.items())

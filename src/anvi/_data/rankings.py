@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 from scipy import sparse
 
 from . import slots
-from .containers import Data
+from .containers import Data, Source
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,11 +86,11 @@ def is_ranking(value) -> bool:
 
 def find_ranking(data: Data, key: str) -> dict[str, Mapping]:
     """The rankings under a key by modality; in an AnnData those of "rna" and "prot", the latter under `{key}_prot`."""
-    if isinstance(data, AnnData):
-        places = {"rna": data.uns.get(key), "prot": data.uns.get(f"{key}_prot")}
-    else:
-        places = {mod: part.uns.get(key) for mod, part in data.mod.items()}
-    return {mod: stored for mod, stored in places.items() if is_ranking(stored)}
+    source = Source(data)
+    found = {mod: part.uns.get(key) for mod, part in source.mods.items()}
+    if source.alone:
+        found = {"rna": data.uns.get(key), "prot": data.uns.get(f"{key}_prot")}
+    return {mod: stored for mod, stored in found.items() if is_ranking(stored)}
 
 
 def group_names(stored: Mapping) -> list[str]:
@@ -302,11 +301,12 @@ def _write_attribution_groups(out: slots.Writer, grouping: pd.Series, own: str) 
 def find_attributions(data: Data) -> dict[str, list[AttributionSlots]]:
     """Attributions in an object by their key, RNA first."""
     found: dict[str, list[AttributionSlots]] = {}
-    for mod, home in data.mod.items() if isinstance(data, MuData) else [("rna", data)]:
+    source = Source(data)
+    for mod, home in [("rna", data)] if source.alone else source.mods.items():
         for slot, stored in home.uns.items():
             if not is_ranking(stored) or "baseline" not in stored["params"]:
                 continue
-            if slot.endswith(_BESIDE) and isinstance(data, AnnData):
+            if slot.endswith(_BESIDE) and source.alone:
                 found.setdefault(slot.removesuffix(_BESIDE), []).append(
                     AttributionSlots("prot", home, stored, beside=True)
                 )

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from mudata import MuData
 from torch import Tensor
 
-from . import containers, rankings, slots
+from . import rankings, slots
 from .cells import Cells
-from .containers import Data
+from .containers import Source
 from .setup import Setup
 
 
@@ -194,7 +193,7 @@ def find_contrast(target: str | tuple[str, str] | None, classes: tuple[str, ...]
 
 
 def find_explained_groups(
-    data: Data,
+    source: Source,
     setup: Setup,
     cells: Cells,
     groupby: str | None,
@@ -219,7 +218,7 @@ def find_explained_groups(
     if groupby is None:
         column, names, code = slots.prediction(key), setup.classes, predicted
     else:
-        column, names, code = _explained_column(data, setup, cells, groupby)
+        column, names, code = _explained_column(source, setup, cells, groupby)
     if len(set(map(slots.column_name, names))) < len(names):
         raise ValueError(f"groupby='{groupby}' has groups that are the same in a file, which cannot hold '/'; rename.")
     if groups is not None and not len(groups):
@@ -240,10 +239,10 @@ def find_explained_groups(
     return ExplainedGroups(column, tuple(names), code, chosen)
 
 
-def _explained_column(data: Data, setup: Setup, cells: Cells, groupby: str) -> tuple[str, tuple[str, ...], Tensor]:
+def _explained_column(source: Source, setup: Setup, cells: Cells, groupby: str) -> tuple[str, tuple[str, ...], Tensor]:
     """Name in the modalities' obs, groups in their order and the code of each cell."""
-    text = containers.text_column(data, groupby, "groupby", setup.mods)
-    found = containers.obs_column(data, groupby, "groupby", setup.mods)
+    text = source.text(groupby, "groupby", setup.mods)
+    found = source.column(groupby, "groupby", setup.mods)
     if isinstance(found.dtype, pd.CategoricalDtype):
         names = tuple(name for name in map(str, found.cat.categories) if name)
     else:
@@ -272,7 +271,7 @@ class Groups(NamedTuple):
 
 
 def find_groups(
-    data: Data,
+    source: Source,
     setup: Setup,
     groupby: str | None,
     groups: str | Sequence[str] | Mapping[str, Mask] = "all",
@@ -282,7 +281,7 @@ def find_groups(
 
     Parameters
     ----------
-    data
+    source
         The object.
     setup
         Of the model: says in which obs to look, and what an unlabelled cell is called.
@@ -303,11 +302,11 @@ def find_groups(
     if isinstance(groups, Mapping):
         if groupby is not None:
             raise ValueError(f"groups={{...}} are masks, which need no groupby='{groupby}'; leave one of the two out.")
-        found = _from_masks(data, setup, groups, reference)
+        found = _from_masks(source, setup, groups, reference)
     elif groupby is None:
         raise ValueError("Name the column of the groups: groupby='cell_type'; or pass groups={'name': mask or query}.")
     else:
-        found = _from_column(data, setup, groupby, groups, reference)
+        found = _from_column(source, setup, groupby, groups, reference)
     for name, inside, outside in zip(found.names, found.inside, found.outside, strict=True):
         if not inside.any():
             raise ValueError(f"The group '{name}' has no cells.")
@@ -320,10 +319,13 @@ def find_groups(
     return found
 
 
-def _from_column(data: Data, setup: Setup, key: str, groups: str | Sequence[str], reference: str) -> Groups:
-    mods = _not_pushed(data, key, setup.mods)
-    text = containers.text_column(data, key, "groupby", mods)
-    categories = [name for name in _categories(data, key, mods) if (text == name).any()]
+def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[str], reference: str) -> Groups:
+    # a copy that an earlier comparison pushed into a modality is left out: the user's column may have changed since
+    mods = setup.mods
+    if key in source.obs:
+        mods = tuple(mod for mod in mods if mod not in source.mods or not _pushed(source.mods[mod], key))
+    text = source.text(key, "groupby", mods)
+    categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
     if isinstance(groups, str):
         asked = [] if groups == "all" else [groups]
@@ -347,17 +349,9 @@ def _from_column(data: Data, setup: Setup, key: str, groups: str | Sequence[str]
         )
     inside = [(text == name).to_numpy() for name in names]
     outside = [taking_part & ~mask if reference == REST else (text == reference).to_numpy() for mask in inside]
-    mod, colon, rest = key.partition(":")
-    name = rest if colon and isinstance(data, MuData) and mod in data.mod and rest in data.mod[mod].obs else key
-    column = pd.Series(pd.Categorical(text, categories=categories), index=data.obs_names)
-    return Groups(names, inside, outside, str(reference), name, column)
-
-
-def _not_pushed(data: Data, key: str, mods: tuple[str, ...]) -> tuple[str, ...]:
-    """Modalities but those whose column is the copy that an earlier comparison made: the user's may have changed."""
-    if isinstance(data, AnnData) or key not in data.obs:
-        return mods
-    return tuple(mod for mod in mods if mod not in data.mod or not _pushed(data.mod[mod], key))
+    own = source.own_column(key)
+    column = pd.Series(pd.Categorical(text, categories=categories), index=source.obs_names)
+    return Groups(names, inside, outside, str(reference), key if own is None else own[1], column)
 
 
 def _pushed(part: AnnData, key: str) -> bool:
@@ -366,25 +360,22 @@ def _pushed(part: AnnData, key: str) -> bool:
     return any(params.get("pushed", False) and str(params.get("groupby")) == key for params in stored)
 
 
-def _categories(data: Data, key: str, mods: tuple[str, ...]) -> list[str]:
+def _categories(source: Source, key: str, mods: tuple[str, ...]) -> list[str]:
     """Values of a column as text: in the order of its categories, or sorted, numbers by value."""
-    mod, colon, rest = key.partition(":")
-    parts = [data, *(data.mod[name] for name in mods if name in data.mod)] if isinstance(data, MuData) else [data]
-    columns = [part.obs[key] for part in parts if key in part.obs]
-    if colon and isinstance(data, MuData) and mod in data.mod and rest in data.mod[mod].obs:
-        columns = [data.mod[mod].obs[rest]]
+    own, tables = source.own_column(key), [source.obs, *(source.mods[mod].obs for mod in mods if mod in source.mods)]
+    columns = [obs[key] for obs in tables if key in obs] if own is None else [own[0].obs[own[1]]]
     for column in columns:
         if isinstance(column.dtype, pd.CategoricalDtype):
             return list(map(str, column.cat.categories))
-    values = containers.text_column(data, key, "groupby", mods).dropna().unique()
+    values = source.text(key, "groupby", mods).dropna().unique()
     numbers = pd.to_numeric(pd.Series(values), errors="coerce")
     return sorted(values) if numbers.isna().any() else [values[i] for i in numbers.argsort()]
 
 
-def _from_masks(data: Data, setup: Setup, groups: Mapping[str, Mask], reference: str) -> Groups:
+def _from_masks(source: Source, setup: Setup, groups: Mapping[str, Mask], reference: str) -> Groups:
     if not groups:
         raise ValueError("groups={} names no group.")
-    masks = {str(name): _mask(data, setup, str(name), mask) for name, mask in groups.items()}
+    masks = {str(name): _mask(source, setup, str(name), mask) for name, mask in groups.items()}
     if reference != REST and reference not in masks:
         raise ValueError(
             f"reference='{reference}' is neither '{REST}' nor one of the groups: {', '.join(map(repr, masks))}. "
@@ -398,41 +389,38 @@ def _from_masks(data: Data, setup: Setup, groups: Mapping[str, Mask], reference:
     together = np.sum(list(masks.values()), axis=0)
     column = None
     if together.max() <= 1 and REST not in masks:
-        values = np.full(data.n_obs, REST, dtype=object)
+        values = np.full(len(source.obs_names), REST, dtype=object)
         for name, mask in masks.items():
             values[mask] = name
         categories = [*masks, *([REST] if (together == 0).any() else [])]
-        column = pd.Series(pd.Categorical(values, categories=categories), index=data.obs_names)
+        column = pd.Series(pd.Categorical(values, categories=categories), index=source.obs_names)
     return Groups(names, inside, outside, reference, None, column)
 
 
-def _mask(data: Data, setup: Setup, name: str, mask: Mask) -> np.ndarray:
+def _mask(source: Source, setup: Setup, name: str, mask: Mask) -> np.ndarray:
     """A mask or query as `(cells of the object,)` bool."""
     if isinstance(mask, str):
-        return _query(data, setup, name, mask)
-    if isinstance(mask, pd.Series) and not mask.index.equals(data.obs_names):
-        if not data.obs_names.isin(mask.index).all() or mask.index.has_duplicates:
+        return _query(source, setup, name, mask)
+    if isinstance(mask, pd.Series) and not mask.index.equals(source.obs_names):
+        if not source.obs_names.isin(mask.index).all() or mask.index.has_duplicates:
             raise ValueError(f"groups['{name}'] is a Series whose index does not hold every cell of the object once.")
-        mask = mask.loc[data.obs_names]
+        mask = mask.loc[source.obs_names]
     values = np.asarray(mask)
     if values.dtype != bool:
         raise TypeError(
             f"groups['{name}'] must be a boolean mask or a query on obs, got an array of {values.dtype}. "
             "From positions: mask = np.isin(np.arange(data.n_obs), positions)."
         )
-    if values.shape != (data.n_obs,):
-        raise ValueError(f"groups['{name}'] has {len(values)} entries, the object has {data.n_obs} cells.")
+    if values.shape != source.obs_names.shape:
+        raise ValueError(f"groups['{name}'] has {len(values)} entries, the object has {len(source.obs_names)} cells.")
     return values
 
 
-def _query(data: Data, setup: Setup, name: str, query: str) -> np.ndarray:
+def _query(source: Source, setup: Setup, name: str, query: str) -> np.ndarray:
     """Cells for which a query holds; columns that only a modality has can be named, too."""
-    obs = data.obs
-    if not isinstance(data, AnnData):
-        for mod in setup.mods:
-            if mod in data.mod:
-                own = data.mod[mod].obs
-                obs = obs.join(own[[column for column in own if column not in obs]].reindex(obs.index))
+    obs = source.obs
+    for own in (source.mods[mod].obs for mod in setup.mods if mod in source.mods):
+        obs = obs.join(own[[column for column in own if column not in obs]].reindex(obs.index))
     try:
         return obs.index.isin(obs.query(query, engine="python").index)
     except Exception as error:  # whatever pandas makes of a user's text
@@ -463,6 +451,6 @@ def _same(part: AnnData, groups: Groups) -> bool:
     """Whether a modality has the groups' column; one of numbers does not count, since it would be drawn as such."""
     if groups.key not in part.obs or pd.api.types.is_numeric_dtype(part.obs[groups.key].dtype):
         return False
-    there, wanted = containers.text_column(part, groups.key, "groupby", ()), groups.column.reindex(part.obs_names)
+    there, wanted = Source(part).text(groups.key, "groupby", ()), groups.column.reindex(part.obs_names)
     missing = there.isna().to_numpy()
     return bool((missing == wanted.isna().to_numpy()).all() and (there[~missing] == wanted[~missing].astype(str)).all())

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 
 from . import containers, slots
-from .containers import Data
+from .containers import Data, Source
 from .counts import Proteins, find_proteins
 
 logger = logging.getLogger("anvi")
@@ -131,7 +130,7 @@ def _tuples(value):
 
 
 def find_setup(
-    data: Data,
+    data: Source | Data,
     *,
     proteins: bool,
     labels_key: str | None = None,
@@ -148,7 +147,7 @@ def find_setup(
     prot_obsm: str | None = None,
     counts: bool = True,
 ) -> Setup:
-    """Look through the object once and write down what a fit needs to know.
+    """Look through an object and write down what a fit needs to know.
 
     Raises
     ------
@@ -158,12 +157,11 @@ def find_setup(
         If names repeat, copies of a column disagree, a covariate has missing values, or there is nothing to learn
         labels from.
     """
-    containers.check_type(data)
-    containers.check_layer(data, layer)
+    source = Source.of(data)
+    source.check_layer(layer)
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
-    rna = containers.modality(data, rna_mod, "rna_mod")
-    where = f"mdata['{rna_mod}']" if isinstance(data, MuData) else "data"
+    rna, where = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
     for axis, what in (("obs", "cell"), ("var", "gene")):
         names = getattr(rna, f"{axis}_names")
         if not len(names):
@@ -176,15 +174,15 @@ def find_setup(
         prot_mod=prot_mod,
         prot_obsm=prot_obsm,
         rna_layer=containers.layer_of(layer, rna_mod),
-        prot_layer=containers.layer_of(layer, prot_mod) if isinstance(data, MuData) else None,
+        prot_layer=None if source.alone else containers.layer_of(layer, prot_mod),
         counts=counts,
         batch_key=batch_key,
-        batches=_categories(data, batch_key, "batch_key", mods, rna.obs_names),
+        batches=_categories(source, batch_key, "batch_key", mods, rna.obs_names),
         labels_key=labels_key,
-        classes=_classes(data, labels_key, unlabeled_category, mods, rna.obs_names),
+        classes=_classes(source, labels_key, unlabeled_category, mods, rna.obs_names),
         unlabeled_category=unlabeled_category,
         categorical=tuple(
-            (key, _categories(data, key, "categorical_covariate_keys", mods, rna.obs_names))
+            (key, _categories(source, key, "categorical_covariate_keys", mods, rna.obs_names))
             for key in _several(categorical_covariate_keys, "categorical_covariate_keys")
         ),
         continuous=tuple(_several(continuous_covariate_keys, "continuous_covariate_keys")),
@@ -193,32 +191,25 @@ def find_setup(
     )
     if not proteins:
         return setup
-    found = find_proteins(data, setup)
+    found = find_proteins(source, setup)
     no_protein_only_cells(found, rna)
-    return _with_panels(data, setup, found, panel_key)
+    return _with_panels(source, setup, found, panel_key)
 
 
-def _with_panels(data: Data, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:
+def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:
     panel_of_cell = None
     key = panel_key or setup.batch_key
     if key is not None:
         name = "panel_key" if panel_key else "batch_key"
-        panel_of_cell = containers.text_column(data, key, name, setup.mods).loc[proteins.cells]
+        panel_of_cell = source.text(key, name, setup.mods).loc[proteins.cells]
         if panel_of_cell.isna().any():
             raise ValueError(f"{name}='{key}' is missing for {panel_of_cell.isna().sum()} cells that have proteins.")
-    every = _categories(data, panel_key, "panel_key", setup.mods, proteins.cells) if panel_key else setup.batches
+    every = _categories(source, panel_key, "panel_key", setup.mods, proteins.cells) if panel_key else setup.batches
     panels, measured = find_panels(proteins, panel_of_cell, every, setup.missing)
     if not measured.any():
         raise ValueError(f"No protein was measured in any cell of {proteins.where}: use tl.scvi or tl.scanvi instead.")
-    return Setup(
-        **{field.name: getattr(setup, field.name) for field in fields(setup)}
-        | {
-            "proteins": tuple(proteins.names),
-            "panel_key": panel_key,
-            "panels": panels,
-            "measured": _tuples(measured.tolist()),
-        }
-    )
+    measured = _tuples(measured.tolist())
+    return replace(setup, proteins=tuple(proteins.names), panel_key=panel_key, panels=panels, measured=measured)
 
 
 def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
@@ -227,10 +218,10 @@ def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
     return list(keys or ())
 
 
-def _categories(data: Data, key: str | None, argument: str, mods, cells: pd.Index) -> tuple[str, ...]:
+def _categories(source: Source, key: str | None, argument: str, mods, cells: pd.Index) -> tuple[str, ...]:
     if key is None:
         return ("all",)
-    column = containers.text_column(data, key, argument, mods).loc[cells]
+    column = source.text(key, argument, mods).loc[cells]
     if column.isna().any():
         missing = column.index[column.isna()]
         raise ValueError(
@@ -239,10 +230,10 @@ def _categories(data: Data, key: str | None, argument: str, mods, cells: pd.Inde
     return tuple(sorted(column.unique()))
 
 
-def _classes(data: Data, key: str | None, unlabeled: str, mods, cells: pd.Index) -> tuple[str, ...]:
+def _classes(source: Source, key: str | None, unlabeled: str, mods, cells: pd.Index) -> tuple[str, ...]:
     if key is None:
         return ()
-    column = label_column(data, key, unlabeled, mods).loc[cells]
+    column = label_column(source, key, unlabeled, mods).loc[cells]
     counts = column.value_counts()
     if counts.empty:
         raise ValueError(
@@ -261,13 +252,13 @@ def _classes(data: Data, key: str | None, unlabeled: str, mods, cells: pd.Index)
     return tuple(sorted(counts.index))
 
 
-def label_column(data: Data, key: str, unlabeled: str, mods) -> pd.Series:
+def label_column(data: Source | Data, key: str, unlabeled: str, mods: tuple[str, ...]) -> pd.Series:
     """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
-    column = containers.text_column(data, key, "labels_key", mods)
+    column = Source.of(data).text(key, "labels_key", mods)
     return column.where(column != str(unlabeled), np.nan)
 
 
-def known_labels(data: Data, setup: Setup, cells: pd.Index) -> pd.Series | None:
+def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> pd.Series | None:
     """What the user says of the cells, as text, NaN where nothing; None without a usable column: labels are no need."""
     if setup.labels_key is None:
         return None

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.fits import model_slots
+from anvi._data.fits import stored_fits
 from anvi._data.minified import is_minified
 from anvi._data.setup import Setup
 from anvi._find import find_model
@@ -413,6 +413,8 @@ def write_model(
     """
     found, key = (data, None) if isinstance(data, Model) else find_model(data, model)
     if card is None:
-        lies_there = key is not None and (model is None or (isinstance(model, str) and model in model_slots(data)))
+        lies_there = key is not None and (
+            model is None or (isinstance(model, str) and model in stored_fits(data, whole=True))
+        )
         card = model_card(data, key=key) if lies_there else model_card(found)
     write_folder(found, path, card, overwrite=overwrite)

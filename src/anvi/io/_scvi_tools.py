@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from mudata import MuData
 
 from anvi._data import containers
 from anvi._data.cells import read_cells
@@ -300,18 +299,18 @@ def _version(registry: Mapping) -> tuple[int, ...]:
 
 def _check_data(data: containers.Data, setup: Setup) -> None:
     """Read the data once; say what would otherwise show only as poor results."""
-    containers.check_type(data)
-    if isinstance(data, MuData):
+    source = containers.Source(data)
+    if not source.alone:
         wanted = [setup.rna_mod] + ([setup.prot_mod] if setup.joint and setup.prot_obsm is None else [])
-        absent = [mod for mod in wanted if mod not in data.mod]
+        absent = [mod for mod in wanted if mod not in source.mods]
         if absent:
             raise ValueError(
                 f"The model was fitted to the modalities {', '.join(map(repr, wanted))}; this MuData has "
-                f"{', '.join(map(repr, data.mod))}. Rename: MuData({{'{absent[0]}': mdata['...'], ...}})."
+                f"{', '.join(map(repr, source.mods))}. Rename: MuData({{'{absent[0]}': mdata['...'], ...}})."
             )
-    read_cells(data, setup)
+    read_cells(source, setup)
     if setup.joint:
-        there = find_proteins(data, setup).names
+        there = find_proteins(source, setup).names
         if not set(there) & set(setup.proteins):
             raise ValueError(
                 f"None of the model's {len(setup.proteins)} proteins ({', '.join(setup.proteins[:3])}, ...) is in the "

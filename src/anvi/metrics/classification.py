@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from anvi._data import slots
-from anvi._data.containers import Data, check_type, obs_column, text_column
+from anvi._data.containers import Data, Source
 from anvi._data.predictions import expected_error, reliability
 from anvi._data.setup import Setup, label_column
 from anvi._find import find_model
@@ -88,20 +88,20 @@ def classification(
     ('overall', True)
     >>> table = av.metrics.classification(mdata, "true_cell_type", split=None)
     """
-    check_type(data)
+    source = Source(data)
     where = _where(data, model, prediction)
     labels_key = labels_key or where.labels_key
     if labels_key is None:
         raise ValueError("There are no labels to hold predictions against; name their column: labels_key=...")
     table = pd.DataFrame(
         {
-            "true": label_column(data, labels_key, where.unlabeled, where.mods),
-            "predicted": text_column(data, where.prediction, "prediction", where.mods),
-            "confidence": _confidence(data, where),
+            "true": label_column(source, labels_key, where.unlabeled, where.mods),
+            "predicted": source.text(where.prediction, "prediction", where.mods),
+            "confidence": _confidence(source, where),
         },
         index=data.obs_names,
     )
-    table = table[_chosen(data, where, split, cells)].dropna(subset=["true", "predicted"])
+    table = table[_chosen(source, where, split, cells)].dropna(subset=["true", "predicted"])
     if table.empty:
         what = "the given cells have" if cells is not None else f"split={split!r} has"
         raise ValueError(
@@ -145,37 +145,37 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None)
     return _Where(*names, setup.labels_key, setup.unlabeled_category, setup.mods, setup.classes)
 
 
-def _confidence(data: Data, where: _Where) -> np.ndarray:
+def _confidence(source: Source, where: _Where) -> np.ndarray:
     """Confidence of every cell of the object, NaN where there is none."""
     if where.confidence is None:
-        return np.full(data.n_obs, np.nan)
+        return np.full(len(source.obs_names), np.nan)
     try:
-        column = obs_column(data, where.confidence, "prediction", where.mods)
+        column = source.column(where.confidence, "prediction", where.mods)
     except KeyError:
-        return np.full(data.n_obs, np.nan)
+        return np.full(len(source.obs_names), np.nan)
     return column.to_numpy(dtype=float, na_value=np.nan)
 
 
-def _chosen(data: Data, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
+def _chosen(source: Source, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
     """Which cells of the object are counted."""
     if cells is not None:
         cells = np.asarray(cells)
         if cells.dtype == bool:
-            if cells.shape != (data.n_obs,):
-                raise ValueError(f"cells is a mask of {cells.shape}, the object has {data.n_obs} cells.")
+            if cells.shape != source.obs_names.shape:
+                raise ValueError(f"cells is a mask of {cells.shape}, the object has {len(source.obs_names)} cells.")
             return cells
-        unknown = pd.Index(cells).difference(data.obs_names)
+        unknown = pd.Index(cells).difference(source.obs_names)
         if len(unknown):
             raise KeyError(f"cells: {len(unknown)} are not in the object (first: '{unknown[0]}').")
-        return data.obs_names.isin(cells)
+        return source.obs_names.isin(cells)
     if split is None:
-        return np.ones(data.n_obs, dtype=bool)
+        return np.ones(len(source.obs_names), dtype=bool)
     if where.split is None:
         raise KeyError(
             f"'{where.prediction}' has no split beside it; say which cells: split=None for all, or cells=..."
         )
     try:
-        column = text_column(data, where.split, "split", where.mods)
+        column = source.text(where.split, "split", where.mods)
     except KeyError as error:
         raise KeyError(f"split='{split}' needs obs['{where.split}'], which a fit writes; split=None: all.") from error
     return (column == split).to_numpy()

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from anvi._data import slots
-from anvi._data.containers import Data, text_column
-from anvi._data.fits import model_slots
+from anvi._data.containers import Data, Source
+from anvi._data.fits import stored_fits
 from anvi._data.select import check_samples
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
@@ -176,7 +176,7 @@ def _find_groups(data: Data, asked: Context, groupby: str | None, definition: De
         logger.info(f"'de' is left out: the model has no labels. {hint}")
         return None
     try:
-        column = text_column(data, key, "groupby", setup.mods)
+        column = Source(data).text(key, "groupby", setup.mods)
     except KeyError:
         if groupby is not None:
             raise
@@ -207,7 +207,7 @@ def _split(data: Data, asked: Context) -> np.ndarray:
 
 def _is_own(data: Data, asked: Context) -> bool:
     """Whether the fit that lies in the object under the model's key is the model."""
-    if asked.key not in model_slots(data):
+    if asked.key not in stored_fits(data, whole=True):
         return False
     own = find_model(data, asked.key)[0]
     return own is asked.model or json.dumps(own.facts()) == json.dumps(asked.model.facts())

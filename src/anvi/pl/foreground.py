@@ -166,7 +166,7 @@ def _panel_mask(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
         panel = pd.Series(by_panel.index[0], table.index)
     else:
         try:
-            panel = containers.text_column(fit.data, key, "panel_key", fit.mods).reindex(table.index)
+            panel = containers.Source(fit.data).text(key, "panel_key", fit.mods).reindex(table.index)
         except KeyError:  # other data than those of the fit
             return everything
     row, column = by_panel.index.get_indexer(panel), by_panel.columns.get_indexer(table.columns)

@@ -144,7 +144,7 @@ def _cells(
 ) -> dict[str, str] | None:
     """How many cells a panel has, and how many of them have proteins; None if nothing says which panel a cell has."""
     if panel_key is not None:
-        column = containers.text_column(data, panel_key, "panel_key", mods)
+        column = containers.Source(data).text(panel_key, "panel_key", mods)
         if not column.isin(table.index).any():
             listed = ", ".join(map(repr, table.index[:6]))
             raise ValueError(f"panel_key='{panel_key}' names none of the panels: they are {listed}.")

@@ -11,9 +11,9 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._data import containers
-from anvi._data.containers import Data
-from anvi._data.counts import find_proteins
-from anvi._data.query import PADDED, check_share, has_proteins, match_genes, relocated
+from anvi._data.containers import Data, Source
+from anvi._data.counts import find_proteins, has_proteins
+from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured
 from anvi._find import find_reference
@@ -85,25 +85,23 @@ def align_query(
     >>> int(av.pp.align_query(query, mdata).var["anvi_padded"].sum())
     10
     """
-    containers.check_type(query)
-    fitted, _ = find_reference(reference, model)
-    setup = relocated(fitted.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
-    rna = containers.modality(query, setup.rna_mod, "rna_mod")
-    where = "data" if isinstance(query, AnnData) else f"mdata['{setup.rna_mod}']"
+    source, (fitted, _) = Source(query), find_reference(reference, model)
+    setup = relocated(fitted.setup, source, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
     match = match_genes(setup.genes, rna, gene_key, where)
     check_share(match, setup.genes, rna, gene_key, min_genes, where)
     aligned = _with_genes(rna, setup, match.column, where)
-    joint = setup.joint and has_proteins(query, setup)
+    joint = setup.joint and has_proteins(source, setup)
     if isinstance(query, AnnData):
         if joint:
-            proteins = find_proteins(query, setup)
+            proteins = find_proteins(source, setup)
             table = pd.DataFrame(proteins.counts, index=proteins.cells, columns=list(proteins.names))
             aligned.obsm.update({setup.prot_obsm: table.reindex(columns=list(setup.proteins))})
         return aligned
     mods = {setup.rna_mod: aligned}
     if joint:
-        mods[setup.prot_mod] = _with_proteins(query, setup)
+        mods[setup.prot_mod] = _with_proteins(source, setup)
     return _joined(query, mods, setup)
 
 
@@ -128,8 +126,8 @@ def _columns(values, column: np.ndarray):
     return out
 
 
-def _with_proteins(query: MuData, setup: Setup) -> AnnData:
-    prot, proteins = query.mod[setup.prot_mod], find_proteins(query, setup)
+def _with_proteins(source: Source, setup: Setup) -> AnnData:
+    prot, proteins = source.mods[setup.prot_mod], find_proteins(source, setup)
     table = pd.DataFrame(proteins.counts, columns=list(proteins.names)).reindex(columns=list(setup.proteins))
     absent = ~pd.Index(setup.proteins).isin(proteins.names)
     if absent.all():
@@ -169,7 +167,7 @@ def _joined(query: MuData, mods: dict[str, AnnData], setup: Setup) -> MuData:
 def _is_complete(data: Data, key: str, setup: Setup) -> bool:
     """Whether every cell with proteins has a value in a column."""
     try:
-        column = containers.text_column(data, key, "panel_key", setup.mods)
+        column = Source(data).text(key, "panel_key", setup.mods)
     except KeyError:
         return False
     return bool(column.reindex(data.mod[setup.prot_mod].obs_names).notna().all())

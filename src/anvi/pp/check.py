@@ -5,12 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
-from anvi._data import containers
 from anvi._data.cells import read_cells
-from anvi._data.containers import Data
+from anvi._data.containers import Data, Source
 from anvi._data.setup import find_setup, label_column
 
 
@@ -81,10 +78,10 @@ def check(
     >>> av.pp.check(mdata, batch_key="batch").ok
     True
     """
-    containers.check_type(data)
-    report = Report(facts=[_shape(data)])
+    source = Source(data)
+    report = Report(facts=[_shape(source)])
     mods = (rna_mod, prot_mod)
-    proteins = prot_obsm is not None if isinstance(data, AnnData) else prot_mod in data.mod
+    proteins = prot_obsm is not None if source.alone else prot_mod in source.mods
     where = {
         "proteins": proteins,
         "unlabeled_category": unlabeled_category,
@@ -95,12 +92,12 @@ def check(
         "prot_obsm": prot_obsm,
     }
     # every key is looked at by itself, so that one problem does not hide the next
-    labels = labels_key is None or _tried(report, lambda: find_setup(data, labels_key=labels_key, **where))
-    batches = batch_key is None or _tried(report, lambda: find_setup(data, batch_key=batch_key, **where))
-    panels = panel_key is None or _tried(report, lambda: find_setup(data, panel_key=panel_key, **where))
+    labels = labels_key is None or _tried(report, lambda: find_setup(source, labels_key=labels_key, **where))
+    batches = batch_key is None or _tried(report, lambda: find_setup(source, batch_key=batch_key, **where))
+    panels = panel_key is None or _tried(report, lambda: find_setup(source, panel_key=panel_key, **where))
     if labels and labels_key is not None:
-        report.labels = label_column(data, labels_key, unlabeled_category, mods).value_counts()
-        n_cells = len(containers.modality(data, rna_mod, "rna_mod").obs_names)
+        report.labels = label_column(source, labels_key, unlabeled_category, mods).value_counts()
+        n_cells = len(source.modality(rna_mod, "rna_mod").obs_names)
         report.facts.append(
             f"labels in '{labels_key}': {report.labels.sum()} of {n_cells} cells, {len(report.labels)} classes"
         )
@@ -108,7 +105,7 @@ def check(
     setup = _tried(
         report,
         lambda: find_setup(
-            data,
+            source,
             labels_key=labels_key if labels else None,
             batch_key=batch_key if batches else None,
             panel_key=panel_key if panels else None,
@@ -118,16 +115,16 @@ def check(
     if not setup:
         return report
     if batch_key and batches:
-        column = containers.text_column(data, batch_key, "batch_key", mods)
+        column = source.text(batch_key, "batch_key", mods)
         report.cells_per_batch = column.value_counts()
         report.facts.append("cells by batch: " + ", ".join(f"{name} {n}" for name, n in report.cells_per_batch.items()))
     if setup.joint:
         report.panels = pd.DataFrame(np.array(setup.measured).T, index=setup.proteins, columns=list(setup.panels))
-    cells = _tried(report, lambda: read_cells(data, setup))
+    cells = _tried(report, lambda: read_cells(source, setup))
     if cells and setup.joint:
         n_some = int(cells.measured.any(1).sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")
-    _name_notes(report, data, mods)
+    _name_notes(report, source, mods)
     return report
 
 
@@ -142,11 +139,11 @@ def _tried(report: Report, step: Callable):
         return None
 
 
-def _shape(data: Data) -> str:
-    if isinstance(data, AnnData):
-        return f"AnnData: {data.n_obs} cells x {data.n_vars} features"
-    parts = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in data.mod.items())
-    return f"MuData: {data.n_obs} cells; {parts}"
+def _shape(source: Source) -> str:
+    if source.alone:
+        return f"AnnData: {source.data.n_obs} cells x {source.data.n_vars} features"
+    parts = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in source.mods.items())
+    return f"MuData: {source.data.n_obs} cells; {parts}"
 
 
 def _label_notes(report: Report) -> None:
@@ -157,9 +154,9 @@ def _label_notes(report: Report) -> None:
         report.notes.append("class names with '/' are written with '|' in the columns of obsm")
 
 
-def _name_notes(report: Report, data: Data, mods: tuple[str, ...]) -> None:
-    if isinstance(data, MuData) and all(mod in data.mod for mod in mods):
-        shared = data.mod[mods[0]].var_names.intersection(data.mod[mods[1]].var_names)
+def _name_notes(report: Report, source: Source, mods: tuple[str, ...]) -> None:
+    if all(mod in source.mods for mod in mods):
+        shared = source.mods[mods[0]].var_names.intersection(source.mods[mods[1]].var_names)
         if len(shared):
             report.notes.append(
                 f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here"

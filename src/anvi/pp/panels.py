@@ -1,6 +1,7 @@
 """pp.panels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from mudata import MuData
 
 from anvi._data import containers, slots
+from anvi._data.containers import Source
 from anvi._data.counts import find_proteins
 from anvi._data.setup import Setup, find_panels
 
@@ -64,20 +66,21 @@ def panels(
     >>> mdata["prot"].varm["measured"].sum().to_dict()
     {'batch_0': 20, 'batch_1': 15, 'batch_2': 0}
     """
-    prot = containers.modality(data, prot_mod, "prot_mod")
-    if not isinstance(data, MuData):
+    source = Source(data)
+    prot = source.modality(prot_mod, "prot_mod")
+    if source.alone:
         raise TypeError("pp.panels works on a MuData; in an AnnData mark what was not measured with NaN in obsm.")
-    rna = containers.modality(data, rna_mod, "rna_mod")
+    rna = source.modality(rna_mod, "rna_mod")
     setup = Setup(
         tuple(rna.var_names),
         rna_mod=rna_mod,
         prot_mod=prot_mod,
         prot_layer=containers.layer_of(layer, prot_mod),
     )
-    proteins = find_proteins(data, setup, declared=False)
+    proteins = replace(find_proteins(source, setup), declared=None)  # what was declared before does not count here
     panel_of_cell, names = None, ("all",)
     if panel_key is not None:
-        panel_of_cell = containers.text_column(data, panel_key, "panel_key", setup.mods)
+        panel_of_cell = source.text(panel_key, "panel_key", setup.mods)
         names = tuple(sorted(panel_of_cell.dropna().unique()))
         panel_of_cell = panel_of_cell.loc[proteins.cells]
     names, measured = find_panels(proteins, panel_of_cell, names, missing)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from anvi._data import containers, slots
+from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, check_type
+from anvi._data.containers import Data, Source
 from anvi._data.minified import is_minified, read_stored
 from anvi._data.select import Features
 from anvi._data.setup import Setup
@@ -65,7 +65,7 @@ def ask(
     KeyError, ValueError
         If there is no such model, the data do not fit it, or counts are needed that `tl.minify` has dropped.
     """
-    check_type(data)
+    source = Source(data)
     fitted, key = find_model(data, model)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     where = choose_device(device)
@@ -79,13 +79,13 @@ def ask(
                 "with keep_counts=True."
             )
         stored = read_stored(data, setup, key, fitted.fingerprint())
-    cells = read_cells(data, setup, labels=labels, stored=stored).to(where)
+    cells = read_cells(source, setup, labels=labels, stored=stored).to(where)
     return Context(fitted.on(where), key, setup, cells)
 
 
 def rna_names(data: Data, setup: Setup) -> pd.Index:
     """Names of all cells in the order of the RNA modality, which is that of answers."""
-    return containers.modality(data, setup.rna_mod, "rna_mod").obs_names
+    return Source(data).modality(setup.rna_mod, "rna_mod").obs_names
 
 
 def rows_of(names: pd.Index, cells: Cells) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, check_type
+from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own_label
 from anvi._data.predictions import colors_of, write_colors, write_predictions
 from anvi._data.setup import Setup, find_setup, known_labels
@@ -114,17 +114,17 @@ def run_fit(
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options(name, {k: value for k, value in options.items() if value is not None})
-    check_type(data)
+    source = Source(data)
     key = slots.clean_key(key_added or name)
-    check_free(data, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
+    check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
     proteins = name in ("totalvi", "totalanvi")
-    setup = find_setup(data, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
-    source = None if init is None else find_model(data, init, "init")[0]
-    config = make_config(name, setup, network_options, None if source is None else source.config)
+    setup = find_setup(source, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
+    first = None if init is None else find_model(source, init, "init")[0]
+    config = make_config(name, setup, network_options, None if first is None else first.config)
     if config.has_labels:
-        check_no_own_label(data, setup, key)
-    cells = read_cells(data, setup, labels=True)
+        check_no_own_label(source, setup, key)
+    cells = read_cells(source, setup, labels=True)
     _log_data(cells, setup)
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
@@ -136,11 +136,11 @@ def run_fit(
     unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
     transfer = config.has_labels and config.objective == "bound"
     plan = plan if config.has_protein else replace(plan, hide_proteins=0.0)
-    plan = plan.for_cells(len(train_cells), warm_start=source is not None, transfer=transfer, unstained=unstained)
+    plan = plan.for_cells(len(train_cells), warm_start=first is not None, transfer=transfer, unstained=unstained)
     _check_plan(plan, config)
     network = make_network(config, cells, init_seed)
-    if source is not None:
-        start_from(network, setup, source.network, source.setup, train)
+    if first is not None:
+        start_from(network, setup, first.network, first.setup, train)
     where_to = choose_device(device)
     network, on_device = network.to(where_to), cells.to(where_to)
     training = time.monotonic()

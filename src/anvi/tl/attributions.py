@@ -38,7 +38,9 @@ def parts_of(
     params = {"groupby": groups.column} | params | numbers
     told = params | {"modality": "rna", "layer": setup.rna_layer}
     stored = rankings.attribution_ranking(*summary.rna, setup.genes, groups.names, told)
-    found = [rankings.AttributionSlots(setup.rna_mod, containers.modality(data, setup.rna_mod, "rna_mod"), stored)]
+    found = [
+        rankings.AttributionSlots(setup.rna_mod, containers.Source(data).modality(setup.rna_mod, "rna_mod"), stored)
+    ]
     alone = isinstance(data, AnnData)
     home = data if alone else data.mod.get(setup.prot_mod)
     if summary.protein is not None and home is not None:
@@ -177,7 +179,7 @@ def attributions(
         n_steps = 20 if several else 50
     written = key_to_write(data, fitted, key, key_added) if inplace else key
     predicted = attribute.predict(fitted, cells).cpu()
-    found = find_explained_groups(data, setup, cells, groupby, groups, aim, predicted, key)
+    found = find_explained_groups(containers.Source(data), setup, cells, groupby, groups, aim, predicted, key)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
     question = Question(cells, index, found, aim, predicted, fitted.classes, setup.counts)

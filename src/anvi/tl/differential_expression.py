@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from anvi._data import rankings, slots
-from anvi._data.containers import Data
+from anvi._data.containers import Data, Source
 from anvi._data.select import REST, Groups, Mask, check_samples, find_groups, write_column
 from anvi._data.setup import Setup
 from anvi._find import find_model
@@ -167,7 +167,7 @@ def differential_expression(
     fitted = find_model(data, model)[0]
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     places = _places(data, setup, modality, key_added)
-    found = find_groups(data, setup, groupby, groups, reference)
+    found = find_groups(Source(data), setup, groupby, groups, reference)
     if inplace:
         places = [place for place in places if _check_free(place)]
     counts = weights == "importance" or pseudocounts == "scvi"

@@ -14,8 +14,8 @@ import torch
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, check_type, modality
-from anvi._data.fits import check_free, check_no_own_label, model_slots
+from anvi._data.containers import Data, Source
+from anvi._data.fits import check_free, check_no_own_label, stored_fits
 from anvi._data.query import Query, find_query, relocated
 from anvi._data.setup import Setup
 from anvi._find import find_reference
@@ -172,20 +172,20 @@ def map_query(
     plan = _plan(max_epochs, batch_size, RATES[freeze] if lr is None else lr, train_size, early_stopping)
     if not 0 <= min_genes <= 1:
         raise ValueError(f"min_genes={min_genes} is a share and must be between 0 and 1.")
-    check_type(query)
+    opened = Source(query)
     source, holder = find_reference(reference, model)
     plan = replace(plan, **_kept(source.info, *WEIGHTS))
     key = slots.clean_key(key_added or source.key)
-    setup = relocated(source.setup, query, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
-    check_free(query, key, joint=setup.joint, rna_mod=setup.rna_mod)
+    setup = relocated(source.setup, opened, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    check_free(opened, key, joint=setup.joint, rna_mod=setup.rna_mod)
     if source.config.has_labels:
-        check_no_own_label(query, setup, key)
-    _check_no_own_fit(query, key)
+        check_no_own_label(opened, setup, key)
+    _check_no_own_fit(opened, key)
     if labels_key is not None and not source.config.has_labels:
         raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")
     where_to, seed = choose_device(device), seed_of(random_state)
     found = find_query(
-        query,
+        opened,
         setup,
         key,
         batch_key=batch_key,
@@ -196,7 +196,7 @@ def map_query(
     )
     _check_no_own_columns(query, setup, key, found)
     query = slots.own(query, copy)
-    names = modality(query, setup.rna_mod, "rna_mod").obs_names
+    names = opened.modality(setup.rna_mod, "rna_mod").obs_names
     with slots.writer(query, setup, names).columns(found.columns):
         cells = read_cells(query, found.setup, labels=labels_key is not None)
         network, tables = _widened(source, found, cells)
@@ -245,17 +245,17 @@ def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float,
     return plan
 
 
-def _check_no_own_fit(query: Data, key: str) -> None:
+def _check_no_own_fit(query: Source, key: str) -> None:
     """Raise if a fit of the query's own lies where the mapping would go; an earlier mapping is replaced."""
-    there = model_slots(query)
-    if key in there and "reference" not in there[key].uns[key]:
+    there = stored_fits(query, whole=True)
+    if key in there and "reference" not in there[key].home.uns[key]:
         raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
 
 
 def _check_no_own_columns(query: Data, setup: Setup, key: str, found: Query) -> None:
     """Raise if a column of the user's own lies where batches, panels or covariates would have to be written."""
     own = [slot for slot in found.columns if slot in slots.home(query, setup).obs]
-    if own and key not in model_slots(query):
+    if own and key not in stored_fits(query, whole=True):
         raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from anvi._data import minified, slots
 from anvi._data.cells import Cells
 from anvi._data.containers import Data
-from anvi._data.fits import model_slots
+from anvi._data.fits import stored_fits
 from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior import encode
@@ -86,7 +86,7 @@ def minify(
 
 
 def _check(data: Data, asked: Context, keep_counts: bool) -> None:
-    there = model_slots(data)
+    there = stored_fits(data, whole=True)
     if asked.key in there and find_model(data, asked.key)[0].fingerprint() != asked.model.fingerprint():
         raise ValueError(
             f"This object has a fit of its own under '{asked.key}', which is not the model that was passed. "
