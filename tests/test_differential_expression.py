@@ -303,8 +303,8 @@ def test_a_stale_copy_of_the_column_is_no_obstacle(mdata):
     ],
 )
 def test_refused_before_any_work(mdata, monkeypatch, options, match):
-    module = importlib.import_module("anvi.tl.differential_expression")
-    monkeypatch.setattr(module, "ask", lambda *args, **kwargs: pytest.fail("work was begun"))
+    module = importlib.import_module("anvi.tl._ask")
+    monkeypatch.setattr(module, "read_cells", lambda *args, **kwargs: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=match):
         av.tl.differential_expression(mdata, "kind", model="totalanvi", **options)
 

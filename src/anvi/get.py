@@ -14,7 +14,7 @@ from ._data.select import find_features
 from ._find import find_model
 from ._model import Model
 from ._posterior import expected
-from .tl._ask import ask, rna_names, rows_of
+from .tl._ask import ask
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,11 +84,9 @@ def likelihood_parameters(
     """
     import xarray as xr
 
-    fitted, _, setup, cells = ask(data, model, device=device, labels=None)
-    wanted = find_features(setup, features, modality)
-    names = rna_names(data, setup)
-    rows = rows_of(names, cells)
-    obs = slots.home(data, setup).obs_names
+    asked = ask(data, model, features=features, modality=modality, device=device, labels=None)
+    setup, wanted, names = asked.setup, asked.features, asked.names
+    question = asked.model, asked.cells, wanted, asked.rows
     labels = (*setup.classes, setup.unlabeled_category) if setup.classes else None
     coords = {
         "batch": list(setup.batches),
@@ -98,9 +96,9 @@ def likelihood_parameters(
     }
     found = {}
     if wanted.has_genes:
-        found[setup.rna_mod] = wanted.gene_names, expected.gene_parameters(fitted, cells, wanted, rows)
+        found[setup.rna_mod] = wanted.gene_names, expected.gene_parameters(*question)
     if wanted.has_proteins:
-        found[setup.prot_mod] = wanted.protein_names, expected.protein_parameters(fitted, cells, wanted, rows)
+        found[setup.prot_mod] = wanted.protein_names, expected.protein_parameters(*question)
     arrays = {}
     for mod, (features_of_mod, of_mod) in found.items():
         for name, (axis, values) in of_mod.items():
@@ -110,7 +108,7 @@ def likelihood_parameters(
                 labelled[axis] = coords[axis]
             arrays[f"{mod}_{name}"] = xr.DataArray(values, labelled, dims)
     out = xr.Dataset(arrays)
-    return out if obs.equals(names) else out.reindex(obs=obs.to_numpy(dtype=str))
+    return out if asked.obs_names.equals(names) else out.reindex(obs=asked.obs_names.to_numpy(dtype=str))
 
 
 def library_size(data: Data, *, model: str | Path | Model | None = None, device: str = "auto") -> pd.Series:
@@ -142,10 +140,9 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
     >>> bool((av.get.library_size(mdata) > 0).all())
     True
     """
-    fitted, key, setup, cells = ask(data, model, device=device)
-    names = rna_names(data, setup)
-    values = expected.library_sizes(fitted, cells, rows_of(names, cells))
-    return pd.Series(values, names, name=f"{key}_library_size").reindex(slots.home(data, setup).obs_names)
+    asked = ask(data, model, device=device)
+    values = expected.library_sizes(asked.model, asked.cells, asked.rows)
+    return pd.Series(values, asked.names, name=f"{asked.key}_library_size").reindex(asked.obs_names)
 
 
 __all__ = ["attributions", "de", "denoised", "history", "library_size", "likelihood_parameters", "model", "proba"]

@@ -14,6 +14,7 @@ from scipy import sparse
 from . import containers, slots
 from .containers import Data, Source
 from .counts import MINIFIED, _entry, looks_like_counts
+from .setup import Setup
 
 POSTERIOR = "posterior"
 """Entry of `uns[key]`: whose posterior the slots hold, and which proteins the codes in obs mean."""
@@ -30,19 +31,19 @@ class Stored(NamedTuple):
     mask_row: np.ndarray | None  # (cells,) pattern of each cell
 
 
-def is_minified(data: Data, setup, key: str) -> bool:
+def is_minified(data: Data, setup: Setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
     Source.of(data).modality(setup.rna_mod, "rna_mod")
     return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
 
 
-def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
+def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored:
     """What a minified object knows of each cell.
 
     Parameters
     ----------
-    data
-        MuData or AnnData, minified for the model.
+    source
+        The object, minified for the model.
     setup
         How the model reads data.
     key
@@ -55,10 +56,9 @@ def read_stored(data: Data, setup, key: str, model_id: str) -> Stored:
     KeyError, ValueError
         If a slot is missing, cells have no posterior, or it is that of another model.
     """
-    source = Source.of(data)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
-    part = slots.home(data, setup)
+    part = slots.home(source.data, setup)
     record = _entry(part, key).get(POSTERIOR, {})
     if str(record.get("model", "")) != model_id:
         raise ValueError(
@@ -95,7 +95,7 @@ def check_in_memory(data: Data) -> None:
         raise ValueError("The object is backed by a file, whose counts would be lost; read it into memory first.")
 
 
-def write_posterior(data: Data, setup, key: str, model_id: str, stored: Stored) -> slots.Writer:
+def write_posterior(data: Data, setup: Setup, key: str, model_id: str, stored: Stored) -> slots.Writer:
     """Write what stands in for counts into its slots; the counts stay."""
     out = slots.writer(data, setup, stored.names)
     out.obsm(slots.qz_mean(key), stored.q_mean)
@@ -111,7 +111,7 @@ def write_posterior(data: Data, setup, key: str, model_id: str, stored: Stored) 
     return out
 
 
-def drop_counts(data: Data, setup) -> list[str]:
+def drop_counts(data: Data, setup: Setup) -> list[str]:
     """Empty the modalities that a model reads, and mark the models that have a posterior there; returns what is empty.
 
     In each modality these are X, the model's layer, every other layer of counts, and raw. Of an AnnData with proteins

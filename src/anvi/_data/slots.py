@@ -319,14 +319,14 @@ class Writer:
         features
             Names of the features, in the order of the values.
         """
-        part = self._modality(mod)
-        part.layers[slot] = in_modality(values, self.cells, features, part)
+        home = modality_of(self.data, mod)
+        home.layers[slot] = in_modality(values, self.cells, features, home)
         self.written.append(self._named(mod, f"layers['{slot}']"))
 
     def varm(self, mod: str, slot: str, table: pd.DataFrame) -> None:
         """A DataFrame of a modality's features, missing for those that are not in its index."""
-        part = self._modality(mod)
-        part.varm[slot] = table.reindex(part.var_names)
+        home = modality_of(self.data, mod)
+        home.varm[slot] = table.reindex(home.var_names)
         self.written.append(self._named(mod, f"varm['{slot}']"))
 
     def varp(self, slot: str, values: np.ndarray, features: Mapping[str, Sequence[str]]) -> None:
@@ -354,12 +354,9 @@ class Writer:
         self.home.uns[key] = dict(self.home.uns.get(key, {})) | {query: values}
         self.written.append(f"uns['{key}']['{query}']")
 
-    def _modality(self, mod: str) -> AnnData:
-        return self.data if isinstance(self.data, AnnData) else self.data.mod[mod]
-
     def _named(self, mod: str, slot: str) -> str:
         """A slot as a user would write it; those in home are named without their modality."""
-        return slot if self._modality(mod) is self.home else f"mdata['{mod}'].{slot}"
+        return slot if modality_of(self.data, mod) is self.home else f"mdata['{mod}'].{slot}"
 
     def log(self) -> None:
         """One line that lists what was written."""
@@ -372,15 +369,15 @@ def home(data: Data, setup) -> Data:
     return data if setup.joint or isinstance(data, AnnData) else data.mod[setup.rna_mod]
 
 
+def modality_of(data: Data, mod: str) -> AnnData:
+    """A modality of the object, or the AnnData itself."""
+    return data if isinstance(data, AnnData) else data.mod[mod]
+
+
 def writer(data: Data, setup, cells: np.ndarray) -> Writer:
     """The writer for a model's results, values coming in the order of `cells`."""
     part = home(data, setup)
     return Writer(data, part, None if part is data else setup.rna_mod, cells)
-
-
-def in_order_of(data: Data, setup, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values in the order of the object's `obs_names`, NaN for cells outside the model."""
-    return pd.DataFrame(values, index=cells).reindex(home(data, setup).obs_names).to_numpy()
 
 
 def own(data: Data, copy: bool) -> Data:

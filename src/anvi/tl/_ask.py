@@ -1,8 +1,9 @@
-"""What the verbs that ask a fitted model have in common: find the model, read the cells as it wants them."""
+"""The desk: every verb that asks a fitted model comes here first, and gets a `Context` with all that it needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,97 +14,18 @@ from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.minified import is_minified, read_stored
-from anvi._data.select import Features
+from anvi._data.select import Batches, Features, Groups, Mask, find_batches, find_features, find_groups
 from anvi._data.setup import Setup
-from anvi._find import find_model
+from anvi._find import find_model, key_to_write
 from anvi._model import Model
 from anvi.settings import choose_device
 
+from ._fit import RandomState, seed_of
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import xarray as xr
-
-
-class Context(NamedTuple):
-    """A model and the cells that it is asked about, both on the device."""
-
-    model: Model
-    key: str  # prefix of the model's slots
-    setup: Setup  # how the cells were read
-    cells: Cells
-
-
-def ask(
-    data: Data,
-    model: str | Model | None,
-    *,
-    rna_mod: str | None = None,
-    prot_mod: str | None = None,
-    prot_obsm: str | None = None,
-    device: str = "auto",
-    labels: bool | None = False,
-    counts: bool = False,
-) -> Context:
-    """Find the model that an argument means, and read the data for it.
-
-    Parameters
-    ----------
-    data
-        The fitted object, or another one with the same features.
-    model
-        Key, folder, :class:`~anvi.Model`, or None for the only fitted model in `data`.
-    rna_mod, prot_mod, prot_obsm
-        Where RNA and proteins are in `data`; None: where they were in the fitted object.
-    device
-        "auto" or a torch device.
-    labels
-        Whether to read the labels, too; None: if the likelihood needs them.
-    counts
-        Whether the question is about the counts themselves, so that the posterior in minified data is no answer.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such model, the data do not fit it, or counts are needed that `tl.minify` has dropped.
-    """
-    source = Source(data)
-    fitted, key = find_model(data, model)
-    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
-    where = choose_device(device)
-    labels = fitted.config.dispersion == "gene-label" if labels is None else labels
-    stored = None
-    if is_minified(data, setup, key):
-        if counts:
-            raise ValueError(
-                f"This needs counts, and av.tl.minify has dropped those of this object (uns['{key}']['minified']); "
-                f"only the posterior is left, in obsm['{slots.qz_mean(key)}']. Ask the object from before, or minify "
-                "with keep_counts=True."
-            )
-        stored = read_stored(data, setup, key, fitted.fingerprint())
-    cells = read_cells(source, setup, labels=labels, stored=stored).to(where)
-    return Context(fitted.on(where), key, setup, cells)
-
-
-def rna_names(data: Data, setup: Setup) -> pd.Index:
-    """Names of all cells in the order of the RNA modality, which is that of answers."""
-    return Source(data).modality(setup.rna_mod, "rna_mod").obs_names
-
-
-def rows_of(names: pd.Index, cells: Cells) -> torch.Tensor:
-    """Row of each cell of the model in an answer whose rows have the given names."""
-    return torch.from_numpy(names.get_indexer(cells.names))
-
-
-def table(values: np.ndarray, names: pd.Index, columns: Sequence[str], data: Data, setup: Setup) -> pd.DataFrame:
-    """A DataFrame in the order of the object's cells, NaN for those outside the model."""
-    return pd.DataFrame(values, names, list(columns)).reindex(slots.home(data, setup).obs_names)
-
-
-def asked_table(
-    parts: Sequence[np.ndarray | None], wanted: Features, names: pd.Index, data: Data, setup: Setup
-) -> pd.DataFrame:
-    """Genes and proteins in one table, as and in the order in which they were asked for."""
-    values = np.concatenate([part for part in parts if part is not None], axis=1)[:, wanted.order]
-    return table(values, names, wanted.asked, data, setup)
 
 
 class Axes(NamedTuple):
@@ -124,55 +46,155 @@ class Axes(NamedTuple):
         return batches if self.n_samples is None else (*batches, self.n_samples)
 
 
-def dims_of(setup: Setup, wanted: Features, axes: Axes) -> dict[str, tuple[str, ...]]:
-    """Dimensions of each variable of a Dataset."""
-    mods = {setup.rna_mod: wanted.has_genes, setup.prot_mod: wanted.has_proteins}
-    return {mod: (*axes.dims, "obs", f"{mod}_var") for mod, there in mods.items() if there}
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a verb asks: which model about which cells and features, and where the answer goes."""
+
+    source: Source
+    model: Model  # on the device
+    key: str  # prefix of the model's slots
+    setup: Setup  # how the cells were read
+    cells: Cells  # on the device
+    features: Features
+    batches: Batches  # to decode in
+    groups: Groups | None
+    seed: int
+    to: str  # prefix of the slots that the answer goes to
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of all cells in the order of the RNA modality, which is that of answers."""
+        return self.source.modality(self.setup.rna_mod, "rna_mod").obs_names
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Row of each cell of the model in an answer `(cells,)`."""
+        return torch.from_numpy(self.names.get_indexer(self.cells.names))
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells of the part that holds the model's results; there may be more than the model has."""
+        return slots.home(self.source.data, self.setup).obs_names
+
+    @property
+    def batches_asked(self) -> list[str] | None:
+        """Names of the batches to decode in, for the parameters of an answer."""
+        return None if self.batches.codes is None else [self.setup.batches[code] for code in self.batches.codes]
+
+    @property
+    def by_mod(self) -> dict[str, tuple[str, ...]]:
+        """Names of the features that are asked for, by modality."""
+        found = {self.setup.rna_mod: self.features.gene_names, self.setup.prot_mod: self.features.protein_names}
+        return {mod: names for mod, names in found.items() if names}
+
+    def table(
+        self, values: np.ndarray, columns: Sequence[str], cells: pd.Index | np.ndarray | None = None
+    ) -> pd.DataFrame:
+        """A DataFrame in the order of the object's cells, NaN for those outside the model."""
+        return pd.DataFrame(values, self.names if cells is None else cells, list(columns)).reindex(self.obs_names)
+
+    def features_table(self, parts: Sequence[np.ndarray | None]) -> pd.DataFrame:
+        """Genes and proteins `(cells, features)` in one table, as and in the order in which they were asked for."""
+        values = np.concatenate([part for part in parts if part is not None], axis=1)[:, self.features.order]
+        return self.table(values, self.features.asked)
+
+    def writer(self, cells: np.ndarray | None = None) -> slots.Writer:
+        """The writer for an answer in the order of :attr:`names`, or of other cells; a view becomes an own object."""
+        return slots.writer(slots.own(self.source.data, False), self.setup, self.names if cells is None else cells)
+
+    def dims(self, axes: Axes) -> dict[str, tuple[str, ...]]:
+        """Dimensions of each modality in a Dataset."""
+        return {mod: (*axes.dims, "obs", f"{mod}_var") for mod in self.by_mod}
+
+    def coordinates(self, axes: Axes) -> dict[str, np.ndarray]:
+        """Labels along each dimension; samples are known by their number alone."""
+        found = {"obs": self.obs_names.to_numpy(dtype=str)}
+        if axes.batches is not None:
+            found["batch"] = np.array(axes.batches, dtype=str)
+        return found | {f"{mod}_var": np.array(names, dtype=str) for mod, names in self.by_mod.items()}
+
+    def dataset(self, parts: Sequence[np.ndarray | None], axes: Axes) -> xr.Dataset:
+        """Genes and proteins `(*axes, cells, features)` over the object's cells, NaN for those outside the model."""
+        import xarray as xr
+
+        arrays = [part for part in parts if part is not None]
+        if not self.obs_names.equals(self.names):
+            row = self.names.get_indexer(self.obs_names)
+            arrays = [np.take(array, row, axis=-2) for array in arrays]
+            for array in arrays:
+                array[..., row < 0, :] = np.nan
+        dims = self.dims(axes)
+        variables = {mod: (dims[mod], array) for mod, array in zip(dims, arrays, strict=True)}
+        return xr.Dataset(variables, self.coordinates(axes))
 
 
-def coordinates(setup: Setup, wanted: Features, axes: Axes, obs: pd.Index) -> dict[str, np.ndarray]:
-    """Labels along each dimension; samples are numbered only by their place."""
-    found = {"obs": obs.to_numpy(dtype=str)}
-    if axes.batches is not None:
-        found["batch"] = np.array(axes.batches, dtype=str)
-    for mod, names in ((setup.rna_mod, wanted.gene_names), (setup.prot_mod, wanted.protein_names)):
-        if names:
-            found[f"{mod}_var"] = np.array(names, dtype=str)
-    return found
-
-
-def dataset(
-    parts: Sequence[np.ndarray | None], wanted: Features, axes: Axes, names: pd.Index, data: Data, setup: Setup
-) -> xr.Dataset:
-    """A Dataset over the object's cells, NaN for those outside the model.
+def ask(
+    data: Data,
+    model: str | Path | Model | None,
+    *,
+    features: Sequence[str] | None = None,
+    modality: str | None = None,
+    transform_batch: str | Sequence[str] | None = None,
+    grouping: tuple[str | None, str | Sequence[str] | Mapping[str, Mask], str] | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+    random_state: RandomState = 0,
+    key_added: str | None = None,
+    inplace: bool = False,
+    labels: bool | None = False,
+    counts: bool = False,
+) -> Context:
+    """Settle a question: find the model, features, batches and groups, and read the cells as the model wants them.
 
     Parameters
     ----------
-    parts
-        Genes and proteins, `(*axes, cells, features)`.
-    wanted
-        Which ones they are.
-    axes
-        The leading axes.
-    names
-        Cells of the parts.
-    data, setup
-        The object, and how it was read.
+    data
+        The fitted object, or another one with the same features.
+    model
+        Key, folder, :class:`~anvi.Model`, or None for the only fitted model in `data`.
+    features, modality, transform_batch
+        As in the verbs.
+    grouping
+        `groupby`, `groups` and `reference` of a comparison; None: nothing is compared.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    device
+        "auto" or a torch device.
+    random_state
+        Seed of what is drawn.
+    key_added, inplace
+        Whether the answer is written, and under which prefix; None: the model's key.
+    labels
+        Whether to read the labels, too; None: if the likelihood needs them.
+    counts
+        Whether the question is about the counts themselves, so that the posterior in minified data is no answer.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, feature, batch or group, the data do not fit the model, or counts are needed that
+        `tl.minify` has dropped.
     """
-    import xarray as xr
-
-    obs = slots.home(data, setup).obs_names
-    dims = dims_of(setup, wanted, axes)
-    arrays = [part for part in parts if part is not None]
-    if not obs.equals(names):
-        place = names.get_indexer(obs)
-        arrays = [_reordered(array, place) for array in arrays]
-    variables = {mod: (dims[mod], array) for mod, array in zip(dims, arrays, strict=True)}
-    return xr.Dataset(variables, coordinates(setup, wanted, axes, obs))
-
-
-def _reordered(array: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Rows by their place, NaN where that is -1."""
-    out = np.take(array, place, axis=-2)
-    out[..., place < 0, :] = np.nan
-    return out
+    # which model, which features, batches and groups: wrong arguments are told before anything is read
+    source = Source(data)
+    fitted, key = find_model(source, model)
+    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    wanted, batches = find_features(setup, features, modality), find_batches(setup, transform_batch)
+    groups = None if grouping is None else find_groups(source, setup, *grouping)
+    to = key_to_write(source, fitted, key, key_added) if inplace else key
+    seed, where = seed_of(random_state), choose_device(device)
+    # the cells, or what stands in for their counts
+    stored = None
+    if is_minified(source.data, setup, key):
+        if counts:
+            raise ValueError(
+                f"This needs counts, and av.tl.minify has dropped those of this object (uns['{key}']['minified']); "
+                f"only the posterior is left, in obsm['{slots.qz_mean(key)}']. Ask the object from before, or minify "
+                "with keep_counts=True."
+            )
+        stored = read_stored(source, setup, key, fitted.fingerprint())
+    labels = fitted.config.dispersion == "gene-label" if labels is None else labels
+    cells = read_cells(source, setup, labels=labels, stored=stored).to(where)
+    return Context(source, fitted.on(where), key, setup, cells, wanted, batches, groups, seed, to)

@@ -5,49 +5,27 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 
-from anvi._data import containers, rankings, slots
-from anvi._data.containers import Data
+from anvi._data import rankings, slots
+from anvi._data.containers import Data, Source
 from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
-from anvi._data.setup import Setup
-from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import attribute
 from anvi._posterior.attribute import Kept, Question, find_baselines
 from anvi._posterior.encode import block_seed
 from anvi.settings import with_bar
 
-from ._ask import ask
-from ._fit import RandomState, seed_of
+from ._ask import Context, ask
+from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-def parts_of(
-    data: Data, setup: Setup, groups: ExplainedGroups, summary: attribute.Summary, params: dict
-) -> list[rankings.AttributionSlots]:
-    """The attributions of each modality that is in the object, not yet written."""
-    numbers = {name: getattr(summary, name).tolist() for name in ("n_cells", "difference", "delta", "complete")}
-    params = {"groupby": groups.column} | params | numbers
-    told = params | {"modality": "rna", "layer": setup.rna_layer}
-    stored = rankings.attribution_ranking(*summary.rna, setup.genes, groups.names, told)
-    found = [
-        rankings.AttributionSlots(setup.rna_mod, containers.Source(data).modality(setup.rna_mod, "rna_mod"), stored)
-    ]
-    alone = isinstance(data, AnnData)
-    home = data if alone else data.mod.get(setup.prot_mod)
-    if summary.protein is not None and home is not None:
-        told = params | {"modality": "prot", "layer": setup.prot_layer}
-        stored = rankings.attribution_ranking(*summary.protein, setup.proteins, groups.names, told)
-        found.append(rankings.AttributionSlots(setup.prot_mod, home, stored, beside=alone))
-    return found
 
 
 logger = logging.getLogger("anvi")
@@ -56,7 +34,7 @@ logger = logging.getLogger("anvi")
 def attributions(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     groupby: str | None = None,
     groups: Sequence[str] | None = None,
     target: str | tuple[str, str] | None = None,
@@ -86,7 +64,7 @@ def attributions(
     data
         The fitted object, or another one with the same genes.
     model
-        Key or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
+        Key, folder or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
     groupby
         Column of obs with the groups that attributions are averaged over; None: the predicted class.
     groups
@@ -166,20 +144,29 @@ def attributions(
     _check_number(1 if n_cells is None else n_cells, "n_cells")
     if not isinstance(baseline, str):
         _check_number(baseline, "baseline")
-    fitted, key, setup, cells = ask(
-        data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, counts=True
+    asked = ask(
+        data,
+        model,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=random_state,
+        key_added=key_added,
+        inplace=inplace,
+        counts=True,
     )
+    fitted, key, setup, cells, seed = asked.model, asked.key, asked.setup, asked.cells, asked.seed
     if not fitted.config.has_labels:
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to explain classes."
         )
-    aim, seed = find_contrast(target, fitted.classes), seed_of(random_state)
+    aim = find_contrast(target, fitted.classes)
     if n_steps is None:
         several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
         n_steps = 20 if several else 50
-    written = key_to_write(data, fitted, key, key_added) if inplace else key
     predicted = attribute.predict(fitted, cells).cpu()
-    found = find_explained_groups(containers.Source(data), setup, cells, groupby, groups, aim, predicted, key)
+    found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, key)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
     question = Question(cells, index, found, aim, predicted, fitted.classes, setup.counts)
@@ -195,7 +182,8 @@ def attributions(
     summary = totals.summary()
     _tell_if_incomplete(summary, n_steps)
 
-    asked = {
+    told = {
+        "groupby": found.column,
         "reference": str(baseline),
         "model": key,
         "target": None if aim.target is None else fitted.classes[aim.target],
@@ -204,16 +192,34 @@ def attributions(
         "n_steps": int(n_steps),
         "random_state": seed,
     }
-    data = slots.own(data, False) if inplace else data
-    parts = parts_of(data, setup, found, summary, asked)
+    if inplace:
+        slots.own(data, False)
+    parts = _by_modality(asked, found, summary, told)
     single = kept.of(question, setup)[: len(parts)] if per_cell else []
     if not inplace:
         return rankings.attributions_dataset(parts, [one.table() for one in single])
     grouping = pd.Series(pd.Categorical.from_codes(code, list(found.names)), cells.names, name=found.column)
     for part, one in itertools.zip_longest(parts, single):
-        names = rankings.write_attributions(part, written, grouping, one)
+        names = rankings.write_attributions(part, asked.to, grouping, one)
         logger.info(f"written of {part.mod}: {', '.join(names)}")
     return None
+
+
+def _by_modality(
+    asked: Context, groups: ExplainedGroups, summary: attribute.Summary, params: dict
+) -> list[rankings.AttributionSlots]:
+    """The attributions of each modality that is in the object, not yet written."""
+    source, setup = Source(asked.source.data), asked.setup
+    params = params | {name: getattr(summary, name).tolist() for name in ("n_cells", "difference", "delta", "complete")}
+    told = params | {"modality": "rna", "layer": setup.rna_layer}
+    stored = rankings.attribution_ranking(*summary.rna, setup.genes, groups.names, told)
+    found = [rankings.AttributionSlots(setup.rna_mod, source.modality(setup.rna_mod, "rna_mod"), stored)]
+    if summary.protein is not None and (source.alone or setup.prot_mod in source.mods):
+        told = params | {"modality": "prot", "layer": setup.prot_layer}
+        stored = rankings.attribution_ranking(*summary.protein, setup.proteins, groups.names, told)
+        home = source.modality(setup.prot_mod, "prot_mod")
+        found.append(rankings.AttributionSlots(setup.prot_mod, home, stored, beside=source.alone))
+    return found
 
 
 def _check_number(number: int, argument: str) -> None:

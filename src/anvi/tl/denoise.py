@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from mudata import MuData
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples, find_batches, find_features
-from anvi._data.setup import Setup
-from anvi._find import key_to_write
+from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior import expected
-from anvi._posterior.expected import Expected, Sweep, expected_expression
+from anvi._posterior.expected import Sweep, expected_expression
 
-from ._ask import Axes, ask, asked_table, dataset, rna_names, rows_of, table
-from ._fit import RandomState, seed_of
+from ._ask import Axes, Context, ask
+from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 def denoise(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     modality: str | None = None,
     transform_batch: str | Sequence[str] | None = None,
     library_size: float | Literal["observed", "latent"] = 1.0,
@@ -126,38 +124,50 @@ def denoise(
     ['G001', 'P01']
     """
     n_samples, library_size = check_samples(n_samples), _check_library(library_size)
-    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
-    wanted = find_features(setup, features, modality)
-    batches = find_batches(setup, transform_batch)
-    writes = inplace and return_mean and features is None
-    key = key_to_write(data, fitted, key, key_added) if writes else key
-    sweep = Sweep(batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=seed_of(random_state))
-    names = rna_names(data, setup)
+    inplace = inplace and return_mean and features is None
+    asked = ask(
+        data,
+        model,
+        features=features,
+        modality=modality,
+        transform_batch=transform_batch,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=random_state,
+        key_added=key_added,
+        inplace=inplace,
+    )
+    sweep = Sweep(asked.batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=asked.seed)
     answer = expected_expression(
-        fitted,
-        cells,
-        wanted,
+        asked.model,
+        asked.cells,
+        asked.features,
         sweep,
         library_size=library_size,
         include_background=include_background,
-        rows=rows_of(names, cells),
+        rows=asked.rows,
     )
-    if not writes and return_mean and features is not None:
-        return asked_table(answer, wanted, names, data, setup)
-    if not writes:
+    if not inplace and return_mean and features is not None:
+        return asked.features_table(answer)
+    if not inplace:
         axes = Axes(None, None)
         if not return_mean:
-            axes = Axes(batches.names, n_samples if n_samples > 1 else None)
+            axes = Axes(asked.batches.names, n_samples if n_samples > 1 else None)
             answer = [None if part is None else part.reshape(*axes.shape, *part.shape[2:]) for part in answer]
-        return dataset(answer, wanted, axes, names, data, setup)
-    data = slots.own(data, False)
-    out = slots.writer(data, setup, names)
-    asked = {
-        "transform_batch": None if batches.codes is None else [setup.batches[code] for code in batches.codes],
-        "n_samples": n_samples,
-        "random_state": sweep.seed,
-    }
-    _write(out, key, setup, answer, asked, library_size, include_background)
+        return asked.dataset(answer, axes)
+
+    out, setup = asked.writer(), asked.setup
+    told = {"transform_batch": asked.batches_asked, "n_samples": n_samples, "random_state": asked.seed}
+    params = dict(out.home.uns.get(asked.to, {}).get("denoise", {}))  # the other modality may have been asked before
+    if answer.rna is not None:
+        out.layer(setup.rna_mod, slots.denoised(asked.to), answer.rna, setup.genes)
+        params[setup.rna_mod] = told | {"library_size": library_size}
+    if answer.prot is not None:
+        _write_proteins(out, asked, slots.prot_denoised(asked.to), slots.denoised(asked.to), answer.prot)
+        params[setup.prot_mod] = told | {"include_background": include_background}
+    out.params(asked.to, "denoise", params)
     out.log()
     return None
 
@@ -172,37 +182,17 @@ def _check_library(library_size: float | str) -> float | str:
     return float(library_size)
 
 
-def _write(
-    out: slots.Writer,
-    key: str,
-    setup: Setup,
-    answer: Expected,
-    asked: dict,
-    library_size: float | str,
-    include_background: bool,
-) -> None:
-    """Each modality into its layers, proteins of every cell into obsm, and how it was asked for."""
-    params = dict(out.home.uns.get(key, {}).get("denoise", {}))  # the other modality may have been asked before
-    if answer.rna is not None:
-        out.layer(setup.rna_mod, slots.denoised(key), answer.rna, setup.genes)
-        params[setup.rna_mod] = asked | {"library_size": library_size}
-    if answer.prot is not None:
-        write_proteins(out, slots.prot_denoised(key), slots.denoised(key), setup, answer.prot)
-        params[setup.prot_mod] = asked | {"include_background": include_background}
-    out.params(key, "denoise", params)
-
-
-def write_proteins(out: slots.Writer, table: str, layer: str, setup: Setup, values: np.ndarray) -> None:
+def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, values: np.ndarray) -> None:
     """Values of proteins: of every cell into obsm, and of the cells of the protein modality into its layers."""
-    out.obsm(table, values, [slots.column_name(name) for name in setup.proteins])
-    if isinstance(out.data, MuData) and setup.prot_mod in out.data.mod:
-        out.layer(setup.prot_mod, layer, values, setup.proteins)
+    out.obsm(table, values, [slots.column_name(name) for name in asked.setup.proteins])
+    if asked.setup.prot_mod in asked.source.mods:
+        out.layer(asked.setup.prot_mod, layer, values, asked.setup.proteins)
 
 
 def foreground(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     transform_batch: str | Sequence[str] | None = None,
     n_samples: int = 1,
     rna_mod: str | None = None,
@@ -271,23 +261,30 @@ def foreground(
     (300, 20)
     """
     n_samples = check_samples(n_samples)
-    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
-    if not fitted.config.has_protein:
+    asked = ask(
+        data,
+        model,
+        transform_batch=transform_batch,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=random_state,
+        key_added=key_added,
+        inplace=inplace,
+    )
+    if not asked.model.config.has_protein:
         raise ValueError(
-            f"The model '{key}' ({fitted.name}) has no proteins; fit tl.totalvi or tl.totalanvi to tell their "
-            "foreground from background."
+            f"The model '{asked.key}' ({asked.model.name}) has no proteins; fit tl.totalvi or tl.totalanvi to tell "
+            "their foreground from background."
         )
-    batches = find_batches(setup, transform_batch)
-    key = key_to_write(data, fitted, key, key_added) if inplace else key
-    sweep = Sweep(batches.codes, n_samples, at_mean=n_samples == 1, seed=seed_of(random_state))
-    names = rna_names(data, setup)
-    values = expected.foreground(fitted, cells, sweep, rows_of(names, cells))
+    sweep = Sweep(asked.batches.codes, n_samples, at_mean=n_samples == 1, seed=asked.seed)
+    values = expected.foreground(asked.model, asked.cells, sweep, asked.rows)
     if not inplace:
-        return table(values, names, setup.proteins, data, setup)
-    data = slots.own(data, False)
-    out = slots.writer(data, setup, names)
-    write_proteins(out, slots.prot_foreground(key), slots.foreground(key), setup, values)
-    asked = None if batches.codes is None else [setup.batches[code] for code in batches.codes]
-    out.params(key, "foreground", {"transform_batch": asked, "n_samples": n_samples, "random_state": sweep.seed})
+        return asked.table(values, asked.setup.proteins)
+    out = asked.writer()
+    _write_proteins(out, asked, slots.prot_foreground(asked.to), slots.foreground(asked.to), values)
+    told = {"transform_batch": asked.batches_asked, "n_samples": n_samples, "random_state": asked.seed}
+    out.params(asked.to, "foreground", told)
     out.log()
     return None

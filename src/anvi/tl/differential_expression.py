@@ -2,39 +2,28 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from anvi._data import rankings, slots
-from anvi._data.containers import Data, Source
-from anvi._data.select import REST, Groups, Mask, check_samples, find_groups, write_column
-from anvi._data.setup import Setup
-from anvi._find import find_model
+from anvi._data.containers import Data
+from anvi._data.select import REST, Mask, check_samples, write_column
 from anvi._model import Model
 from anvi._posterior import differential
 from anvi._posterior.bound import N_PROPOSALS
 
 from ._ask import Context, ask
-from ._fit import RandomState, seed_of
+from ._fit import RandomState
 
 logger = logging.getLogger("anvi")
 
 METHOD = "anvi"
 LEAST_COUNT = 0.05
 """Counts, in a cell of median library size, below which a gene is as good as absent."""
-
-
-class _Place(NamedTuple):
-    """A kind of feature and where its result goes."""
-
-    mod: str  # name of the modality
-    home: AnnData | None  # None: the object has no such modality
-    slot: str
 
 
 def differential_expression(
@@ -164,31 +153,35 @@ def differential_expression(
     how = _How(mode, delta, fdr, batch_correction, pseudocounts, check_samples(n_samples), weights)
     how.check()
     key_added = slots.clean_key(key_added)
-    fitted = find_model(data, model)[0]
-    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
-    places = _places(data, setup, modality, key_added)
-    found = find_groups(Source(data), setup, groupby, groups, reference)
-    if inplace:
-        places = [place for place in places if _check_free(place)]
-    counts = weights == "importance" or pseudocounts == "scvi"
     asked = ask(
         data,
         model,
+        modality=modality,
+        grouping=(groupby, groups, reference),
         rna_mod=rna_mod,
         prot_mod=prot_mod,
         prot_obsm=prot_obsm,
         device=device,
+        random_state=random_state,
         labels=None,  # importance weights need the likelihood, which may be by label
-        counts=counts,
+        counts=weights == "importance" or pseudocounts == "scvi",
     )
-    how = how._replace(n_samples=max(how.n_samples, fitted.config.n_batches))
-    by_mod = _rankings(asked, data, found, places, how, seed_of(random_state))
+    slot_of = dict.fromkeys(asked.by_mod, key_added)
+    if asked.source.alone and asked.setup.prot_mod in slot_of:
+        slot_of[asked.setup.prot_mod] = f"{key_added}_prot"
+    if inplace:
+        slot_of = {mod: slot for mod, slot in slot_of.items() if _is_free(asked, mod, slot)}
+    how = how._replace(n_samples=max(how.n_samples, asked.model.config.n_batches))
+    by_mod = _rankings(asked, slot_of, how)
     if not inplace:
         return {mod: rankings.ranking_table(ranking) for mod, ranking in by_mod.items()}
     data = slots.own(data, False)
-    for place in _places(data, setup, modality, key_added):
-        if place.mod in by_mod:
-            _write(place, by_mod[place.mod], found, f"{key_added}_groups")
+    for mod, ranking in by_mod.items():
+        part = slots.modality_of(data, mod)
+        out = slots.Writer(part, part, None, part.obs_names.to_numpy())
+        ranking["params"] = write_column(out, asked.groups, f"{key_added}_groups") | ranking["params"]
+        out.uns(slot_of[mod], ranking)
+        logger.info(f"written to '{mod}': {', '.join(out.written)}")
     return None
 
 
@@ -218,41 +211,27 @@ class _How(NamedTuple):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
 
 
-def _places(data: Data, setup: Setup, modality: str | None, key: str) -> list[_Place]:
-    """What is compared and where the result goes, RNA first."""
-    kinds = {setup.rna_mod: key} | ({setup.prot_mod: key} if setup.joint else {})
-    if modality is not None and modality not in kinds:
-        raise ValueError(f"modality='{modality}' is not in the model; it has {' and '.join(map(repr, kinds))}.")
-    if isinstance(data, AnnData):
-        homes = dict.fromkeys(kinds, data)
-        kinds = {mod: key if mod == setup.rna_mod else f"{key}_prot" for mod in kinds}
-    else:
-        homes = {mod: data.mod.get(mod) for mod in kinds}
-    return [_Place(mod, homes[mod], slot) for mod, slot in kinds.items() if modality in (None, mod)]
-
-
-def _check_free(place: _Place) -> bool:
-    """Whether there is a place for a result; an error if something else lies there that is no result."""
-    if place.home is None:
-        logger.info(f"the object has no modality '{place.mod}': its result is computed with inplace=False only")
+def _is_free(asked: Context, mod: str, slot: str) -> bool:
+    """Whether the object has the modality of a result; an error if something lies in its slot that is no result."""
+    if not asked.source.alone and mod not in asked.source.mods:
+        logger.info(f"the object has no modality '{mod}': its result is computed with inplace=False only")
         return False
-    there = place.home.uns.get(place.slot)
+    there = asked.source.modality(mod, "modality").uns.get(slot)
     if there is None:
         return True
     if not rankings.is_ranking(there):
-        raise ValueError(f"uns['{place.slot}'] holds something that is no ranking; pass another key_added=.")
+        raise ValueError(f"uns['{slot}'] holds something that is no ranking; pass another key_added=.")
     method = str(there["params"].get("method", "another method"))
     if method != METHOD:
-        logger.info(f"uns['{place.slot}'] of '{place.mod}' held a result of '{method}', which is replaced")
+        logger.info(f"uns['{slot}'] of '{mod}' held a result of '{method}', which is replaced")
     return True
 
 
-def _rankings(
-    asked: Context, data: Data, found: Groups, places: Sequence[_Place], how: _How, seed: int
-) -> dict[str, dict]:
+def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]:
     """The ranking of each modality."""
-    place = data.obs_names.get_indexer(asked.cells.names)
-    inside, outside = ([mask[place] for mask in masks] for masks in (found.inside, found.outside))
+    found, seed = asked.groups, asked.seed
+    row = asked.source.obs_names.get_indexer(asked.cells.names)
+    inside, outside = ([mask[row] for mask in masks] for masks in (found.inside, found.outside))
     for name, *sides in zip(found.names, inside, outside, strict=True):
         if not all(side.any() for side in sides):
             raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
@@ -266,7 +245,7 @@ def _rankings(
     params = {"reference": found.reference, "layer": None, "corr_method": "posterior-fdr", "model": asked.key}
     params |= how._asdict() | {"random_state": seed}
     by_mod = {}
-    for mod in [one.mod for one in places]:
+    for mod in mods:
         if mod == asked.setup.rna_mod:
             names, result = _genes(asked, populations, comparisons, draws, how, seed)
             offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
@@ -328,11 +307,3 @@ def _ranking(
         for i, group in enumerate(groups)
     }
     return rankings.build_ranking(columns, features, {"method": METHOD} | params)
-
-
-def _write(place: _Place, ranking: dict, found: Groups, own_column: str) -> None:
-    """Write a ranking, and the column of its groups where a modality lacks it."""
-    out = slots.Writer(place.home, place.home, None, place.home.obs_names.to_numpy())
-    ranking["params"] = write_column(out, found, own_column) | ranking["params"]
-    out.uns(place.slot, ranking)
-    logger.info(f"written to '{place.mod}': {', '.join(out.written)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,14 +11,13 @@ import torch
 
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples, find_batches, find_features
-from anvi._find import key_to_write
+from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import correlation
 
-from ._ask import ask, rna_names
-from ._fit import RandomState, seed_of
+from ._ask import Context, ask
+from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def feature_correlation(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     features: Sequence[str] | None = None,
     n_samples: int = 10,
     method: Literal["spearman", "pearson"] = "spearman",
@@ -111,48 +111,58 @@ def feature_correlation(
         raise ValueError(f"method='{method}' is neither 'spearman' nor 'pearson'.")
     if n_cells is not None and n_cells < 3:
         raise ValueError(f"n_cells={n_cells} must be at least 3, or None for all cells.")
-    fitted, key, setup, cells = ask(
-        data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, labels=None
+    inplace = inplace and features is None
+    asked = ask(
+        data,
+        model,
+        features=features,
+        transform_batch=transform_batch,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=random_state,
+        key_added=key_added,
+        inplace=inplace,
+        labels=None,
     )
-    wanted = find_features(setup, features)
-    batches = find_batches(setup, transform_batch)
-    writes = inplace and features is None
-    key = key_to_write(data, fitted, key, key_added) if writes else key
-    sweep = Sweep(batches.codes, n_samples, at_mean=False, average=False, seed=seed_of(random_state))
+    sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)
+    cells, setup = asked.cells, asked.setup
     index = np.arange(len(cells))
     if n_cells is not None and n_cells < len(cells):
         index = np.sort(np.random.default_rng(sweep.seed).choice(len(cells), n_cells, replace=False))
-    matrix = correlation(fitted, cells, wanted, sweep, torch.from_numpy(index).to(cells.label.device), method)
-    if not writes:
-        return _array(matrix, wanted, setup)
-    data = slots.own(data, False)
-    out = slots.writer(data, setup, rna_names(data, setup))
+    index = torch.from_numpy(index).to(cells.label.device)
+    matrix = correlation(asked.model, cells, asked.features, sweep, index, method)
+    if not inplace:
+        return _array(matrix, asked)
+    out = asked.writer()
     names = {setup.rna_mod: setup.genes} | ({setup.prot_mod: setup.proteins} if setup.joint else {})
-    out.varp(slots.correlation(key), matrix, names)
-    asked = {
+    out.varp(slots.correlation(asked.to), matrix, names)
+    told = {
         "method": method,
         "n_samples": n_samples,
         "n_cells": len(index),
-        "transform_batch": None if batches.codes is None else [setup.batches[code] for code in batches.codes],
-        "random_state": sweep.seed,
+        "transform_batch": asked.batches_asked,
+        "random_state": asked.seed,
         "rna_mod": setup.rna_mod,
         "prot_mod": setup.prot_mod,
     }
-    out.params(key, "correlation", asked)
+    out.params(asked.to, "correlation", told)
     out.log()
     return None
 
 
-def _array(matrix: np.ndarray, wanted, setup) -> xr.DataArray:
+def _array(matrix: np.ndarray, asked: Context) -> xr.DataArray:
     """Features as and in the order in which they were asked for; a name that is a gene's and a protein's gets both."""
     import xarray as xr
 
-    mods = [setup.rna_mod] * len(wanted.gene_names) + [setup.prot_mod] * len(wanted.protein_names)
-    names = [*wanted.gene_names, *wanted.protein_names]
+    wanted = asked.features
+    mods, names = zip(*((mod, name) for mod, names in asked.by_mod.items() for name in names), strict=True)
     if wanted.asked is not None:
-        matrix, mods = matrix[np.ix_(wanted.order, wanted.order)], [mods[place] for place in wanted.order]
+        matrix, mods = matrix[np.ix_(wanted.order, wanted.order)], [mods[i] for i in wanted.order]
         names = list(wanted.asked)
     elif len(set(names)) < len(names):
         names = [f"{mod}:{name}" for mod, name in zip(mods, names, strict=True)]
+    names, mods = list(names), list(mods)
     coords = {"feature": names, "feature_": names, "modality": ("feature", mods), "modality_": ("feature_", mods)}
     return xr.DataArray(matrix, dims=("feature", "feature_"), coords=coords, name="correlation")

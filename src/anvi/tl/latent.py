@@ -1,20 +1,21 @@
 """tl.latent."""
 
+from pathlib import Path
+
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
-from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
 
 from ._ask import ask
-from ._fit import RandomState, seed_of
+from ._fit import RandomState
 
 
 def latent(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     n_samples: int | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
@@ -31,7 +32,7 @@ def latent(
     data
         The fitted object, or another one with the same genes (matched by name, in any order).
     model
-        Key or :class:`~anvi.Model`; None: the only fitted model in `data`.
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     n_samples
         None: the posterior mean. A number: so many samples of the posterior, returned and not stored.
     rna_mod, prot_mod, prot_obsm
@@ -66,20 +67,29 @@ def latent(
     ('sample', 'obs', 'latent')
     """
     n_samples = None if n_samples is None else check_samples(n_samples)
-    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
+    inplace = inplace and n_samples is None
+    asked = ask(
+        data,
+        model,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=0 if n_samples is None else random_state,
+        key_added=key_added,
+        inplace=inplace,
+    )
     if n_samples is not None:
         import xarray as xr
 
-        samples = encode.latent_samples(fitted, cells, n_samples, seed_of(random_state))
-        coords = {"obs": cells.names.astype(str)}
-        samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=key)
-        return samples.reindex(obs=slots.home(data, setup).obs_names.astype(str).to_numpy())
-    key = key_to_write(data, fitted, key, key_added) if inplace else key
-    mean = encode.embed(fitted, cells).mean
+        samples = encode.latent_samples(asked.model, asked.cells, n_samples, asked.seed)
+        coords = {"obs": asked.cells.names.astype(str)}
+        samples = xr.DataArray(samples, dims=("sample", "obs", "latent"), coords=coords, name=asked.key)
+        return samples.reindex(obs=asked.obs_names.astype(str).to_numpy())
+    mean = encode.embed(asked.model, asked.cells).mean
     if not inplace:
-        return slots.in_order_of(data, setup, cells.names, mean)
-    data = slots.own(data, False)
-    out = slots.writer(data, setup, cells.names)
-    out.obsm(slots.latent(key), mean)
+        return asked.table(mean, range(mean.shape[1]), asked.cells.names).to_numpy()
+    out = asked.writer(asked.cells.names)
+    out.obsm(slots.latent(asked.to), mean)
     out.log()
     return None

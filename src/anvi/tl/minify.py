@@ -86,8 +86,8 @@ def minify(
 
 
 def _check(data: Data, asked: Context, keep_counts: bool) -> None:
-    there = stored_fits(data, whole=True)
-    if asked.key in there and find_model(data, asked.key)[0].fingerprint() != asked.model.fingerprint():
+    there = stored_fits(asked.source, whole=True)
+    if asked.key in there and find_model(asked.source, asked.key)[0].fingerprint() != asked.model.fingerprint():
         raise ValueError(
             f"This object has a fit of its own under '{asked.key}', which is not the model that was passed. "
             "Minify for the fit that is there, or a copy without it."

@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples, find_batches, find_features
+from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import Piece, draw_counts
 
-from ._ask import Axes, ask, coordinates, dims_of
-from ._fit import RandomState, seed_of
+from ._ask import Axes, ask
+from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 def posterior_predictive(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     modality: str | None = None,
     n_samples: int = 1,
     transform_batch: str | Sequence[str] | None = None,
@@ -100,21 +99,27 @@ def posterior_predictive(
     n_samples = check_samples(n_samples)
     if out is not None and Path(out).exists():
         raise FileExistsError(f"out='{out}' is there already; delete it or name another store.")
-    fitted, _, setup, cells = ask(
-        data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device, labels=None
+    asked = ask(
+        data,
+        model,
+        features=features,
+        modality=modality,
+        transform_batch=transform_batch,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=random_state,
+        labels=None,
     )
-    wanted = find_features(setup, features, modality)
-    batches = find_batches(setup, transform_batch)
-    sweep = Sweep(batches.codes, n_samples, at_mean=False, average=False, seed=seed_of(random_state))
-    axes = Axes(batches.names, n_samples)
-    obs = slots.home(data, setup).obs_names
-    place = pd.Index(cells.names).get_indexer(obs)  # (obs,) -1: outside the model
-    rows = np.flatnonzero(place >= 0)
-    pieces = draw_counts(fitted, cells, wanted, sweep, torch.from_numpy(place[rows]).to(cells.label.device))
-    dims, coords = dims_of(setup, wanted, axes), coordinates(setup, wanted, axes, obs)
+    sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)
+    axes, obs, cells = Axes(asked.batches.names, n_samples), asked.obs_names, asked.cells
+    index = pd.Index(cells.names).get_indexer(obs)  # (obs,) -1: outside the model
+    rows = np.flatnonzero(index >= 0)
+    inside = torch.from_numpy(index[rows]).to(cells.label.device)
+    pieces = draw_counts(asked.model, cells, asked.features, sweep, inside)
+    dims, coords = asked.dims(axes), asked.coordinates(axes)
     if out is not None:
-        from .posterior_predictive import stream
-
         return stream(Path(out), pieces, rows, dims, coords, axes.shape)
     import xarray as xr
 

@@ -1,26 +1,26 @@
 """tl.predict."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import check_no_own_label
 from anvi._data.predictions import write_predictions
 from anvi._data.setup import known_labels
-from anvi._find import key_to_write
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_LABELLED, novelty_of, prediction_sets
 
 from ._ask import ask
-from ._fit import RandomState, seed_of
+from ._fit import RandomState
 
 
 def predict(
     data: Data,
     *,
-    model: str | Model | None = None,
+    model: str | Path | Model | None = None,
     soft: bool = True,
     use_posterior_mean: bool = True,
     false_rejects: float = FALSE_REJECTS,
@@ -43,7 +43,7 @@ def predict(
         The fitted object, or another one with the same genes (matched by name, in any order). Proteins that it lacks
         count as not measured; so does the whole protein modality.
     model
-        Key or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
+        Key, folder or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
     soft
         Also write (or return) the probabilities of all classes.
     use_posterior_mean
@@ -100,7 +100,18 @@ def predict(
     >>> av.tl.predict(mdata, inplace=False).shape
     (300, 6)
     """
-    fitted, key, setup, cells = ask(data, model, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm, device=device)
+    asked = ask(
+        data,
+        model,
+        rna_mod=rna_mod,
+        prot_mod=prot_mod,
+        prot_obsm=prot_obsm,
+        device=device,
+        random_state=0 if use_posterior_mean else random_state,
+        key_added=key_added,
+        inplace=inplace,
+    )
+    fitted, cells, key = asked.model, asked.cells, asked.key
     if not 0 <= false_rejects < 1:
         raise ValueError(f"false_rejects={false_rejects} is a share of cells: at least 0 and below 1.")
     if not fitted.config.has_labels:
@@ -110,25 +121,20 @@ def predict(
     if coverage is not None:
         _check_coverage(fitted, key, coverage)
     if inplace:
-        key = key_to_write(data, fitted, key, key_added)
-        check_no_own_label(data, setup, key)
-    seed = None if use_posterior_mean else seed_of(random_state)
-    embedding = encode.embed(fitted, cells, sample_seed=seed)
+        check_no_own_label(asked.source, asked.setup, asked.to)
+    embedding = encode.embed(fitted, cells, sample_seed=None if use_posterior_mean else asked.seed)
     sets = None if coverage is None else prediction_sets(fitted, cells, embedding.proba, coverage)
     if not inplace:
         if sets is not None:
-            table = pd.DataFrame(sets.astype(np.float32), cells.names, list(fitted.classes))
-            return table.reindex(slots.home(data, setup).obs_names)
-        table = pd.DataFrame(embedding.proba, index=cells.names, columns=list(fitted.classes))
-        table = table.reindex(slots.home(data, setup).obs_names)
-        return (
-            table if soft else pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
-        )
-    data = slots.own(data, False)
-    out = slots.writer(data, setup, cells.names)
-    known = known_labels(data, setup, pd.Index(cells.names))
+            return asked.table(sets.astype(np.float32), fitted.classes, cells.names)
+        table = asked.table(embedding.proba, fitted.classes, cells.names)
+        if soft:
+            return table
+        return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
+    known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
     far = novelty_of(fitted, cells, embedding, false_rejects)
-    write_predictions(out, key, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
+    out = asked.writer(cells.names)
+    write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
     out.log()
     return None
 
