@@ -260,6 +260,6 @@ def _list(names, most: int | None = 12) -> str:
 def warn(message: str) -> None:
     """Warn, pointing at the first line outside this package."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("anvi."):
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("anvi.", "contextlib")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)

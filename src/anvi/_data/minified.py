@@ -95,9 +95,8 @@ def check_in_memory(data: Data) -> None:
         raise ValueError("The object is backed by a file, whose counts would be lost; read it into memory first.")
 
 
-def write_posterior(data: Data, setup: Setup, key: str, model_id: str, stored: Stored) -> slots.Writer:
+def write_posterior(out: slots.Writer, setup: Setup, key: str, model_id: str, stored: Stored) -> None:
     """Write what stands in for counts into its slots; the counts stay."""
-    out = slots.writer(data, setup, stored.names)
     out.obsm(slots.qz_mean(key), stored.q_mean)
     out.obsm(slots.qz_var(key), stored.q_var)
     out.obs(slots.library(key), stored.library.astype(np.float32))
@@ -108,7 +107,6 @@ def write_posterior(data: Data, setup: Setup, key: str, model_id: str, stored: S
         record["measured"] = stored.mask_table
     out.params(key, POSTERIOR, record)
     out.params(key, MINIFIED, False)
-    return out
 
 
 def drop_counts(data: Data, setup: Setup) -> list[str]:

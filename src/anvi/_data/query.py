@@ -286,7 +286,7 @@ def _with_categories(
     given = batch_key is not None
     name, batches = grown(batch_key or setup.batch_key, "batch_key", given, setup.batches, slots.batch(key))
     categorical = tuple(
-        grown(covariate, "categorical_covariate_keys", False, known, slots.covariate(key, covariate))
+        grown(covariate, "categorical_covariate_keys", False, known, slots.covariate(key, covariate.replace(":", "_")))
         for covariate, known in setup.categorical
     )
     return replace(setup, batch_key=name, batches=batches, categorical=categorical), written

@@ -1,4 +1,4 @@
-"""Every slot name, and the one writer for each. Nothing else in the package writes into the user's object.
+"""Slots: the contract as a table, and the door out. Nothing else in the package writes into the user's object.
 
 Results of a joint model go to the global slots of a MuData, those of an RNA model to its modality, with obs columns
 mirrored as `rna:...`. An AnnData gets the same names in itself.
@@ -6,7 +6,7 @@ mirrored as `rna:...`. An AnnData gets the same names in itself.
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,189 +18,49 @@ from scipy import sparse
 from . import containers
 from .containers import Data
 
-
-def in_modality(values: np.ndarray, cells: pd.Index, features: Sequence[str], part: AnnData) -> np.ndarray:
-    """`(cells, features)` as float32 of the modality's shape; not copied if nothing moves."""
-    row = cells.get_indexer(part.obs_names)
-    column = pd.Index(features).get_indexer(part.var_names.astype(str))
-    if np.array_equal(row, np.arange(len(cells))) and np.array_equal(column, np.arange(len(features))):
-        return values.astype(np.float32, copy=False)
-    if sparse.issparse(values):
-        return _csr_in_modality(values, row, column)
-    out = np.full((len(row), len(column)), np.nan, dtype=np.float32)
-    inside, known = np.flatnonzero(row >= 0), np.flatnonzero(column >= 0)
-    for first in range(0, len(inside), 1024):  # in pieces: the values may be all that memory holds twice
-        rows = inside[first : first + 1024]
-        out[np.ix_(rows, known)] = values[np.ix_(row[rows], column[known])]
-    return out
-
-
-def _csr_in_modality(values: sparse.csr_matrix, row: np.ndarray, column: np.ndarray) -> sparse.csr_matrix:
-    """A sparse matrix stays one: nothing, instead of NaN, where the modality has other cells or features."""
-    wider = sparse.hstack([values, sparse.csr_matrix((values.shape[0], 1))], format="csr")  # place -1 is the last one
-    longer = sparse.vstack([wider[:, column], sparse.csr_matrix((1, len(column)))], format="csr")
-    return longer[row].astype(np.float32)
-
-
-def in_varp(values: np.ndarray, features: Mapping[str, Sequence[str]], part: Data) -> np.ndarray:
-    """`(features, features)`, one modality after the other, as float32 of the shape of the object's varp.
-
-    An AnnData has room for the first modality's features only.
-    """
-    place, start = np.full(part.n_vars, -1), 0  # (features of the object,) -1: not among the values
-    for mod, names in features.items():
-        if isinstance(part, AnnData):
-            place = pd.Index(names).get_indexer(part.var_names.astype(str))
-            break
-        if mod in part.mod:
-            own = np.asarray(part.varmap[mod], dtype=np.int64).reshape(-1) - 1  # stored from 1; 0: of another modality
-            found = pd.Index(names).get_indexer(part.mod[mod].var_names.astype(str))
-            known = (own >= 0) & (found[own] >= 0)
-            place[known] = start + found[own[known]]
-        start += len(names)
-    inside = np.flatnonzero(place >= 0)
-    if np.array_equal(place, np.arange(len(values))):
-        return values.astype(np.float32, copy=False)
-    out = np.full((len(place), len(place)), np.nan, dtype=np.float32)
-    out[np.ix_(inside, inside)] = values[np.ix_(place[inside], place[inside])]
-    return out
-
-
 logger = logging.getLogger("anvi")
 
+# name, by the key of the model  # where (type): what lies there; docs/slots.md shows the same table
+latent = "X_{}".format  # obsm (float32 array): latent space, the posterior mean
+prediction = "{}_prediction".format  # obs (categorical): most probable class
+confidence = "{}_confidence".format  # obs (float32): probability of the predicted class
+margin = "{}_margin".format  # obs (float32): difference between the two highest probabilities
+entropy = "{}_entropy".format  # obs (float32): entropy of the probabilities, from 0 (sure) to 1 (all alike)
+novelty = "{}_novelty".format  # obs (float32): distance to what the model knows, 1 being far
+label = "{}_label".format  # obs (categorical): the user's label where there is one, else the prediction or "Unassigned"
+split = "{}_split".format  # obs (categorical): training and validation cells
+proba = "{}_proba".format  # obsm (DataFrame): class probabilities
+sets = "{}_sets".format  # obsm (DataFrame): prediction sets, 1 for the classes that a cell may well be
+measured = "measured".format  # varm (DataFrame): which panel measured which protein; in the protein modality
+batch = "{}_batch".format  # obs (categorical): batch of a mapped cell, where the query does not say it in full
+panel = "{}_panel".format  # obs (categorical): panel of a mapped cell, where the query does not say it in full
+covariate = "{}_covariate_{}".format  # obs (categorical): covariate of a mapped cell, where the query does not say it
+denoised = "{}_denoised".format  # layers (float32 array): denoised expression, in each modality
+prot_denoised = "{}_prot_denoised".format  # obsm (DataFrame): denoised proteins of every cell, stained or not
+foreground = "{}_foreground".format  # layers (float32 array): foreground probabilities, in the protein modality
+prot_foreground = "{}_prot_foreground".format  # obsm (DataFrame): foreground probabilities of every cell
+correlation = "{}_correlation".format  # varp (float32 array): correlation of features
+attributions = "{}_attributions".format  # varm, uns, layers (DataFrame, dict, float32 array): why a class, per modality
+explained = "{}_explained".format  # obs (categorical): what was explained of a cell whose attributions were kept
+qz_mean = "{}_qz_mean".format  # obsm (float32 array): mean of the latent posterior, before the softmax of "ln"
+qz_var = "{}_qz_var".format  # obsm (float32 array): its variance
+library = "{}_library".format  # obs (float32): summed RNA counts
+mask_code = "{}_measured".format  # obs (categorical): which proteins were measured in a cell whose counts are gone
 
-def latent(key: str) -> str:
-    """`obsm` slot of the latent space."""
-    return f"X_{key}"
-
-
-def prediction(key: str) -> str:
-    """`obs` slot of the predicted class."""
-    return f"{key}_prediction"
-
-
-def confidence(key: str) -> str:
-    """`obs` slot of the predicted class's probability."""
-    return f"{key}_confidence"
-
-
-def margin(key: str) -> str:
-    """`obs` slot of the difference between the two highest probabilities."""
-    return f"{key}_margin"
-
-
-def entropy(key: str) -> str:
-    """`obs` slot of the entropy of the probabilities, from 0 (sure) to 1 (all alike)."""
-    return f"{key}_entropy"
-
-
-def novelty(key: str) -> str:
-    """`obs` slot of the distance to what the model knows, 1 being far."""
-    return f"{key}_novelty"
-
-
-def label(key: str) -> str:
-    """`obs` slot of the user's label where there is one, else of the predicted class or `UNASSIGNED`."""
-    return f"{key}_label"
-
-
-def split(key: str) -> str:
-    """`obs` slot of training and validation cells."""
-    return f"{key}_split"
-
-
-def proba(key: str) -> str:
-    """`obsm` slot of class probabilities."""
-    return f"{key}_proba"
-
-
-def sets(key: str) -> str:
-    """`obsm` slot of prediction sets: the classes that a cell may well be."""
-    return f"{key}_sets"
-
-
-def measured() -> str:
-    """`varm` slot of the panel table."""
-    return "measured"
-
-
-def batch(key: str) -> str:
-    """`obs` slot of the batch that a mapped cell was taken for, where the query has no column that says it in full."""
-    return f"{key}_batch"
-
-
-def panel(key: str) -> str:
-    """`obs` slot of the panel of a mapped cell, where the query has no column that says it in full."""
-    return f"{key}_panel"
-
-
-def covariate(key: str, name: str) -> str:
-    """`obs` slot of a covariate of a mapped cell, where the query has no column that says it in full."""
-    return f"{key}_covariate_{name.replace(':', '_')}"
-
-
-def denoised(key: str) -> str:
-    """`layers` slot of denoised expression, in each modality."""
-    return f"{key}_denoised"
-
-
-def prot_denoised(key: str) -> str:
-    """`obsm` slot of denoised proteins of every cell, stained or not."""
-    return f"{key}_prot_denoised"
-
-
-def foreground(key: str) -> str:
-    """`layers` slot of foreground probabilities, in the protein modality."""
-    return f"{key}_foreground"
-
-
-def prot_foreground(key: str) -> str:
-    """`obsm` slot of the foreground probabilities of every cell, stained or not."""
-    return f"{key}_prot_foreground"
-
-
-def correlation(key: str) -> str:
-    """`varp` slot of the correlation of features."""
-    return f"{key}_correlation"
-
-
-def attributions(key: str) -> str:
-    """`varm`, `uns` and `layers` slot of attributions, in each modality."""
-    return f"{key}_attributions"
-
-
-def explained(key: str) -> str:
-    """`obs` slot, in each modality, of what was explained of a cell whose own attributions were kept."""
-    return f"{key}_explained"
-
-
-def qz_mean(key: str) -> str:
-    """`obsm` slot of the posterior mean of the latent vector, before the softmax of a logistic-normal one."""
-    return f"{key}_qz_mean"
-
-
-def qz_var(key: str) -> str:
-    """`obsm` slot of its variance."""
-    return f"{key}_qz_var"
-
-
-def library(key: str) -> str:
-    """`obs` slot of the summed RNA counts."""
-    return f"{key}_library"
-
-
-def mask_code(key: str) -> str:
-    """`obs` slot of the code that tells which proteins were measured in a cell whose counts are gone."""
-    return f"{key}_measured"
-
-
-_RESULTS = ("denoised", "prot_denoised", "foreground", "prot_foreground", "correlation", "qz_mean", "qz_var")
-_RESULTS += ("attributions", "attributions_prot", "explained")
-"""What queries write as `{key}_{result}` into obsm, layers, varm or varp; a new fit under the key removes them."""
+OF_QUESTIONS = (
+    denoised,
+    prot_denoised,
+    foreground,
+    prot_foreground,
+    correlation,
+    qz_mean,
+    qz_var,
+    attributions,
+    explained,
+)
+"""Slots that questions to a fit are answered in; a new fit under the key removes them."""
 ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
-"""Entries that queries add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
-
-
+"""Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
 UNASSIGNED = "Unassigned"
 """Label of a cell that lies too far from every class that the model knows."""
 
@@ -230,15 +90,48 @@ def is_fit(entry) -> bool:
 
 def remove(part: Data, *names: str) -> None:
     """Delete what lies under these names in a part, in whatever kind of slot."""
-    tables = [part.obs, part.obsm, part.varm, part.varp, part.uns]
-    tables += [part.layers] if isinstance(part, AnnData) else []
-    for table, name in itertools.product(tables, names):
+    for table, name in itertools.product([part.obs, *(table for _, table in _tables(part))], names):
         if name in table:
             del table[name]
 
 
+@contextmanager
+def all_or_nothing(data: Data) -> Iterator[None]:
+    """Put the object back as it was before the block if anything fails inside, an interruption included."""
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    before = [(part, part.obs.copy(deep=False), {name: dict(table) for name, table in _tables(part)}) for part in parts]
+    matrices = [(part, part.X, part.raw) for part in parts if isinstance(part, AnnData) and not part.isbacked]
+    try:
+        yield
+    except BaseException:
+        for part, obs, tables in before:
+            part.obs = obs
+            for name, table in _tables(part):
+                old = tables[name]
+                if list(table) == list(old) and all(table[slot] is value for slot, value in old.items()):
+                    continue
+                for slot in list(table):
+                    del table[slot]
+                for slot, value in old.items():
+                    table[slot] = value
+        for part, values, raw in matrices:
+            if part.X is not values:
+                part.X = values
+            if raw is not None and part.raw is None:
+                part.raw = raw.to_adata()
+        raise
+
+
+def _tables(part: Data) -> list[tuple[str, MutableMapping]]:
+    """Everything of a part that holds slots by name, but obs."""
+    names = ["obsm", "varm", "varp", "uns"] + (["layers"] if isinstance(part, AnnData) else [])
+    return [(name, getattr(part, name)) for name in names]
+
+
 class Writer:
-    """Writes results for some cells of an object into their slots and says which.
+    """Writes results for some cells of an object into their slots and says which: `with writer(...) as out: ...`.
+
+    If anything fails inside the block, the object is as it was before.
 
     Parameters
     ----------
@@ -258,6 +151,17 @@ class Writer:
         self.row = self.cells.get_indexer(home.obs_names)  # (cells of home,) -1: not in the model
         self.written: list[str] = []
 
+    def __enter__(self) -> "Writer":
+        self._guard = all_or_nothing(self.data)
+        self._guard.__enter__()
+        return self
+
+    def __exit__(self, *failure) -> None:
+        self._guard.__exit__(*failure)
+        if failure[0] is None:
+            where = "" if self.mirror is None else f" of mdata['{self.mirror}']"
+            logger.info(f"written{where}: {', '.join(self.written)}")
+
     def clear(self, key: str) -> None:
         """Remove what an earlier fit wrote under the same key, so that nothing stale stands beside the new."""
         ours = (label(key),) if prediction(key) in self.home.obs else ()  # without predictions it is the user's own
@@ -267,7 +171,7 @@ class Writer:
         remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))
         for part in (self.data, *(self.data.mod.values() if isinstance(self.data, MuData) else ())):
             pushed = [prediction(key)] if self.home is self.data is not part else []
-            remove(part, *(f"{key}_{result}" for result in _RESULTS), *pushed)
+            remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot", *pushed)
 
     def drop_obs(self, *columns: str) -> None:
         """Remove columns, and where they are repeated, if they are there."""
@@ -292,18 +196,9 @@ class Writer:
             self.data.obs[f"{self.mirror}:{slot}"] = series.reindex(self.data.obs_names)
         self.written.append(f"obs['{slot}']")
 
-    @contextmanager
-    def columns(self, columns: Mapping[str, pd.Series]) -> Iterator[None]:
-        """Categorical columns that are there inside the block, and stay unless it fails."""
-        before = [(part, part.obs.copy()) for part in (self.home, *([] if self.mirror is None else [self.data]))]
-        for slot, column in columns.items():
-            self.obs(slot, pd.Categorical(column.reindex(self.cells)))
-        try:
-            yield
-        except BaseException:
-            for part, obs in before:
-                part.obs = obs
-            raise
+    def column(self, slot: str, values: pd.Series) -> None:
+        """A categorical column of the values of each cell by name."""
+        self.obs(slot, pd.Categorical(values.reindex(self.cells)))
 
     def layer(self, mod: str, slot: str, values: np.ndarray, features: Sequence[str]) -> None:
         """Float32 array of a modality's shape, NaN for its cells and features that are not among the values.
@@ -358,11 +253,6 @@ class Writer:
         """A slot as a user would write it; those in home are named without their modality."""
         return slot if modality_of(self.data, mod) is self.home else f"mdata['{mod}'].{slot}"
 
-    def log(self) -> None:
-        """One line that lists what was written."""
-        where = "" if self.mirror is None else f" of mdata['{self.mirror}']"
-        logger.info(f"written{where}: {', '.join(self.written)}")
-
 
 def home(data: Data, setup) -> Data:
     """The part of `data` that holds a model's results: itself for a joint model, the RNA modality for the others."""
@@ -394,3 +284,50 @@ def own(data: Data, copy: bool) -> Data:
         if part.is_view:  # MuData({"rna": rna[:, genes]}) holds one
             part.obs = part.obs.copy()
     return data
+
+
+def in_modality(values: np.ndarray, cells: pd.Index, features: Sequence[str], part: AnnData) -> np.ndarray:
+    """`(cells, features)` as float32 of the modality's shape; not copied if nothing moves."""
+    row = cells.get_indexer(part.obs_names)
+    column = pd.Index(features).get_indexer(part.var_names.astype(str))
+    if np.array_equal(row, np.arange(len(cells))) and np.array_equal(column, np.arange(len(features))):
+        return values.astype(np.float32, copy=False)
+    if sparse.issparse(values):
+        return _csr_in_modality(values, row, column)
+    out = np.full((len(row), len(column)), np.nan, dtype=np.float32)
+    inside, known = np.flatnonzero(row >= 0), np.flatnonzero(column >= 0)
+    for first in range(0, len(inside), 1024):  # in pieces: the values may be all that memory holds twice
+        rows = inside[first : first + 1024]
+        out[np.ix_(rows, known)] = values[np.ix_(row[rows], column[known])]
+    return out
+
+
+def _csr_in_modality(values: sparse.csr_matrix, row: np.ndarray, column: np.ndarray) -> sparse.csr_matrix:
+    """A sparse matrix stays one: nothing, instead of NaN, where the modality has other cells or features."""
+    wider = sparse.hstack([values, sparse.csr_matrix((values.shape[0], 1))], format="csr")  # place -1 is the last one
+    longer = sparse.vstack([wider[:, column], sparse.csr_matrix((1, len(column)))], format="csr")
+    return longer[row].astype(np.float32)
+
+
+def in_varp(values: np.ndarray, features: Mapping[str, Sequence[str]], part: Data) -> np.ndarray:
+    """`(features, features)`, one modality after the other, as float32 of the shape of the object's varp.
+
+    An AnnData has room for the first modality's features only.
+    """
+    place, start = np.full(part.n_vars, -1), 0  # (features of the object,) -1: not among the values
+    for mod, names in features.items():
+        if isinstance(part, AnnData):
+            place = pd.Index(names).get_indexer(part.var_names.astype(str))
+            break
+        if mod in part.mod:
+            own = np.asarray(part.varmap[mod], dtype=np.int64).reshape(-1) - 1  # stored from 1; 0: of another modality
+            found = pd.Index(names).get_indexer(part.mod[mod].var_names.astype(str))
+            known = (own >= 0) & (found[own] >= 0)
+            place[known] = start + found[own[known]]
+        start += len(names)
+    inside = np.flatnonzero(place >= 0)
+    if np.array_equal(place, np.arange(len(values))):
+        return values.astype(np.float32, copy=False)
+    out = np.full((len(place), len(place)), np.nan, dtype=np.float32)
+    out[np.ix_(inside, inside)] = values[np.ix_(place[inside], place[inside])]
+    return out

@@ -151,9 +151,8 @@ def criticism(
         "random_state": seed,
     }
     data = slots.own(data, False)
-    out = slots.writer(data, setup, asked.cells.names)
-    out.params(key, "criticism", {**result, "params": params})
-    out.log()
+    with slots.writer(data, setup, asked.cells.names) as out:
+        out.params(key, "criticism", {**result, "params": params})
     return None
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -125,6 +126,9 @@ def run_fit(
     if config.has_labels:
         check_no_own_label(source, setup, key)
     cells = read_cells(source, setup, labels=True)
+    known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
+    colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
+    del source  # and the proteins that it keeps
     _log_data(cells, setup)
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
@@ -162,7 +166,8 @@ def run_fit(
     embedding = encode.embed(model, on_device)
     model.on(torch.device("cpu"))
     data = slots.own(data, copy)
-    write_fit(data, key, model, cells, embedding, validation_cells.numpy(), calibration=table)
+    told = {"known": known, "colors": colors, "calibration": table}
+    write_fit(data, key, model, cells, embedding, validation_cells.numpy(), **told)
     return data if copy else None
 
 
@@ -171,11 +176,13 @@ def write_fit(
     key: str,
     model: Model,
     cells: Cells,
-    embedding,
+    embedding: encode.Embedding,
     validation: np.ndarray | None,
-    reference: dict | None = None,
+    *,
+    known: pd.Series | None = None,
     colors: list[str] | None = None,
-    calibration: pd.DataFrame | None = None,
+    columns: Mapping[str, pd.Series] | None = None,
+    **entries: object,
 ) -> None:
     """Write latent space, predictions, split, history and the model itself.
 
@@ -187,50 +194,45 @@ def write_fit(
         Output of :func:`anvi._posterior.encode.embed` for the cells.
     validation
         Positions of the validation cells; None if no cell was trained on.
-    reference
-        What the model was mapped onto, for `uns[key]["reference"]`.
+    known
+        What the user says of each cell, where the model has labels.
     colors
-        Colours of the classes; None takes those of the labels, where there are any.
-    calibration
-        Reliability of the probabilities, for `uns[key]["calibration"]`.
+        Colours of the classes.
+    columns
+        Columns of obs that the cells were read with and that the object lacks.
+    entries
+        More for `uns[key]`: what the model was mapped onto, the reliability of its probabilities.
     """
     setup = model.setup
-    known = known_labels(data, setup, pd.Index(cells.names)) if model.config.has_labels else None
-    out = slots.writer(data, setup, cells.names)
-    out.clear(key)
-    out.obsm(slots.latent(key), embedding.mean)
-    if embedding.proba is not None:
-        far = novelty_of(model, cells, embedding, FALSE_REJECTS)
-        write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
-        if colors is None and setup.labels_key is not None:
-            colors = colors_of(data, setup.labels_key, model.classes)
-        if colors is not None:
-            write_colors(out, key, model.classes, colors)
-    if validation is not None:
-        codes = np.zeros(len(cells), dtype=int)
-        codes[validation] = 1
-        out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
+    # compute and serialise everything
     features = {setup.rna_mod: list(setup.genes)} | ({setup.prot_mod: list(setup.proteins)} if setup.joint else {})
-    out.uns(
-        key,
-        {
-            "params": {name: fact for name, fact in model.info.items() if name != "reference"}
-            | {"method": model.name, **_keys(setup)},
-            "classes": list(model.classes),
-            "features": features,
-            "batches": list(setup.batches),
-            "panels": list(setup.panels),
-            "model": model.to_slot(),
-            "history": model.history,
-        }
-        | ({} if reference is None else {"reference": reference})
-        | ({} if calibration is None else {"calibration": calibration}),
-    )
-    out.log()
-
-
-def _keys(setup: Setup) -> dict:
-    return {name: getattr(setup, name) for name in ("batch_key", "labels_key", "panel_key", "unlabeled_category")}
+    keys = ("batch_key", "labels_key", "panel_key", "unlabeled_category")
+    params = {name: fact for name, fact in model.info.items() if name != "reference"}
+    entry = {
+        "params": params | {"method": model.name} | {name: getattr(setup, name) for name in keys},
+        "classes": list(model.classes),
+        "features": features,
+        "batches": list(setup.batches),
+        "panels": list(setup.panels),
+        "model": model.to_slot(),
+        "history": model.history,
+    } | {name: value for name, value in entries.items() if value is not None}
+    far = None if embedding.proba is None else novelty_of(model, cells, embedding, FALSE_REJECTS)
+    # then write
+    with slots.writer(data, setup, cells.names) as out:
+        for slot, column in (columns or {}).items():
+            out.column(slot, column)
+        out.clear(key)
+        out.obsm(slots.latent(key), embedding.mean)
+        if embedding.proba is not None:
+            write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
+            if colors is not None:
+                write_colors(out, key, model.classes, colors)
+        if validation is not None:
+            codes = np.zeros(len(cells), dtype=int)
+            codes[validation] = 1
+            out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
+        out.uns(key, entry)
 
 
 def foreign_options(name: str) -> dict[str, str]:

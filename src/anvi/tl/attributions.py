@@ -199,9 +199,10 @@ def attributions(
     if not inplace:
         return rankings.attributions_dataset(parts, [one.table() for one in single])
     grouping = pd.Series(pd.Categorical.from_codes(code, list(found.names)), cells.names, name=found.column)
-    for part, one in itertools.zip_longest(parts, single):
-        names = rankings.write_attributions(part, asked.to, grouping, one)
-        logger.info(f"written of {part.mod}: {', '.join(names)}")
+    with slots.all_or_nothing(data):
+        for part, one in itertools.zip_longest(parts, single):
+            names = rankings.write_attributions(part, asked.to, grouping, one)
+            logger.info(f"written of {part.mod}: {', '.join(names)}")
     return None
 
 

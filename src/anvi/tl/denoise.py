@@ -158,17 +158,17 @@ def denoise(
             answer = [None if part is None else part.reshape(*axes.shape, *part.shape[2:]) for part in answer]
         return asked.dataset(answer, axes)
 
-    out, setup = asked.writer(), asked.setup
+    setup = asked.setup
     told = {"transform_batch": asked.batches_asked, "n_samples": n_samples, "random_state": asked.seed}
-    params = dict(out.home.uns.get(asked.to, {}).get("denoise", {}))  # the other modality may have been asked before
-    if answer.rna is not None:
-        out.layer(setup.rna_mod, slots.denoised(asked.to), answer.rna, setup.genes)
-        params[setup.rna_mod] = told | {"library_size": library_size}
-    if answer.prot is not None:
-        _write_proteins(out, asked, slots.prot_denoised(asked.to), slots.denoised(asked.to), answer.prot)
-        params[setup.prot_mod] = told | {"include_background": include_background}
-    out.params(asked.to, "denoise", params)
-    out.log()
+    with asked.writer() as out:
+        params = dict(out.home.uns.get(asked.to, {}).get("denoise", {}))  # of the other modality, asked before
+        if answer.rna is not None:
+            out.layer(setup.rna_mod, slots.denoised(asked.to), answer.rna, setup.genes)
+            params[setup.rna_mod] = told | {"library_size": library_size}
+        if answer.prot is not None:
+            _write_proteins(out, asked, slots.prot_denoised(asked.to), slots.denoised(asked.to), answer.prot)
+            params[setup.prot_mod] = told | {"include_background": include_background}
+        out.params(asked.to, "denoise", params)
     return None
 
 
@@ -282,9 +282,8 @@ def foreground(
     values = expected.foreground(asked.model, asked.cells, sweep, asked.rows)
     if not inplace:
         return asked.table(values, asked.setup.proteins)
-    out = asked.writer()
-    _write_proteins(out, asked, slots.prot_foreground(asked.to), slots.foreground(asked.to), values)
     told = {"transform_batch": asked.batches_asked, "n_samples": n_samples, "random_state": asked.seed}
-    out.params(asked.to, "foreground", told)
-    out.log()
+    with asked.writer() as out:
+        _write_proteins(out, asked, slots.prot_foreground(asked.to), slots.foreground(asked.to), values)
+        out.params(asked.to, "foreground", told)
     return None

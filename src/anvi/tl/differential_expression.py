@@ -176,12 +176,13 @@ def differential_expression(
     if not inplace:
         return {mod: rankings.ranking_table(ranking) for mod, ranking in by_mod.items()}
     data = slots.own(data, False)
-    for mod, ranking in by_mod.items():
-        part = slots.modality_of(data, mod)
-        out = slots.Writer(part, part, None, part.obs_names.to_numpy())
-        ranking["params"] = write_column(out, asked.groups, f"{key_added}_groups") | ranking["params"]
-        out.uns(slot_of[mod], ranking)
-        logger.info(f"written to '{mod}': {', '.join(out.written)}")
+    with slots.all_or_nothing(data):
+        for mod, ranking in by_mod.items():
+            part = slots.modality_of(data, mod)
+            out = slots.Writer(part, part, None, part.obs_names.to_numpy())
+            ranking["params"] = write_column(out, asked.groups, f"{key_added}_groups") | ranking["params"]
+            out.uns(slot_of[mod], ranking)
+            logger.info(f"written to '{mod}': {', '.join(out.written)}")
     return None
 
 

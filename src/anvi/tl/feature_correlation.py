@@ -135,9 +135,7 @@ def feature_correlation(
     matrix = correlation(asked.model, cells, asked.features, sweep, index, method)
     if not inplace:
         return _array(matrix, asked)
-    out = asked.writer()
     names = {setup.rna_mod: setup.genes} | ({setup.prot_mod: setup.proteins} if setup.joint else {})
-    out.varp(slots.correlation(asked.to), matrix, names)
     told = {
         "method": method,
         "n_samples": n_samples,
@@ -147,8 +145,9 @@ def feature_correlation(
         "rna_mod": setup.rna_mod,
         "prot_mod": setup.prot_mod,
     }
-    out.params(asked.to, "correlation", told)
-    out.log()
+    with asked.writer() as out:
+        out.varp(slots.correlation(asked.to), matrix, names)
+        out.params(asked.to, "correlation", told)
     return None
 
 

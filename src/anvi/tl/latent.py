@@ -89,7 +89,6 @@ def latent(
     mean = encode.embed(asked.model, asked.cells).mean
     if not inplace:
         return asked.table(mean, range(mean.shape[1]), asked.cells.names).to_numpy()
-    out = asked.writer(asked.cells.names)
-    out.obsm(slots.latent(asked.to), mean)
-    out.log()
+    with asked.writer(asked.cells.names) as out:
+        out.obsm(slots.latent(asked.to), mean)
     return None

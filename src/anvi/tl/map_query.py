@@ -16,8 +16,9 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own_label, stored_fits
+from anvi._data.predictions import colors_of
 from anvi._data.query import Query, find_query, relocated
-from anvi._data.setup import Setup
+from anvi._data.setup import Setup, known_labels
 from anvi._find import find_reference
 from anvi._fit import surgery
 from anvi._fit.loop import fit, generator, seeds
@@ -195,26 +196,39 @@ def map_query(
         min_genes=min_genes,
     )
     _check_no_own_columns(query, setup, key, found)
+    # read the query as the reference's fit was, and widen the network by what is new
+    opened = Source(query, found.columns)
+    cells = read_cells(opened, found.setup, labels=labels_key is not None)
+    known = known_labels(opened, found.setup, pd.Index(cells.names)) if source.config.has_labels else None
+    network, tables = _widened(source, found, cells)
+    # train, and place the cells
+    on_device = cells.to(where_to)
+    trained = _train(network, tables, on_device, plan, seed, freeze)
+    facts = {
+        "name": source.name,
+        "key": source.key,
+        "n_cells": int(source.info.get("n_cells", 0)),
+        "sha256": source.fingerprint(),
+        "freeze": freeze,
+    }
+    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
+    mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks)
+    embedding = encode.embed(mapped.on(where_to), on_device)
+    mapped.on(torch.device("cpu"))
+    # write
     query = slots.own(query, copy)
-    names = opened.modality(setup.rna_mod, "rna_mod").obs_names
-    with slots.writer(query, setup, names).columns(found.columns):
-        cells = read_cells(query, found.setup, labels=labels_key is not None)
-        network, tables = _widened(source, found, cells)
-        on_device = cells.to(where_to)
-        trained = _train(network, tables, on_device, plan, seed, freeze)
-        facts = {
-            "name": source.name,
-            "key": source.key,
-            "n_cells": int(source.info.get("n_cells", 0)),
-            "sha256": source.fingerprint(),
-            "freeze": freeze,
-        }
-        info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
-        mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks)
-        embedding = encode.embed(mapped.on(where_to), on_device)
-        mapped.on(torch.device("cpu"))
-        colors = _colors(holder, source)
-        write_fit(query, key, mapped, cells, embedding, trained.validation, facts | found.report, colors)
+    write_fit(
+        query,
+        key,
+        mapped,
+        cells,
+        embedding,
+        trained.validation,
+        known=known,
+        colors=_colors(holder, source, opened, found.setup),
+        columns=found.columns,
+        reference=facts | found.report,
+    )
     return query if copy else None
 
 
@@ -307,9 +321,13 @@ def _train(
     return _Trained(network.cpu(), history, info, None if validation is None else validation.numpy())
 
 
-def _colors(holder: Data | None, source: Model) -> list[str] | None:
-    """The reference's colours of its classes, where the object that holds it has any."""
-    if holder is None or not source.config.has_labels:
+def _colors(holder: Data | None, reference: Model, query: Source, setup: Setup) -> list[str] | None:
+    """The reference's colours of its classes, or else those of the query's labels, where there are any."""
+    if not reference.config.has_labels:
         return None
-    colors = slots.home(holder, source.setup).uns.get(f"{slots.prediction(source.key)}_colors")
+    colors = None
+    if holder is not None:
+        colors = slots.home(holder, reference.setup).uns.get(f"{slots.prediction(reference.key)}_colors")
+    if colors is None and setup.labels_key is not None:
+        return colors_of(query, setup.labels_key, setup.classes)
     return None if colors is None else list(map(str, colors))

@@ -77,11 +77,13 @@ def minify(
     """
     asked = ask(data, model, counts=True)
     _check(data, asked, keep_counts)
+    model_id, stored = asked.model.fingerprint(), _stored(asked)
     data = slots.own(data, copy)
-    out = minified.write_posterior(data, asked.setup, asked.key, asked.model.fingerprint(), _stored(asked))
-    out.log()
-    if not keep_counts:
-        logger.info(f"emptied: {', '.join(minified.drop_counts(data, asked.setup))}")
+    with slots.all_or_nothing(data):
+        with slots.writer(data, asked.setup, stored.names) as out:
+            minified.write_posterior(out, asked.setup, asked.key, model_id, stored)
+        if not keep_counts:
+            logger.info(f"emptied: {', '.join(minified.drop_counts(data, asked.setup))}")
     return data if copy else None
 
 

@@ -133,9 +133,8 @@ def predict(
         return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
     known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
     far = novelty_of(fitted, cells, embedding, false_rejects)
-    out = asked.writer(cells.names)
-    write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
-    out.log()
+    with asked.writer(cells.names) as out:
+        write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
     return None
 
 
