@@ -95,7 +95,7 @@ def test_entries_with_room_are_those_of_the_cells(prepared):
     choice = minibatches.plan()[0]
     exact, padded = (take(cells, choice.index, dense=False, room=room).entries for room in (None, 7_000))
     n = len(exact.count)
-    assert n == choice.n_entries and len(padded.count) == 7_000
+    assert 0 < n <= choice.n_entries and len(padded.count) == 7_000
     for ours, theirs in zip(padded, exact, strict=True):
         assert torch.equal(ours[:n], theirs)
         assert not ours[n:].any()

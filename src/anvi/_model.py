@@ -1,8 +1,9 @@
 """A fitted model: how data are read, the network and how it came to be. Holds no data; knows how to be written."""
 
+import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -163,9 +164,10 @@ class Model:
         return cls.from_parts(facts, weights, history)
 
     def on(self, device: torch.device) -> "Model":
-        """The model with its network moved to a device."""
-        self.network.to(device)
-        return self
+        """The model on a device: itself where it is there, else a copy, so that nobody's model moves."""
+        if next(self.network.parameters()).device == device:
+            return self
+        return replace(self, network=copy.deepcopy(self.network).to(device))
 
 
 def _check_sizes(config: Config, setup: Setup) -> None:

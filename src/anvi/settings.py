@@ -95,6 +95,8 @@ def choose_device(device: str = "auto") -> torch.device:
         ) from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device='{name}' was asked for, but torch sees no CUDA device here; use device='cpu'.")
+    if chosen.type == "cuda" and chosen.index is None:  # named in full, so that it compares equal to that of a tensor
+        chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 

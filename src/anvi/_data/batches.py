@@ -56,12 +56,12 @@ def take(
     )
 
 
-def chunks(cells: Cells, index: Tensor, size: int) -> Iterator[Batch]:
+def chunks(cells: Cells, index: Tensor, size: int, *, dense: bool = True) -> Iterator[Batch]:
     """All cells of `index` once, in its order, labelled ones counted only if they lead: for queries and validation."""
-    for part in index.split(size):
-        labelled = cells.label[part] >= 0
+    known = (cells.label[index] >= 0).cpu()  # one wait for the device, not one per chunk
+    for part, labelled in zip(index.split(size), known.split(size), strict=True):
         lead = int(labelled.sum()) if bool((labelled[:-1] >= labelled[1:]).all()) else 0
-        yield take(cells, part, n_labelled=lead)
+        yield take(cells, part, n_labelled=lead, dense=dense)
 
 
 def labelled_first(cells: Cells, index: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ class StepCells(NamedTuple):
     weight: Tensor  # (cells,) 1, or 0 for padding
     balanced: Tensor | None  # (further labelled cells,) positions
     n_labelled: int  # so many of the first cells are labelled
-    n_entries: int  # non-zero counts of the cells
-    n_balanced_entries: int
+    n_entries: int  # non-zero counts of the cells, at most, in any step of the epoch
+    n_balanced_entries: int  # likewise, of the further cells
 
 
 class Minibatches:
@@ -125,14 +125,14 @@ class Minibatches:
         device = self.cells.label.device
         index = torch.cat([cells for cells, _ in parts], dim=1)  # (steps, cells)
         weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
-        balanced, n_balanced_entries = [None] * self.n_steps, [0] * self.n_steps
+        balanced, n_balanced_entries = [None] * self.n_steps, 0
         if self.labelled_size:
             balanced = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1)
-            n_balanced_entries = self.n_stored[balanced].sum(1).tolist()
+            n_balanced_entries = int(self.n_stored[balanced].sum(1).max())
             balanced = balanced.to(device)
-        n_labelled, n_entries = [self.n_labelled] * self.n_steps, self.n_stored[index].sum(1).tolist()
-        columns = (index.to(device), weight, balanced, n_labelled, n_entries, n_balanced_entries)
-        return [StepCells(*row) for row in zip(*columns, strict=True)]
+        most = self.n_labelled, int(self.n_stored[index].sum(1).max()), n_balanced_entries
+        columns = (index.to(device), weight, balanced)
+        return [StepCells(*row, *most) for row in zip(*columns, strict=True)]
 
     def _spread(self, stream: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""

@@ -102,18 +102,27 @@ def arithmetic() -> Iterator[None]:
     """Matrix products as `settings.precision` says; all else stays in float32."""
     if settings.precision not in ("float32", "tf32", "bf16"):
         raise ValueError(f"settings.precision='{settings.precision}' is not one of 'float32', 'tf32', 'bf16'.")
-    before = torch.get_float32_matmul_precision()
-    if settings.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    if settings.precision != "tf32":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    # torch refuses the older name once somebody has used the newer one, which torch 2.6 does not have
+    name, value = ("fp32_precision", "tf32") if hasattr(products, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(products, name)
+    setattr(products, name, value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(products, name, before)
 
 
 def _autocast(device: torch.device) -> torch.autocast:
-    """For the forward pass alone: the backward pass takes each product in the precision of its forward one."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    """For the forward pass alone: the backward pass takes each product in the precision of its forward one.
+
+    No cache of rounded weights: one that a captured step left behind would be memory of its graph.
+    """
+    enabled = settings.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def run_step(

@@ -177,8 +177,11 @@ def _as_if(model: Model, batch: Batch, target: Tensor | None, rows: slice) -> Ba
     return batch._replace(batch=code, codes=torch.cat([code[:, None], batch.codes[:, 1:]], dim=1))  # batch comes first
 
 
-BUDGET = 2**22
-"""Numbers (populations x pairs x features) that are decoded at a time; bounds the memory, changes nothing else."""
+BUDGET, GPU_BUDGET = 2**22, 2**26
+"""Numbers (populations x pairs x features) that are decoded at a time; bounds the memory, changes nothing else.
+
+A GPU has hardly begun with what fits the cache of a CPU; with more than this it is no faster, and some have 8 GiB.
+"""
 PILOT = 1_000
 """Pairs from which a threshold is estimated."""
 LEAST_DELTA, MOST_MEANS = 0.1, 50_000
@@ -314,7 +317,8 @@ class _Pairs:
 
     def blocks(self, rows: slice):
         """Yield comparison, group and reference `(rows, features)`; the reference is a copy that may be written to."""
-        step = max(8, BUDGET // (self.n_populations * max(self.n_features, 256)))  # the hidden layers are wide, too
+        budget = GPU_BUDGET if self.partner.is_cuda else BUDGET
+        step = max(8, budget // (self.n_populations * max(self.n_features, 256)))  # the hidden layers are wide, too
         stop = min(rows.stop, self.n_pairs)
         for start in range(rows.start, stop, step):
             part = slice(start, min(start + step, stop))

@@ -1,5 +1,6 @@
 """Expected expression by the decoder, foreground, and the parameters of the likelihoods."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -89,6 +90,7 @@ def expected_expression(
     ]
     rna = _empty(sweep, len(cells), len(features.gene_names))
     prot = _empty(sweep, len(cells), len(features.protein_names))
+    copies = _ToHost(cells.label.device)
     for block in blocks(model, cells):
         here = rows[block.rows]
         size = library_of(model, block, library_size)
@@ -99,13 +101,14 @@ def expected_expression(
                 protein_value(model, z, batch, columns[1], include_background) if features.has_proteins else None,
             )
             if not sweep.average:
-                _put(rna, place, here, values[0], size)
-                _put(prot, place, here, values[1])
+                copies.put(rna, place, here, values[0], size)
+                copies.put(prot, place, here, values[1])
                 continue
             sums = [value if total is None else total.add_(value) for total, value in zip(sums, values, strict=True)]
         if sweep.average:
-            _put(rna, 0, here, sums[0], size / sweep.n_steps)  # the library enters once, not once per batch
-            _put(prot, 0, here, sums[1], 1 / sweep.n_steps)
+            copies.put(rna, 0, here, sums[0], size / sweep.n_steps)  # the library enters once, not once per batch
+            copies.put(prot, 0, here, sums[1], 1 / sweep.n_steps)
+    copies.finish()
     return Expected(_shaped(rna, sweep), _shaped(prot, sweep))
 
 
@@ -139,13 +142,14 @@ def protein_value(model: Model, z: Tensor, batch: Batch, columns: Tensor | None,
 def foreground(model: Model, cells: Cells, sweep: Sweep = Sweep(), rows: Tensor | None = None) -> np.ndarray:
     """Probability that a protein count is foreground `(cells, proteins)`; `rows` as in :func:`expected`."""
     rows = torch.arange(len(cells)) if rows is None else rows.cpu()
-    out = _empty(sweep, len(cells), model.config.n_proteins)
+    out, copies = _empty(sweep, len(cells), model.config.n_proteins), _ToHost(cells.label.device)
     for block in blocks(model, cells):
         total = None
         for _, z, batch in steps(model, block, sweep):
             value = (-model.network.decode_mixing(z, batch, Draws())).sigmoid()
             total = value if total is None else total.add_(value)
-        _put(out, 0, rows[block.rows], total, 1 / sweep.n_steps)
+        copies.put(out, 0, rows[block.rows], total, 1 / sweep.n_steps)
+    copies.finish()
     return _shaped(out, sweep)
 
 
@@ -156,9 +160,48 @@ def _empty(sweep: Sweep, n_cells: int, n_features: int) -> Tensor | None:
     return torch.empty(1 if sweep.average else sweep.n_steps, n_cells, n_features)
 
 
-def _put(out: Tensor | None, place: int, rows: Tensor, values: Tensor | None, factor: Tensor | float = 1.0) -> None:
-    if out is not None:
-        out[place][rows] = values.mul_(factor).cpu()
+class _ToHost:
+    """Puts values into host memory; from a GPU through two pinned buffers in turn, while it works on what comes next.
+
+    A copy to ordinary memory would make it wait for the host after every chunk, for many times what a chunk takes.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.buffers = [torch.empty(0), torch.empty(0)]
+        self.sent: deque[tuple[torch.cuda.Event, Tensor, Tensor, Tensor]] = deque()
+
+    def put(
+        self, out: Tensor | None, place: int, rows: Tensor, values: Tensor | None, factor: Tensor | float = 1.0
+    ) -> None:
+        """Write `values * factor`, and overwrite the values; None has no place or no values."""
+        if out is None:
+            return
+        values = values.mul_(factor)
+        if self.device.type != "cuda":
+            out[place][rows] = values.cpu()
+            return
+        if len(self.sent) == len(self.buffers):
+            self._receive()
+        buffer = self.buffers.pop(0)  # the one that was read last
+        if buffer.numel() < values.numel():
+            buffer = torch.empty(values.numel(), dtype=values.dtype, pin_memory=True)
+        self.buffers.append(buffer)
+        arriving = buffer[: values.numel()].view(values.shape)
+        arriving.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        self.sent.append((event, arriving, out[place], rows))
+
+    def finish(self) -> None:
+        """Wait for what is on its way."""
+        while self.sent:
+            self._receive()
+
+    def _receive(self) -> None:
+        event, values, out, rows = self.sent.popleft()
+        event.synchronize()
+        out[rows] = values
 
 
 def _shaped(out: Tensor | None, sweep: Sweep) -> np.ndarray | None:

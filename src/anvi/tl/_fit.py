@@ -164,7 +164,7 @@ def run_fit(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
     embedding = encode.embed(model, on_device)
-    model.on(torch.device("cpu"))
+    model = model.on(torch.device("cpu"))
     data = slots.own(data, copy)
     told = {"known": known, "colors": colors, "calibration": table}
     write_fit(data, key, model, cells, embedding, validation_cells.numpy(), **told)

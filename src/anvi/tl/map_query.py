@@ -214,7 +214,6 @@ def map_query(
     info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
     mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks)
     embedding = encode.embed(mapped.on(where_to), on_device)
-    mapped.on(torch.device("cpu"))
     # write
     query = slots.own(query, copy)
     write_fit(
@@ -318,7 +317,7 @@ def _train(
         else:
             history = fit(network.to(device), cells, train, validation, plan, random_state=fit_seed)
     info = info_of(cells, plan, seed, history, time.monotonic() - begun, train, device)
-    return _Trained(network.cpu(), history, info, None if validation is None else validation.numpy())
+    return _Trained(network.cpu(), history, info, None if validation is None else validation.cpu().numpy())
 
 
 def _colors(holder: Data | None, reference: Model, query: Source, setup: Setup) -> list[str] | None:
