@@ -34,6 +34,7 @@ from anvi._data.setup import find_setup
 from anvi._fit import loop
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
+from anvi._runtime import Stop, Threads
 from anvi.nn import Weights
 
 PEERS = {"scvi": "SCVI", "scanvi": "SCANVI", "totalvi": "TOTALVI", "totalanvi": "TOTALANVI"}
@@ -103,6 +104,7 @@ class Ours:
         self.minibatches = Minibatches(self.cells, self.train_cells, options.batch_size, size, self.state.shuffle)
         self.group = loop._adversary_groups(self.cells)
         self.run = loop._runner(network, torch.device(options.device))
+        self.threads = Threads(torch.device(options.device), options.threads)  # as the peer has them
         self.epochs = 0
 
     def epoch(self) -> tuple[float, float]:
@@ -110,7 +112,8 @@ class Ours:
         begun = time.perf_counter()
         weights = Weights(self.epochs / WARMUP, 1.0, 50.0)
         steps = self.minibatches.plan()
-        row, _ = loop._train_epoch(self.state, self.run, self.minibatches, steps, self.group, weights, self.plan)
+        parts = (self.state, self.run, self.minibatches, steps, self.group, weights, self.plan, self.threads, Stop())
+        row, _ = loop._train_epoch(*parts)
         self.epochs += 1
         return time.perf_counter() - begun, row["train_loss"]
 
@@ -231,9 +234,9 @@ def alternate(peer, ours: Ours, options) -> list[dict]:
 
 def parts_of_step(ours: Ours) -> dict[str, float]:
     """Share of the operators in one of our epochs, by the profiler, in per cent of the operators' own time."""
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, supported_activities
 
-    gpu = ours.cells.label.is_cuda
+    gpu = ours.cells.label.is_cuda and ProfilerActivity.CUDA in supported_activities()
     with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as profiler:
         ours.epoch()
     events = profiler.key_averages()
