@@ -7,7 +7,11 @@ the gene shares is part of it. Source: spec 2.1, 2.2, 2.5. Tests hold each funct
 gradient.
 """
 
+import logging
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,6 +20,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .config import Entries
+
+logger = logging.getLogger("anvi")
 
 BLOCK = 65_536
 """Entries of a matrix that a thread works on at a time on a CPU, so that what belongs to them stays in its cache."""
@@ -43,6 +49,8 @@ def nb(
     -------
     `(cells,)`, in nats.
     """
+    if (kernels := _kernels_for(log_mean)) is not None:
+        return kernels.nb(entries, log_mean, log_theta, log_library=log_library, eps=eps)
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, None, log_library, eps)
 
 
@@ -56,6 +64,8 @@ def zinb(
     eps: float = 0.0,
 ) -> Tensor:
     """Like :func:`nb`, with sigmoid(zero_logits) `(cells, genes)` of the draws replaced by zero."""
+    if (kernels := _kernels_for(log_mean)) is not None:
+        return kernels.zinb(entries, log_mean, log_theta, zero_logits, log_library=log_library, eps=eps)
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, zero_logits, log_library, eps)
 
 
@@ -64,7 +74,30 @@ def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_ph
 
     `log_phi` is `(proteins,)` or `(cells, proteins)`, everything else `(cells, proteins)`.
     """
+    if (kernels := _kernels_for(y)) is not None:
+        return kernels.nb_mixture(y, log_background, log_foreground, log_phi, mixing)
     return _Mixture.apply(y, log_background, log_foreground, log_phi, mixing)
+
+
+def _kernels_for(tensor: Tensor) -> ModuleType | None:
+    """The Triton kernels if they can take this tensor: one launch each, where here are some hundred."""
+    return _kernels(tensor.device) if tensor.is_cuda and tensor.dtype in _STEPS else None
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels if they compile on this device, which takes a compiler of C, too."""
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    try:
+        from . import kernels
+
+        x = torch.ones(1, 2, device=device)
+        kernels.nb_mixture(x, x, x, x[0], x)
+    except Exception as error:  # noqa: BLE001 whatever is wrong with an installation
+        logger.warning(f"no Triton kernels ({type(error).__name__}: {error}): steps take longer, numbers are the same")
+        return None
+    return kernels
 
 
 def poisson(entries: Entries, log_mean: Tensor) -> Tensor:

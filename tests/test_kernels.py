@@ -1,0 +1,225 @@
+"""The Triton kernels, run by Triton's interpreter, equal the definitions in value and gradient."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anvi.nn import Entries, likelihoods, sparse
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") != "1":  # it must be set before Triton is first imported
+    if "triton" in sys.modules:
+        pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+    os.environ["TRITON_INTERPRET"] = "1"
+import triton
+import triton.language as tl
+
+from anvi.nn import kernels
+
+# the interpreter computes with NumPy, which warns of lanes that are masked out later
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+def draw(seed, dtype, *, spread=2.0, softmax=False):
+    """Random shapes; an empty row, a huge count and a few large ones; a third of the dispersions per cell."""
+    generator = torch.Generator().manual_seed(seed)
+    cells, genes = (int(torch.randint(1, most, (), generator=generator)) for most in (9, 90))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x = torch.poisson(torch.rand(cells, genes, generator=generator), generator=generator).to(dtype)
+    x[0], x[-1, -1], x[-1, 0] = 0, 1_000_000, 37
+    arguments = [
+        spread * normal(cells, genes),
+        spread * normal(*((cells, genes) if seed % 3 == 0 else (genes,))),
+        spread * normal(cells, genes),
+    ]
+    if softmax:
+        arguments.append(7 + normal(cells, 1))
+    return x, [argument.to(dtype) for argument in arguments], normal(cells)
+
+
+def with_gradients(function, arguments, weight):
+    leaves = [argument.clone().requires_grad_() for argument in arguments]
+    value = function(*leaves)
+    value.backward(weight.to(value.dtype))
+    return value.detach(), [leaf.grad for leaf in leaves]
+
+
+def error(ours, theirs):
+    assert ours.shape == theirs.shape
+    return float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+
+
+def compare(fast, definition, arguments, weight, present, tolerance=None):
+    """Against the definition in double precision; a count of a million costs digits, as many as in `sparse.py`."""
+    tolerance = tolerance or TOLERANCE[arguments[0].dtype]
+    exact, exact_gradients = with_gradients(definition, [a.double() for a in arguments], weight)
+    value, gradients = with_gradients(fast, arguments, weight)
+    other, other_gradients = with_gradients(present, arguments, weight)
+    parts = zip([value, *gradients], [other, *other_gradients], [exact, *exact_gradients], strict=True)
+    for ours, theirs, expected in parts:
+        assert torch.isfinite(ours).all()
+        assert error(ours, expected) <= max(tolerance, 2 * error(theirs, expected))
+
+
+def likelihood(zero, softmax, x, eps=0.0):
+    """Kernel, definition and present path, of (log_mean, log_theta, [zero_logits], [log_library])."""
+    entries = Entries.of(x)
+
+    def of(module):
+        def function(*arguments):
+            library = arguments[-1] if softmax else None
+            likelihood = module.zinb if zero else module.nb
+            return likelihood(entries, *arguments[: 3 if zero else 2], log_library=library, eps=eps)
+
+        return function
+
+    def definition(log_mean, *rest):
+        if softmax:
+            log_mean = log_mean.log_softmax(-1) + rest[-1]
+        if eps:
+            log_mean = (log_mean.exp() + eps).log()
+        function = likelihoods.zinb if zero else likelihoods.nb
+        return function(x.double(), log_mean, *rest[: 2 if zero else 1]).sum(-1)
+
+    return of(kernels), definition, of(sparse)
+
+
+@DTYPES
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("softmax", [False, True], ids=["mean", "softmax"])
+@pytest.mark.parametrize("zero", [False, True], ids=["nb", "zinb"])
+def test_counts_equal_the_definition(zero, softmax, eps, dtype):
+    for seed in range(6):
+        x, arguments, weight = draw(seed, dtype, softmax=softmax)
+        if not zero:
+            del arguments[2]
+        fast, definition, present = likelihood(zero, softmax, x, eps)
+        compare(fast, definition, arguments, weight, present)
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["nb", "zinb"])
+def test_more_genes_than_a_block(zero, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", 16)
+    monkeypatch.setattr(kernels, "TILE", (2, 16))
+    x, arguments, weight = draw(4, torch.float64, softmax=True)
+    assert x.shape[0] > 2 and x.shape[1] > 32
+    fast, definition, present = likelihood(zero, True, x)
+    compare(fast, definition, arguments if zero else arguments[:2] + arguments[3:], weight, present)
+
+
+@DTYPES
+@pytest.mark.parametrize("zero", [False, True], ids=["nb", "zinb"])
+@pytest.mark.parametrize("log_theta", [-20.0, -6.0, 0.0, 12.0, 20.0])
+@pytest.mark.parametrize("log_mean", [-60.0, -12.0, 0.0, 12.0, 25.0])
+def test_extremes_are_those_of_the_fast_path(log_mean, log_theta, zero, dtype):
+    """Where a definition in lgamma has lost its digits, the other fast path stands in, in double precision."""
+    x = torch.tensor([[0.0, 1.0, 3.0, 1e6]], dtype=dtype)
+    arguments = [torch.full((1, 4), value, dtype=dtype) for value in (log_mean, log_theta, 0.5)][: 3 if zero else 2]
+    fast, _, present = likelihood(zero, False, x)
+    _, _, exact = likelihood(zero, False, x.double())
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3  # what is lost in float32: theta times log1p(count / theta)
+    compare(fast, exact, arguments, torch.ones(1, dtype=torch.float64), present, tolerance)
+
+
+@DTYPES
+def test_proteins_equal_the_definition(dtype):
+    for seed in range(6):
+        x, (log_back, log_phi, mixing), _ = draw(seed, dtype)
+        log_fore = log_back + 1
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        compare(
+            lambda *a, x=x: kernels.nb_mixture(x, *a),
+            lambda *a, x=x: likelihoods.nb_mixture(x.double(), *a),
+            [log_back, log_fore, log_phi, mixing],
+            weight,
+            lambda *a, x=x: sparse.nb_mixture(x, *a),
+        )
+
+
+def test_zeros_among_the_entries_do_no_harm():
+    x, arguments, weight = draw(2, torch.float64)
+    row, column, count = Entries.of(x)
+    padded = Entries(*(torch.cat([part, torch.zeros(50, dtype=part.dtype)]) for part in (row, column, count)))
+    whole = likelihood(True, False, x)[0]
+    value, gradients = with_gradients(whole, arguments, weight)
+    again, gradients_again = with_gradients(lambda *a: kernels.zinb(padded, *a), arguments, weight)
+    assert torch.equal(value, again) and all(map(torch.equal, gradients, gradients_again))
+
+
+@pytest.mark.parametrize("broken", ["log_mean", "log_theta", "zero_logits", "log_library"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(broken, number):
+    if broken == "zero_logits" and number == float("inf"):
+        return  # every draw an extra zero: a zero is then certain, and the present path says NaN
+    x, arguments, _ = draw(1, torch.float32, softmax=True)
+    names = ["log_mean", "log_theta", "zero_logits", "log_library"]
+    arguments[names.index(broken)].view(-1)[0] = number
+    fast, _, present = likelihood(True, True, x)
+    # a library may be infinite: means are cut
+    assert fast(*arguments).isfinite().all() == (broken == "log_library" and number == float("inf"))
+    assert torch.equal(fast(*arguments).isfinite(), present(*arguments).isfinite())
+
+
+def test_no_cells():
+    for cells, genes in ((0, 3), (0, 0)):
+        empty = torch.zeros(cells, genes, requires_grad=True)
+        log_theta = torch.zeros(genes, requires_grad=True)
+        kernels.nb(Entries.of(empty.detach()), empty, log_theta).sum().backward()
+        kernels.nb_mixture(empty.detach(), empty, empty, log_theta, empty).sum().backward()
+        assert torch.equal(log_theta.grad, torch.zeros(genes))
+
+
+@triton.jit
+def _tails(z, gamma, digamma, theta, count, choose, by_theta, DOUBLE: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(gamma + at, kernels._gamma_tail(tl.load(z + at), DOUBLE))
+    tl.store(digamma + at, kernels._digamma_tail(tl.load(z + at), DOUBLE))
+    value, slope = kernels._coefficient(tl.load(count + at), tl.load(theta + at), DOUBLE)
+    tl.store(choose + at, value)
+    tl.store(by_theta + at, slope)
+
+
+@DTYPES
+def test_special_functions_equal_those_of_torch(dtype):
+    double = dtype == torch.float64
+    n = 64
+    z = torch.linspace(8 if double else 4, 60, n, dtype=dtype)
+    theta, count = torch.logspace(-4, 3, n, dtype=dtype), torch.arange(n, dtype=dtype) ** 2
+    gamma, digamma, choose, by_theta = (torch.empty(n, dtype=dtype) for _ in range(4))
+    _tails[(1,)](z, gamma, digamma, theta, count, choose, by_theta, DOUBLE=double, N=n)
+    exact = z.double()
+    tolerance = 3e-13 if double else 7e-8  # the first term that is left out
+    log_gamma = torch.lgamma(exact) - ((exact - 0.5) * exact.log() - exact + 0.918938533204672742)
+    assert (gamma - log_gamma).abs().max() < tolerance
+    assert (digamma - (torch.digamma(exact) - exact.log())).abs().max() < tolerance
+    theta, count = theta.double(), count.double()
+    expected = torch.lgamma(count + theta) - torch.lgamma(theta) - torch.lgamma(count + 1)
+    slope = theta * (torch.digamma(count + theta) - torch.digamma(theta))
+    assert error(choose, expected) < TOLERANCE[dtype] and error(by_theta, slope) < TOLERANCE[dtype]
+
+
+def test_nothing_but_a_gpu_imports_triton():
+    """On a CPU the present path runs, Triton there or not."""
+    code = """
+import sys, torch
+from anvi.nn import Entries, sparse
+x = torch.ones(2, 3)
+sparse.nb(Entries.of(x), x, x[0])
+sparse.nb_mixture(x, x, x, x[0], x)
+assert "anvi.nn.kernels" not in sys.modules and "triton" not in sys.modules
+"""
+    source = str(Path(sparse.__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": source})
