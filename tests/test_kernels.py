@@ -182,6 +182,47 @@ def test_no_cells():
         assert torch.equal(log_theta.grad, torch.zeros(genes))
 
 
+@pytest.mark.parametrize("room", [0, 300, 1_000])
+def test_entries_of_rows(room):
+    """Those of the dense matrix, then zeros, not all on one address."""
+    x, _, _ = draw(4, torch.float32)
+    stored = Entries.of(x)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), (x > 0).sum(1).cumsum(0)])
+    rows = torch.tensor([2, 0, 1, 0, 2])[: 5 if room else 0]
+    row, column, count = kernels.entries(rows, indptr, stored.column.int(), stored.count, x.shape[1], room)
+    exact = Entries.of(x[rows])
+    n = len(exact.count)
+    assert len(count) == room and n <= room
+    for ours, theirs in zip((row, column, count), exact, strict=True):
+        assert torch.equal(ours[:n], theirs)
+    assert not count[n:].any() and torch.equal(Entries(row, column, count).dense(x[rows]), x[rows])
+    if room == 1_000:
+        assert len((row * x.shape[1] + column)[n:].unique()) > 200
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+def test_add_rows(rows):
+    generator = torch.Generator().manual_seed(rows)
+    code = torch.randint(5, (rows,), generator=generator)
+    codes = torch.stack([code, code], 1)[:, 0]  # not contiguous, as columns of codes are
+    h, table, weight = (torch.randn(n, 37, generator=generator, dtype=torch.float64) for n in (rows, 6, rows))
+    value, gradients = with_gradients(lambda h, table: kernels.add_rows(h * 1, table, codes), [h, table], weight)
+    expected, expected_gradients = with_gradients(lambda h, table: h + table[code], [h, table], weight)
+    for ours, theirs in zip([value, *gradients], [expected, *expected_gradients], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_relu_dropout():
+    h, weight = torch.randn(2, 40, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept = torch.empty_like(h).bernoulli_(0.8, generator=torch.Generator().manual_seed(1))
+    value, (by_h,) = with_gradients(lambda h: kernels.relu_dropout(h, kept.clone(), 1.25), [h], weight)
+    expected, (expected_by_h,) = with_gradients(lambda h: torch.relu(h) * kept * 1.25, [h], weight)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(by_h, expected_by_h)
+    h[0, 0] = torch.nan
+    assert kernels.relu_dropout(h, torch.ones_like(h), 1.25)[0, 0].isnan()
+
+
 @triton.jit
 def _tails(z, gamma, digamma, theta, count, choose, by_theta, DOUBLE: tl.constexpr, N: tl.constexpr):
     at = tl.arange(0, N)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anvi.nn import Entries
+from anvi.nn.sparse import kernels_for
 
 from . import containers
 from .containers import Data, Source
@@ -38,16 +39,20 @@ class CSR(NamedTuple):
     def entries(self, rows: Tensor, room: int | None = None) -> Entries:
         """What is stored of some rows, without a Python loop.
 
-        With `room`, exactly so many entries, the last ones zeros at (0, 0): then nothing waits for the device.
+        With `room`, exactly so many entries, the last ones zeros anywhere: then nothing waits for the device.
         """
+        if room is not None and (kernels := kernels_for(self.values)) is not None:
+            return kernels.entries(rows, self.indptr, self.indices, self.values, self.n_columns, room)
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
         if room is not None:
             place, end = torch.arange(room, device=rows.device), length.cumsum(0)
             inside = place < end[-1]
             row = torch.searchsorted(end, place, right=True).clamp_(max=len(rows) - 1)
             entry = ((start - end + length)[row] + place).where(inside, 0)
-            count, column = self.values[entry].where(inside, 0.0), self.indices[entry].long().where(inside, 0)
-            return Entries(row.where(inside, 0), column, count)
+            count, column = self.values[entry].where(inside, 0.0), self.indices[entry].long()
+            # zeros on one address would wait for each other when they are added
+            row, column = row.where(inside, place % len(rows)), column.where(inside, place % self.n_columns)
+            return Entries(row, column, count)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         first = length.cumsum(0) - length
         entry = (start - first).index_select(0, row).add_(torch.arange(len(row), device=rows.device))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -291,23 +292,22 @@ def _train_epoch(
     for part in network.children():  # explicitly: no fit runs in eval mode, but for parts that are wholly frozen
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
     cells, fooling = minibatches.cells, state.adversary is not None and weights.kl < 1
-    losses = torch.zeros(len(steps), device=group.device)
-    sums = None
+    kept = None  # (steps, 1 + sums)
     for i, choice in enumerate(steps):
         with threads.step():
-            losses[i], part = run(state, cells, choice, group, weights, plan, fooling=fooling)
-        sums = (
-            {name: value.clone() for name, value in part.items()}
-            if sums is None
-            else {name: sums[name] + value for name, value in part.items()}
-        )
+            done = run(state, cells, choice, group, weights, plan, fooling=fooling)
+        if kept is None:
+            kept = done.numbers.new_empty(len(steps), len(done.numbers))
+        kept[i] = done.numbers
         if stop.reason is not None:
-            losses = losses[: i + 1]
+            kept = kept[: i + 1]
             break
-    host_losses = losses.cpu()
+    kept = kept.cpu()
+    host_losses = kept[:, 0].contiguous()
     bad = (~torch.isfinite(host_losses)).nonzero()
     if len(bad):
         return {}, int(bad[0])
+    sums = dict(zip(done.names, reduce(torch.add, kept[:, 1:]), strict=True))
     return {"train_loss": float(host_losses.mean())} | _averages(sums, "train"), None
 
 

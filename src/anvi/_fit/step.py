@@ -94,7 +94,8 @@ class StepResult(NamedTuple):
     """What is known after a step, on the device."""
 
     loss: Tensor  # ()
-    sums: dict[str, Tensor]  # of every term, over the cells
+    names: tuple[str, ...]  # of the sums
+    numbers: Tensor  # (1 + sums,) the loss and the sums of every term over the cells
 
 
 @contextmanager
@@ -174,7 +175,9 @@ def run_step(
     labelled = rest[0] if rest else None
     with arithmetic():
         terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
-    return StepResult(value, summarise(terms, batch))
+    sums = summarise(terms, batch)
+    # one vector, made where a graph can take it up, so that the loop has one thing to keep
+    return StepResult(value, tuple(sums), torch.stack([value, *(part.to(value.dtype) for part in sums.values())]))
 
 
 def step(

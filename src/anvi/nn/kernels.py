@@ -47,6 +47,30 @@ def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_ph
     return _Mixture.apply(y, log_background, log_foreground, log_phi, mixing)
 
 
+def entries(rows: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, n_columns: int, room: int) -> Entries:
+    """`room` entries of some rows of a CSR matrix, the last ones zeros that are spread over the matrix."""
+    start = indptr[rows]
+    end = (indptr[rows + 1] - start).cumsum(0)
+    row, column = (torch.empty(room, dtype=torch.int64, device=rows.device) for _ in range(2))
+    count = values.new_empty(room)
+    if room:
+        steps = len(rows).bit_length()
+        _gather_entries[(triton.cdiv(room, 256),)](
+            start, end, indices, values, row, column, count, len(rows), n_columns, room, STEPS=steps, BLOCK=256
+        )
+    return Entries(row, column, count)
+
+
+def add_rows(out: Tensor, table: Tensor, code: Tensor) -> Tensor:
+    """Add a row of the table `(categories, width)` to each row of `out` `(rows, width)`, in place."""
+    return _AddRows.apply(out, table, code)
+
+
+def relu_dropout(h: Tensor, chosen: Tensor, scale: float) -> Tensor:
+    """max(h, 0) * chosen * scale, `chosen` being zeros and ones; written over `chosen`."""
+    return _ReluDropout.apply(h, chosen, scale)
+
+
 @triton.jit
 def _log1p(t):
     """log(1 + t) for t > -1, exact to rounding: what 1 + t loses is put back by the quotient."""
@@ -117,9 +141,9 @@ def _coefficient(count, theta, DOUBLE: tl.constexpr):
 
 @triton.jit
 def _nb_forward(
-    x, log_mean, log_theta, zero_logits, log_library, value, by_mean, by_theta, by_zero, by_library, genes, theta_stride,
-    EPS: tl.constexpr, SOFTMAX: tl.constexpr, ZERO: tl.constexpr, DOUBLE: tl.constexpr, LIMIT: tl.constexpr,
-    LOWEST: tl.constexpr, BLOCK: tl.constexpr,
+    x, log_mean, log_theta, zero_logits, log_library, value, by_mean, by_theta, by_zero, by_library, genes,
+    theta_stride, EPS: tl.constexpr, SOFTMAX: tl.constexpr, ZERO: tl.constexpr, DOUBLE: tl.constexpr,
+    LIMIT: tl.constexpr, LOWEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One cell: its log-probability and what it gains by each input; :func:`sparse._evaluate` has the formulas.
 
@@ -254,6 +278,116 @@ def _backward(
     if SUM:
         of_columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         tl.store(out + of_columns, tl.sum(total, 0), mask=of_columns < columns)
+
+
+@triton.jit
+def _gather_entries(
+    start, end, indices, values, row, column, count, n_rows, n_columns, room, STEPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A block of places: the row by bisection of where rows end, then what is stored there."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    low, high = tl.zeros((BLOCK,), tl.int64), tl.zeros((BLOCK,), tl.int64) + n_rows
+    for _ in tl.static_range(STEPS):
+        middle = (low + high) // 2
+        later = (low < high) & (tl.load(end + middle, mask=low < high, other=0) <= place)
+        high = tl.where(later | (low >= high), high, middle)
+        low = tl.where(later, middle + 1, low)
+    inside, wanted = low < n_rows, place < room
+    before = tl.load(end + low - 1, mask=inside & (low > 0), other=0)
+    entry = tl.load(start + low, mask=inside, other=0) + place - before
+    # zeros on one address would wait for each other when they are added
+    found = tl.load(indices + entry, mask=inside, other=0).to(tl.int64)
+    tl.store(row + place, tl.where(inside, low, place % n_rows), mask=wanted)
+    tl.store(column + place, tl.where(inside, found, place % n_columns), mask=wanted)
+    tl.store(count + place, tl.load(values + entry, mask=inside, other=0), mask=wanted)
+
+
+@triton.jit
+def _add_rows_forward(out, table, code, n, width, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    row, column = at // width, at % width
+    of_row = tl.load(code + row, mask=inside, other=0)
+    more = tl.load(table + of_row * width + column, mask=inside, other=0)
+    tl.store(out + at, tl.load(out + at, mask=inside, other=0) + more, mask=inside)
+
+
+@triton.jit
+def _add_rows_backward(grad, code, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One category: the sum of its rows."""
+    category = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), out.dtype.element_ty)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        own = tl.load(code + row, mask=row < rows, other=-1) == category
+        at = row[:, None] * width + column[None, :]
+        total += tl.load(grad + at, mask=own[:, None] & (column < width)[None, :], other=0)
+    tl.store(out + category * width + column, tl.sum(total, 0), mask=column < width)
+
+
+class _AddRows(Function):
+    @staticmethod
+    def forward(ctx, out, table, code):
+        code, table = code.contiguous(), table.contiguous()
+        if out.numel():
+            _add_rows_forward[(triton.cdiv(out.numel(), BLOCK),)](out, table, code, out.numel(), len(table[0]), BLOCK)
+        ctx.mark_dirty(out)
+        ctx.save_for_backward(code)
+        ctx.shape = table.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # (rows, width)
+        (code,) = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None
+        categories, width = ctx.shape
+        grad = grad.contiguous()
+        of_table = grad.new_empty(categories, width)
+        _add_rows_backward[categories, triton.cdiv(width, 32)](
+            grad, code, of_table, len(grad), width, ROWS=128, COLUMNS=32
+        )
+        return grad, of_table, None
+
+
+@triton.jit
+def _relu_dropout(h, out, n, scale: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    value, kept = tl.load(h + at, mask=inside, other=0), tl.load(out + at, mask=inside, other=0)
+    tl.store(out + at, tl.where(value <= 0, 0, value) * (kept * scale), mask=inside)  # NaN stays
+
+
+@triton.jit
+def _relu_dropout_backward(grad, value, out, n, scale: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    passed = tl.load(value + at, mask=inside, other=0) > 0
+    tl.store(out + at, tl.where(passed, tl.load(grad + at, mask=inside, other=0) * scale, 0), mask=inside)
+
+
+class _ReluDropout(Function):
+    @staticmethod
+    def forward(ctx, h, chosen, scale):
+        if h.numel():
+            grid = (triton.cdiv(h.numel(), BLOCK),)
+            _relu_dropout[grid](h.contiguous(), chosen, h.numel(), scale=scale, BLOCK=BLOCK)
+        ctx.mark_dirty(chosen)
+        ctx.save_for_backward(chosen)
+        ctx.scale = scale
+        return chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (value,) = ctx.saved_tensors
+        out = torch.empty_like(value)
+        if out.numel():
+            grid = (triton.cdiv(out.numel(), BLOCK),)
+            _relu_dropout_backward[grid](grad.contiguous(), value, out, out.numel(), scale=ctx.scale, BLOCK=BLOCK)
+        return out, None, None
 
 
 def _multiply(grad: Tensor, scaled: list[Tensor], shared: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
 from .likelihoods import kl_categorical, kl_standard_normal, log_normal_density
+from .sparse import kernels_for
 
 
 class LabelTerms(NamedTuple):
@@ -83,7 +84,11 @@ class LabelPart(nn.Module):
         cell_of_row = torch.arange(n_labelled, n_cells, device=z.device).repeat_interleave(n_classes)
         cell_of_row = torch.cat([torch.arange(n_labelled, device=z.device), cell_of_row])  # (rows,)
         class_of_row = torch.cat([label[:n_labelled], classes.repeat(n_unlabelled)])  # (rows,)
-        z_row = z[cell_of_row]  # (rows, latent)
+        if kernels_for(z) is not None:  # the same without a backward pass that sorts
+            unlabelled = z[n_labelled:, None].expand(-1, n_classes, -1).flatten(0, 1)
+            z_row = torch.cat([z[:n_labelled], unlabelled]) if n_labelled else unlabelled
+        else:
+            z_row = z[cell_of_row]  # (rows, latent)
         q_u = self.encode_u(z_row, class_of_row[:, None], draws)
         p_z: Gaussian = self.decode_u(q_u.sample(draws), class_of_row[:, None], draws)
         log_prior = log_normal_density(z_row, p_z.mean, p_z.var).sum(-1)  # (rows,)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import sparse
+
 
 class Draws:
     """The randomness of one pass through the network: a generator of its own, never the global state.
@@ -38,6 +40,8 @@ class Draws:
         """
         if self.generator is None:  # torch would take its global one
             raise ValueError("Dropout in training mode needs a generator: Draws(torch.Generator(device)).")
+        if like.is_cuda:  # there, launches dominate
+            return self.chosen(like, 1 - rate).div_(1 - rate)
         n = like.numel()
         bits = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device)
         bits.random_(-(2**63), None, generator=self.generator)
@@ -46,6 +50,10 @@ class Draws:
         # arithmetic in place of a comparison, which is several times slower on a CPU: below 0 if dropped, else at least
         # `scale`
         return kept.sub_(dropped - 0.5).mul_(2 * scale).clamp_(0, scale)
+
+    def chosen(self, like: Tensor, share: float) -> Tensor:
+        """Ones with probability `share`, else zeros."""
+        return torch.empty_like(like).bernoulli_(share, generator=self.generator)
 
 
 class Gaussian(NamedTuple):
@@ -94,8 +102,12 @@ class Linear(nn.Module):
             covariates = None if covariates is None else covariates[:, columns]
         out = functional.linear(h, weight, bias).to(weight.dtype)  # under autocast the product is in bfloat16
         if covariates is not None:
+            kernels = sparse.kernels_for(out) if codes.dim() == 2 == out.dim() else None
             for column in codes.unbind(-1):  # in place: nothing looks at what the product alone was
-                out += functional.embedding(column, covariates)
+                if kernels is None:
+                    out += functional.embedding(column, covariates)
+                else:
+                    out = kernels.add_rows(out, covariates, column)
         return out
 
 
@@ -175,8 +187,12 @@ class Stack(nn.Module):
                 h = self.norm[i](h, parts)
             if self.layer_norm:
                 h = functional.layer_norm(h, h.shape[-1:])
-            h = functional.relu(h)
-            if self.training and self.dropout > 0:
+            if not self.training or self.dropout == 0:
+                h = functional.relu(h)
+            elif draws.generator is not None and (kernels := sparse.kernels_for(h)) is not None:
+                h = kernels.relu_dropout(h, draws.chosen(h, 1 - self.dropout), 1 / (1 - self.dropout))
+            else:
+                h = functional.relu(h)
                 h = h * draws.keep(h, self.dropout)
         return h
 

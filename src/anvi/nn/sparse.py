@@ -49,7 +49,7 @@ def nb(
     -------
     `(cells,)`, in nats.
     """
-    if (kernels := _kernels_for(log_mean)) is not None:
+    if (kernels := kernels_for(log_mean)) is not None:
         return kernels.nb(entries, log_mean, log_theta, log_library=log_library, eps=eps)
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, None, log_library, eps)
 
@@ -64,7 +64,7 @@ def zinb(
     eps: float = 0.0,
 ) -> Tensor:
     """Like :func:`nb`, with sigmoid(zero_logits) `(cells, genes)` of the draws replaced by zero."""
-    if (kernels := _kernels_for(log_mean)) is not None:
+    if (kernels := kernels_for(log_mean)) is not None:
         return kernels.zinb(entries, log_mean, log_theta, zero_logits, log_library=log_library, eps=eps)
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, zero_logits, log_library, eps)
 
@@ -74,13 +74,13 @@ def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_ph
 
     `log_phi` is `(proteins,)` or `(cells, proteins)`, everything else `(cells, proteins)`.
     """
-    if (kernels := _kernels_for(y)) is not None:
+    if (kernels := kernels_for(y)) is not None:
         return kernels.nb_mixture(y, log_background, log_foreground, log_phi, mixing)
     return _Mixture.apply(y, log_background, log_foreground, log_phi, mixing)
 
 
-def _kernels_for(tensor: Tensor) -> ModuleType | None:
-    """The Triton kernels if they can take this tensor: one launch each, where here are some hundred."""
+def kernels_for(tensor: Tensor) -> ModuleType | None:
+    """`kernels.py` if it can take this tensor: one launch where torch needs many; None on a CPU or without Triton."""
     return _kernels(tensor.device) if tensor.is_cuda and tensor.dtype in _STEPS else None
 
 
