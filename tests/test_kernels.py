@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from anvi.nn import Entries, likelihoods, sparse
+from anvi._data import cells as data_cells
+from anvi._fit import step
+from anvi.nn import Entries, Weights, labels, likelihoods, sparse
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -19,6 +22,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # it must be set before Triton is
     os.environ["TRITON_INTERPRET"] = "1"
 import triton
 import triton.language as tl
+from test_step import prepared  # noqa: F401 a fixture
+from triton.runtime.interpreter import GridExecutor
 
 from anvi.nn import kernels
 
@@ -264,3 +269,54 @@ assert "anvi.nn.kernels" not in sys.modules and "triton" not in sys.modules
 """
     source = str(Path(sparse.__file__).parents[2])
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": source})
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be launched on a GPU: operators that are no views, and every Triton kernel as one."""
+
+    VIEWS = set(
+        "view expand t transpose unsqueeze squeeze select slice split unbind alias detach permute as_strided "
+        "_unsafe_view _reshape_alias split_with_sizes empty empty_like new_empty empty_strided unfold diagonal "
+        "lift_fresh new_empty_strided".split()
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.n, self.inside = 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += not self.inside and func.name().split("::")[1].split(".")[0] not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+    def of_triton(self, launch):
+        """The same launch, counted as one."""
+
+        def counted(*args, **kwargs):
+            self.n, self.inside = self.n + 1, True
+            try:
+                return launch(*args, **kwargs)
+            finally:
+                self.inside = False
+
+        return counted
+
+
+# counted: 130, 363, 313, 598; without kernels 315, 586, 689, 1,031
+LAUNCHES = {"scvi": 132, "scanvi": 366, "totalvi": 316, "totalanvi": 602}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launches_of_a_step(name, prepared, monkeypatch):  # noqa: F811
+    """A guard against launches that creep in. Raise it only knowingly."""
+    state, cells, minibatches, group, plan = prepared(name, adversary=False)
+    for module in (sparse, labels, data_cells):
+        monkeypatch.setattr(module, "kernels_for", lambda tensor: kernels)
+    launches = Launches()
+    monkeypatch.setattr(GridExecutor, "__call__", launches.of_triton(GridExecutor.__call__))
+    room, steps = step.Capacity(6_000, 4_000), minibatches.plan()
+    for choice in steps[:2]:  # the optimiser makes its state in the first
+        launches.n = 0
+        with launches:
+            step.run_step(state, cells, choice, group, Weights(torch.tensor(0.5)), plan, fooling=False, room=room)
+    assert launches.n <= LAUNCHES[name]

@@ -98,7 +98,8 @@ def test_entries_with_room_are_those_of_the_cells(prepared):
     assert 0 < n <= choice.n_entries and len(padded.count) == 7_000
     for ours, theirs in zip(padded, exact, strict=True):
         assert torch.equal(ours[:n], theirs)
-        assert not ours[n:].any()
+    assert not padded.count[n:].any()
+    assert len(torch.unique(padded.row[n:] * cells.x.n_columns + padded.column[n:])) > 500  # not all on one address
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,10 +1,11 @@
-"""The network in plain PyTorch: tensors to terms of the bound; imports torch only.
+"""The network in plain PyTorch: tensors to terms of the bound; imports torch only, and on CUDA Triton.
 
 ::
 
     config       sizes and options, the four presets, what is refused; a minibatch
     likelihoods  NB, ZINB, Poisson, protein mixture, divergences and draws: the definitions
     sparse       the same, special functions only at non-zero counts
+    kernels      the same again, and what else takes many launches on CUDA, as Triton kernels
     layers       linear, norm, activation, dropout, with covariates injected
     rna          RNA part
     protein      protein part: background, foreground, mixture
