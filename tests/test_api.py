@@ -368,6 +368,11 @@ def test_version():
 
 
 def code_lines(file: Path) -> int:
+    """How many lines hold code."""
+    return len(code_line_numbers(file))
+
+
+def code_line_numbers(file: Path) -> set[int]:
     """Lines that hold code: neither blank, nor comment, nor docstring."""
     text = file.read_text()
     ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -378,7 +383,7 @@ def code_lines(file: Path) -> int:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines -= set(range(node.lineno, node.end_lineno + 1))
-    return len(lines)
+    return lines
 
 
 @EVERY_FILE
@@ -453,6 +458,46 @@ def test_nothing_but_slots_writes_into_the_users_object():
     found = [name for name, file in zip(NAMES, FILES, strict=True) if written.search(file.read_text())]
     allowed = {"_data/slots.py", "_data/minified.py", "datasets.py", "pp/panels.py", "pl/embedding.py"}
     assert set(found) <= allowed
+
+
+MAY_LOOK_AT_THE_CONTAINER = {"_data/containers.py", "_data/slots.py", "_data/query.py", "_data/minified.py"}
+
+
+def test_the_container_is_opened_in_few_files():
+    """What a MuData is and what an AnnData is, `_data.containers.Source` knows, and the writer of slots."""
+    checked = re.compile(r"isinstance\([^)]*\b(AnnData|MuData)\b")
+    found = {name: len(checked.findall(file.read_text())) for name, file in zip(NAMES, FILES, strict=True)}
+    inside = {name for name, n in found.items() if n and name.startswith(("_data/", "tl/", "metrics/", "_posterior/"))}
+    assert inside <= MAY_LOOK_AT_THE_CONTAINER
+    assert sum(n for name, n in found.items() if not name.startswith(("_data/", "pp/", "io/"))) <= CHECKS_OUTSIDE
+
+
+CHECKS_OUTSIDE = 13  # of AnnData and MuData outside _data, pp and io; to fall to 6
+
+
+WALK = {"files": 30, "lines": 2_650}
+
+
+def test_a_fit_is_a_short_walk():
+    """Files and lines of functions that a fit enters, from the verb to the slots; raised with a changelog line only."""
+    mdata, entered = av.datasets.synthetic_cite(300, n_genes=60), set()
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1)
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code) if event == "call" else None)
+    try:
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1)
+    finally:
+        sys.setprofile(before)
+    inside = {(code.co_filename, code.co_firstlineno) for code in entered if code.co_filename.startswith(str(SOURCE))}
+    n_lines = 0
+    for name in {name for name, _ in inside}:
+        lines = code_line_numbers(Path(name))
+        functions = [node for node in ast.walk(ast.parse(Path(name).read_text())) if isinstance(node, ast.FunctionDef)]
+        starts = {min([node.lineno, *(one.lineno for one in node.decorator_list)]): node for node in functions}
+        walked = [starts[line] for file, line in inside if file == name and line in starts]
+        n_lines += len(lines & {line for node in walked for line in range(node.lineno, node.end_lineno + 1)})
+    assert len({name for name, _ in inside}) <= WALK["files"]
+    assert n_lines <= WALK["lines"]
 
 
 def test_config_is_json_able():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -256,7 +256,7 @@ logger = logging.getLogger("anvi")
 
 REST = "rest"
 
-Mask = np.ndarray | pd.Series | Sequence[bool] | str
+Mask: TypeAlias = np.ndarray | pd.Series | Sequence[bool] | str
 
 
 class Groups(NamedTuple):
