@@ -1,6 +1,6 @@
 """Minibatches of fixed shape from device-resident cells, and the split into training and validation cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ def labelled_first(cells: Cells, index: Tensor) -> Tensor:
 class StepCells(NamedTuple):
     """The cells of one step."""
 
-    index: Tensor  # (cells,) positions, labelled cells first
+    index: Tensor  # type: ignore[assignment]  # (cells,) positions, labelled cells first
     weight: Tensor  # (cells,) 1, or 0 for padding
     balanced: Tensor | None  # (further labelled cells,) positions
     n_labelled: int  # so many of the first cells are labelled
@@ -125,11 +125,12 @@ class Minibatches:
         device = self.cells.label.device
         index = torch.cat([cells for cells, _ in parts], dim=1)  # (steps, cells)
         weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
-        balanced, n_balanced_entries = [None] * self.n_steps, 0
+        balanced: Sequence[Tensor | None] | Tensor = [None] * self.n_steps
+        n_balanced_entries = 0
         if self.labelled_size:
-            balanced = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1)
-            n_balanced_entries = int(self.n_stored[balanced].sum(1).max())
-            balanced = balanced.to(device)
+            drawn = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1)
+            n_balanced_entries = int(self.n_stored[drawn].sum(1).max())
+            balanced = drawn.to(device)
         most = self.n_labelled, int(self.n_stored[index].sum(1).max()), n_balanced_entries
         columns = (index.to(device), weight, balanced)
         return [StepCells(*row, *most) for row in zip(*columns, strict=True)]

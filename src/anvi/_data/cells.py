@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -89,8 +89,9 @@ class Cells:
     def to(self, device: torch.device) -> "Cells":
         """The same cells with their tensors on a device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
-        return replace(self, x=CSR(*(part.to(device) for part in self.x[:3]), self.x.n_columns), **moved)
+        moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        indptr, indices, values, n_columns = self.x
+        return replace(self, x=CSR(indptr.to(device), indices.to(device), values.to(device), n_columns), **moved)
 
 
 def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None) -> Cells:
@@ -169,10 +170,10 @@ def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
         counts = containers.to_csr(counts[:, column])
     library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
     check_no_empty_cells(library, rna.obs_names, slot)
-    parts = (counts.indptr.astype(np.int64), counts.indices, counts.data)
     # torch wants arrays that it may write to, although nothing here does
-    tensors = (torch.from_numpy(part if part.flags.writeable else part.copy()) for part in parts)
-    return CSR(*tensors, len(genes)), library
+    indices, values = (part if part.flags.writeable else part.copy() for part in (counts.indices, counts.data))
+    indptr = torch.from_numpy(counts.indptr.astype(np.int64))
+    return CSR(indptr, torch.from_numpy(indices), torch.from_numpy(values), len(genes)), library
 
 
 def _codes(source: Source, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:

@@ -232,8 +232,8 @@ def _differ(ours: pd.Series, theirs: pd.Series) -> np.ndarray:
     """Where both copies say something and not the same; numbers may have been stored in another precision."""
     both = ours.notna().to_numpy() & theirs.notna().to_numpy()
     if all(pd.api.types.is_numeric_dtype(column.dtype) for column in (ours, theirs)):
-        numbers = [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in (ours, theirs)]
-        return both & ~np.isclose(*numbers, rtol=1e-5, atol=0)
+        one, other = (column.to_numpy(dtype=np.float64, na_value=np.nan) for column in (ours, theirs))
+        return both & ~np.isclose(one, other, rtol=1e-5, atol=0)
     return both & (_as_text(ours).to_numpy() != _as_text(theirs).to_numpy())
 
 

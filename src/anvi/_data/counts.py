@@ -59,7 +59,7 @@ def check_counts(
                 number[kind] += int(offends.sum())
     for kind, position in first.items():
         if position is not None:
-            row, column = _place(counts, position)
+            row, column = _row_and_column(counts, position)
             raise ValueError(
                 f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
                 f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more. "
@@ -107,7 +107,7 @@ def _advice(adata: AnnData | None, where: str, mod: str | None, missing_allowed:
     return f"Put the raw counts there; corrected counts can be rounded: {where} = numpy.rint({where})."
 
 
-def _place(counts, position: int) -> tuple[int, int]:
+def _row_and_column(counts, position: int) -> tuple[int, int]:
     if sparse.issparse(counts):
         return int(np.searchsorted(counts.indptr, position, side="right") - 1), int(counts.indices[position])
     return divmod(position, counts.shape[1])

@@ -134,15 +134,15 @@ def stored_fits(data: Source | Data, *, whole: bool = False) -> dict[str, Fit]:
     ValueError
         If what a fit stored of itself cannot be read.
     """
-    source, found = Source.of(data), {}
+    source = Source.of(data)
+    found: dict[str, Fit] = {}
     for part in source.parts:
         for key, value in part.uns.items():
             stored = value.get("model") if isinstance(value, Mapping) else None
             if not isinstance(stored, Mapping) or ("weights" if whole else "config") not in stored or key in found:
                 continue
-            setup = {}
             try:
-                setup = setup if whole else json.loads(str(stored["config"]))["setup"]
+                setup: dict = {} if whole else json.loads(str(stored["config"]))["setup"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 if "weights" not in stored:  # a dict of somebody else
                     continue

@@ -164,18 +164,20 @@ class Query(NamedTuple):
     report: dict  # what was found, for the log and for uns
 
 
-def relocated(setup: Setup, source: Source, layer: str | dict[str, str] | None, **places: str | None) -> Setup:
-    """The setup of a reference with the places of a query; a layer that the query does not have becomes its X."""
-    setup = setup.elsewhere(**places)
+def relocated(setup: Setup, source: Source, layer: str | dict[str, str] | None, **names: str | None) -> Setup:
+    """The setup of a reference with a query's modalities and layers; a layer that the query lacks becomes its X."""
+    setup = setup.elsewhere(**names)
     source.check_layer(layer)
-    parts = {"rna_layer": (setup.rna_mod, source.modality(setup.rna_mod, "rna_mod"))}
-    if setup.prot_mod in source.mods:
-        parts["prot_layer"] = (setup.prot_mod, source.mods[setup.prot_mod])
-    layers = {"prot_layer": None}
-    for field, (mod, part) in parts.items():
-        theirs = getattr(setup, field)
-        layers[field] = containers.layer_of(layer, mod) or (theirs if theirs in part.layers else None)
-    return replace(setup, **layers)
+
+    def found(mod: str, part: AnnData | None, theirs: str | None) -> str | None:
+        there = part is not None and theirs in part.layers
+        return None if part is None else containers.layer_of(layer, mod) or (theirs if there else None)
+
+    return replace(
+        setup,
+        rna_layer=found(setup.rna_mod, source.modality(setup.rna_mod, "rna_mod"), setup.rna_layer),
+        prot_layer=found(setup.prot_mod, source.mods.get(setup.prot_mod), setup.prot_layer),
+    )
 
 
 def find_query(

@@ -215,7 +215,7 @@ class CellAttributions(NamedTuple):
 
     def table(self) -> pd.DataFrame:
         """The values as a table."""
-        values = self.values.toarray() if sparse.issparse(self.values) else self.values
+        values = self.values if isinstance(self.values, np.ndarray) else self.values.toarray()
         return pd.DataFrame(values, self.names, list(self.features))
 
 
@@ -353,7 +353,7 @@ def attributions_dataset(parts: Sequence[AttributionSlots], single: Sequence[pd.
 
     first = parts[0]
     names = ("n_cells", "difference", "delta", "complete")
-    variables = {name: ("class", np.asarray(first.params[name])) for name in names}
+    variables: dict[str, tuple] = {name: ("class", np.asarray(first.params[name])) for name in names}
     coords = {"class": np.array(first.groups, dtype=object)}
     for part in parts:
         dims, mod = ("class", f"{part.mod}_var"), part.mod

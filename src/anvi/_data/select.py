@@ -22,12 +22,12 @@ from .setup import Setup
 class Features(NamedTuple):
     """Genes and proteins that an answer is to have, each in its order."""
 
-    genes: np.ndarray | None  # places among the model's genes; None: all of them
-    proteins: np.ndarray | None  # places among the model's proteins; None: all of them
+    genes: np.ndarray | None  # columns among the model's genes; None: all of them
+    proteins: np.ndarray | None  # columns among the model's proteins; None: all of them
     gene_names: tuple[str, ...]  # the model's names of those
     protein_names: tuple[str, ...]
     asked: tuple[str, ...] | None = None  # both kinds, as and in the order in which they were asked for; None: all
-    order: np.ndarray | None = None  # places of the asked in genes and proteins joined
+    order: np.ndarray | None = None  # columns of the asked in genes and proteins joined
 
     @property
     def has_genes(self) -> bool:
@@ -73,43 +73,43 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         return Features(None if genes else nothing, None if proteins else nothing, genes, proteins)
     if isinstance(features, str):
         raise TypeError(f"features takes a list of names, e.g. features=['{features}'].")
-    places = {
-        mod: {name: place for place, name in enumerate(names)}
+    columns = {
+        mod: {name: column for column, name in enumerate(names)}
         for mod, names in zip(mods, (setup.genes, setup.proteins), strict=False)
         if mod in wanted
     }
     asked = tuple(map(str, features))
-    found = [_place(name, places) for name in asked]
+    found = [_column_of(name, columns) for name in asked]
     if not asked:
         raise ValueError("features is empty; None asks for all.")
     for i, name in enumerate(asked):
         if found[i] in found[:i]:
             raise ValueError(f"features names '{name}' twice.")
-    genes, proteins = ([place for mod, place in found if mod == this] for this in (setup.rna_mod, setup.prot_mod))
-    joined = [(setup.rna_mod, place) for place in genes] + [(setup.prot_mod, place) for place in proteins]
+    of_rna, of_prot = ([column for mod, column in found if mod == one] for one in (setup.rna_mod, setup.prot_mod))
+    joined = [(setup.rna_mod, column) for column in of_rna] + [(setup.prot_mod, column) for column in of_prot]
     return Features(
-        np.array(genes, dtype=np.int64),
-        np.array(proteins, dtype=np.int64),
-        tuple(setup.genes[place] for place in genes),
-        tuple(setup.proteins[place] for place in proteins),
+        np.array(of_rna, dtype=np.int64),
+        np.array(of_prot, dtype=np.int64),
+        tuple(setup.genes[column] for column in of_rna),
+        tuple(setup.proteins[column] for column in of_prot),
         asked,
         np.array([joined.index(one) for one in found]),
     )
 
 
-def _place(name: str, places: dict[str, dict[str, int]]) -> tuple[str, int]:
-    """Modality and place of one name."""
+def _column_of(name: str, columns: dict[str, dict[str, int]]) -> tuple[str, int]:
+    """Modality and column of one name."""
     mod, colon, rest = name.partition(":")
-    if colon and rest in places.get(mod, {}):
-        return mod, places[mod][rest]
-    found = [(mod, there[name]) for mod, there in places.items() if name in there]
+    if colon and rest in columns.get(mod, {}):
+        return mod, columns[mod][rest]
+    found = [(mod, there[name]) for mod, there in columns.items() if name in there]
     if len(found) > 1:
         both = " or ".join(f"'{mod}:{name}'" for mod, _ in found)
         raise ValueError(f"features: '{name}' is in several modalities; write {both}.")
     if not found:
-        near = difflib.get_close_matches(name, [known for there in places.values() for known in there], n=3)
+        near = difflib.get_close_matches(name, [known for there in columns.values() for known in there], n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise KeyError(f"features: the model has no '{name}' in {' or '.join(map(repr, places))}.{hint}")
+        raise KeyError(f"features: the model has no '{name}' in {' or '.join(map(repr, columns))}.{hint}")
     return found[0]
 
 
@@ -133,9 +133,9 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     if np.isscalar(transform_batch):  # a batch of numbers may be named by one
         transform_batch = str(transform_batch)
     single = isinstance(transform_batch, str)
-    if single and transform_batch == "all" and "all" not in setup.batches[1:]:
+    if transform_batch == "all" and "all" not in setup.batches[1:]:
         return Batches(tuple(range(len(setup.batches))), setup.batches)
-    names = (transform_batch,) if single else tuple(map(str, transform_batch))
+    names = tuple(map(str, [transform_batch] if single else transform_batch))
     unknown = [name for name in names if name not in setup.batches]
     if unknown:
         listed = ", ".join(map(repr, setup.batches))

@@ -108,9 +108,13 @@ class Setup:
         return self.rna_mod, self.prot_mod
 
     def elsewhere(self, *, rna_mod: str | None, prot_mod: str | None, prot_obsm: str | None) -> "Setup":
-        """The same setup for an object that keeps RNA or proteins in another place; None leaves a place as it is."""
-        places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
-        return replace(self, **{name: place for name, place in places.items() if place is not None})
+        """The same setup for an object with other names of modalities and obsm; None leaves a name as it is."""
+        return replace(
+            self,
+            rna_mod=self.rna_mod if rna_mod is None else rna_mod,
+            prot_mod=self.prot_mod if prot_mod is None else prot_mod,
+            prot_obsm=self.prot_obsm if prot_obsm is None else prot_obsm,
+        )
 
     def to_dict(self) -> dict:
         """As a dict that JSON can hold (tuples become lists there)."""

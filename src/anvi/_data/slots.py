@@ -244,10 +244,10 @@ class Writer:
         self.home.uns[slot] = value
         self.written.append(f"uns['{slot}']")
 
-    def params(self, key: str, query: str, values: dict) -> None:
-        """How a query was asked, beside the fit in `uns[key]`; values are flat, or flat per modality."""
-        self.home.uns[key] = dict(self.home.uns.get(key, {})) | {query: values}
-        self.written.append(f"uns['{key}']['{query}']")
+    def params(self, key: str, question: str, values: dict | bool) -> None:
+        """How a question was asked, beside the fit in `uns[key]`; values are flat, or flat per modality."""
+        self.home.uns[key] = dict(self.home.uns.get(key, {})) | {question: values}
+        self.written.append(f"uns['{key}']['{question}']")
 
     def _named(self, mod: str, slot: str) -> str:
         """A slot as a user would write it; those in home are named without their modality."""

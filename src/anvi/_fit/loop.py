@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -207,7 +209,7 @@ def _start(network: VAE, cells: Cells, plan: Plan, random_state: int, device: to
     )
 
 
-def _adam(parameters: list[Tensor], lr: float, plan: Plan) -> torch.optim.Adam:
+def _adam(parameters: Sequence[Tensor], lr: float | Tensor, plan: Plan) -> torch.optim.Adam:
     on_gpu = parameters[0].is_cuda
     lr = torch.tensor(lr, device=parameters[0].device) if on_gpu else lr
     return torch.optim.Adam(
@@ -342,7 +344,7 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
 
 def _snapshot(state: State) -> dict:
     """Weights and optimiser state to come back to."""
-    parts = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
+    parts: tuple[Any, ...] = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
     return {i: _cloned(part.state_dict()) for i, part in enumerate(parts) if part is not None}
 
 
@@ -356,7 +358,7 @@ def _cloned(value):
 
 def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan: Plan) -> None:
     state.retries += 1
-    parts = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
+    parts: tuple[Any, ...] = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
     for i, part in enumerate(parts):
         if part is not None:
             part.load_state_dict(last_good[i])

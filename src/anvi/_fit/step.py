@@ -202,7 +202,7 @@ def step(
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     # the fused optimiser divides the gradients by this on its way: clipping without a pass of its own
-    state.optimizer.grad_scale = (norm / plan.max_grad_norm).clamp(min=1)
+    state.optimizer.grad_scale = (norm / plan.max_grad_norm).clamp(min=1)  # type: ignore[attr-defined]
     state.optimizer.step()
     if fooling:
         state.adversary_optimizer.zero_grad(set_to_none=True)

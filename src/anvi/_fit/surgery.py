@@ -7,7 +7,7 @@ keep the reference's statistics. Source: Lotfollahi et al., Nature Biotechnology
 
 import copy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -56,7 +56,8 @@ def narrow(network: VAE, genes: Tensor) -> VAE:
     A network of its own, in eval mode.
     """
     config = network.config
-    inputs = torch.cat([genes, torch.arange(config.n_genes, network.encoder.stack.linear[0].weight.shape[1])])
+    n_inputs = network.state_dict()["encoder.stack.linear.0.weight"].shape[1]
+    inputs = torch.cat([genes, torch.arange(config.n_genes, n_inputs)])
     heads = ("rna.scale.", "rna.zero.", "rna.log_theta_head.")
     state = {}
     for name, value in network.state_dict().items():
@@ -226,19 +227,22 @@ def hold(network: VAE, tables: tuple[Table, ...]) -> VAE:
     network.requires_grad_(False)
     for name, new in tables:
         module, _, last = name.rpartition(".")
-        owner = network.get_submodule(module)
+        owner: Any = network.get_submodule(module)
         parametrize.register_parametrization(owner, last, _Rows(getattr(owner, last), new))
         owner.parametrizations[last].original.requires_grad_(True)
-    for module in list(network.modules()):
-        if isinstance(module, Stack):
-            module.dropout = 0.0
-            if module.norm is not None:
-                module.norm = nn.ModuleList(_StillNorm.like(norm) for norm in module.norm)
+    for stack in [part for part in network.modules() if isinstance(part, Stack)]:
+        stack.dropout = 0.0
+        if stack.norm is not None:
+            stack.norm = nn.ModuleList(_StillNorm.like(norm) for norm in stack.norm)
     return network
 
 
 class _Rows(nn.Module):
     """A table made of rows that stay, which are buffers, and rows that are trained."""
+
+    new: Tensor
+    kept: Tensor
+    place: Tensor
 
     def __init__(self, table: Tensor, new: Tensor):
         super().__init__()
@@ -257,7 +261,7 @@ class _StillNorm(BatchNorm):
     """A batch norm that never looks at the minibatch."""
 
     @classmethod
-    def like(cls, norm: BatchNorm) -> "_StillNorm":
+    def like(cls, norm: Any) -> "_StillNorm":
         still = cls(len(norm.weight)).requires_grad_(False).eval()
         still.load_state_dict(norm.state_dict())
         return still

@@ -12,7 +12,7 @@ class Entries(NamedTuple):
 
     row: Tensor  # (entries,) int64
     column: Tensor  # (entries,) int64
-    count: Tensor  # (entries,) float
+    count: Tensor  # type: ignore[assignment]  # (entries,) float
 
     @classmethod
     def of(cls, x: Tensor) -> "Entries":

@@ -96,7 +96,9 @@ class Linear(nn.Module):
 
         `codes` `(..., covariates)` are rows of the covariate table.
         """
-        weight, bias, covariates = self.weight, self.bias, self.covariates
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        covariates: Tensor | None = self.covariates
         if columns is not None:
             weight, bias = weight[columns], bias[columns]
             covariates = None if covariates is None else covariates[:, columns]
@@ -113,6 +115,9 @@ class Linear(nn.Module):
 
 class BatchNorm(nn.Module):
     """Batch norm over all leading axes (momentum 0.01, eps 1e-3, as the published models have it)."""
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int):
         super().__init__()

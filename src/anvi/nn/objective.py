@@ -55,7 +55,7 @@ def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:
 
 
 def _sum(*parts: Tensor | None) -> Tensor:
-    return sum(part for part in parts if part is not None)
+    return sum(part for part in parts if part is not None)  # type: ignore[return-value]
 
 
 def _incumbents_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:

@@ -55,6 +55,9 @@ class VAE(nn.Module):
         Source of the initial weights; None leaves them to be loaded.
     """
 
+    library_mean: Tensor  # (batches,) where the library size is latent
+    library_var: Tensor
+
     def __init__(self, config: Config, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config = config.checked()
