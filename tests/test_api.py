@@ -397,14 +397,14 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 BUDGETS = {
     "": 1_650,
     "_data": 2_250,
-    "_fit": 900,
+    "_fit": 865,
     "_posterior": 1_750,
     "io": 1_000,
     "metrics": 1_000,
     "nn": 1_500,
     "pl": 2_150,
-    "pp": 290,
-    "tl": 1_900,
+    "pp": 283,
+    "tl": 1_725,
 }
 
 
