@@ -5,7 +5,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +308,7 @@ def _train_epoch(
     bad = (~torch.isfinite(host_losses)).nonzero()
     if len(bad):
         return {}, int(bad[0])
-    sums = dict(zip(done.names, reduce(torch.add, kept[:, 1:]), strict=True))
+    sums = dict(zip(done.names, sum(kept[1:, 1:], start=kept[0, 1:]), strict=True))
     return {"train_loss": float(host_losses.mean())} | _averages(sums, "train"), None
 
 
