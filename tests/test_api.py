@@ -94,11 +94,12 @@ def test_the_network_imports_torch_only(file):
 def test_plots_read_slots_only(file):
     found = imports(file, inside=True)
     assert "torch" not in top(found)
-    assert {room(module) for module in found if module.startswith("anvi")} <= {"pl", "settings", "_data"}
+    assert {room(module) for module in found if module.startswith("anvi")} <= {"pl", "settings", "_files", "_data"}
     data = {module for module in found if module.startswith("anvi._data")}
     assert {module.split(".")[2] for module in data if module.count(".") > 1} <= {
         "slots",
         "containers",
+        "counts",  # what is drawn of a matrix is checked as it is for a model
         "setup",
         "rankings",
         "predictions",
@@ -125,18 +126,19 @@ ALLOWED = {
     "settings": {"settings"},
     "_runtime": {"_runtime", "settings"},
     "datasets": {"datasets", "settings"},
+    "_files": {"_files"},
     "_data": {"_data", "nn"},
-    "_fit": {"_fit", "_data", "nn", "_runtime", "settings"},
-    "_model": {"_model", "_data", "nn"},
-    "_store": {"_store", "_model", "_data", "settings"},
-    "_find": {"_find", "_store", "_model", "_data"},
+    "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
+    "_model": {"_model", "_files", "_data", "nn"},
+    "_store": {"_store", "_files", "_model", "_data", "settings"},
+    "_find": {"_find", "_files", "_store", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
     "pp": {"pp", "_find", "_model", "_data"},
-    "tl": {"tl", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
+    "tl": {"tl", "_files", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
     "metrics": {"metrics", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
     "get": {"get", "tl", "_posterior", "_find", "_model", "_data"},
-    "pl": {"pl", "_data", "settings"},
-    "io": {"io", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
+    "pl": {"pl", "_files", "_data", "settings"},
+    "io": {"io", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
 }
 FRONT_DOORS = ("__init__", "__main__")
 
@@ -155,6 +157,7 @@ def test_the_layers_have_no_cycle():
         "nn",
         "settings",
         "_runtime",
+        "_files",
         "datasets",
         "_data",
         "_model",
@@ -395,11 +398,11 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_650,
-    "_data": 2_250,
-    "_fit": 865,
+    "": 1_680,
+    "_data": 2_370,
+    "_fit": 900,
     "_posterior": 1_750,
-    "io": 1_000,
+    "io": 1_090,
     "metrics": 1_000,
     "nn": 1_500,
     "pl": 2_150,

@@ -7,7 +7,8 @@ from scipy import sparse
 
 from anvi._data import containers, counts
 from anvi._data.cells import read_cells
-from anvi._data.containers import Source, to_csr, unique_names
+from anvi._data.containers import Source, unique_names
+from anvi._data.counts import canonical, stored_counts
 from anvi._data.setup import find_setup
 
 MODS = ("rna", "prot")
@@ -46,12 +47,12 @@ def test_layer_is_a_name_a_dict_or_none():
 
 def test_matrix_names_what_there_is(mdata):
     rna = mdata["rna"]
-    assert containers.matrix(rna, None, "rna") is rna.X
-    assert containers.matrix(rna, "true_rate", "rna") is rna.layers["true_rate"]
+    assert stored_counts(rna, None, "rna") is rna.X
+    assert stored_counts(rna, "true_rate", "rna") is rna.layers["true_rate"]
     with pytest.raises(KeyError, match=r"layer='counts' is not in rna.layers; there are: 'true_scale', 'true_rate'"):
-        containers.matrix(rna, "counts", "rna")
+        stored_counts(rna, "counts", "rna")
     with pytest.raises(ValueError, match=r"rna.X is empty; pass layer=... \('raw' are there\)"):
-        containers.matrix(AnnData(layers={"raw": np.ones((2, 2))}), None, "rna")
+        stored_counts(AnnData(layers={"raw": np.ones((2, 2))}), None, "rna")
 
 
 COUNTS = np.array([[0, 3, 0], [2, 0, 1]])
@@ -72,7 +73,7 @@ COUNTS = np.array([[0, 3, 0], [2, 0, 1]])
     ids=["int", "uint16", "float64", "csr", "csc", "coo", "csr_array", "frame"],
 )
 def test_any_form_becomes_the_same_csr(form):
-    csr = to_csr(form)
+    csr = canonical(form, "X")
     assert csr.dtype == np.float32 and csr.has_canonical_format and sparse.issparse(csr) and csr.format == "csr"
     np.testing.assert_array_equal(csr.toarray(), COUNTS)
 
@@ -80,7 +81,7 @@ def test_any_form_becomes_the_same_csr(form):
 def test_unsorted_and_repeated_entries_are_put_right_without_touching_the_users():
     raw = sparse.csr_matrix((np.float32([1, 2, 5]), np.int32([2, 0, 2]), np.int32([0, 3, 3])), shape=(2, 3))
     before = raw.indices.copy()
-    csr = to_csr(raw)
+    csr = canonical(raw, "X")
     np.testing.assert_array_equal(csr.toarray(), [[2, 0, 6], [0, 0, 0]])
     np.testing.assert_array_equal(csr.indices, [0, 2])
     np.testing.assert_array_equal(raw.indices, before)
@@ -88,7 +89,7 @@ def test_unsorted_and_repeated_entries_are_put_right_without_touching_the_users(
 
 def test_float32_csr_is_not_copied():
     raw = sparse.csr_matrix(COUNTS.astype(np.float32))
-    assert np.shares_memory(to_csr(raw).data, raw.data)
+    assert np.shares_memory(canonical(raw, "X").data, raw.data)
 
 
 def test_repeated_names():

@@ -175,7 +175,7 @@ def test_text_cannot_break_out_of_a_table():
         "| group | value | n |",
         "| --- | --- | --- |",
         "| a\\|b | 0.123 | 1 |",
-        "| &lt;b>c |  | 2 |",
+        "| &lt;b&gt;c |  | 2 |",
         "| d e | 1.23e+06 | 30 |",
     ]
 

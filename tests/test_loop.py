@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from helpers import cite
+from safetensors.torch import load, save
+from scipy import sparse
 
 import anvi as av
 from anvi._data.batches import labelled_first, split
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
+from anvi._files import sealed, unsealed
 from anvi._fit import loop, step
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
@@ -577,6 +580,7 @@ def checkpoint(mdata, tmp_path_factory):
         {"panel_key": "panel"},
         "genes",
         "counts",
+        "swapped",
     ],
     ids=str,
 )
@@ -586,6 +590,15 @@ def test_a_fit_of_other_data_or_options_does_not_go_on(mdata, checkpoint, change
         options = {}
         if change == "genes":
             other["rna"].var_names = other["rna"].var_names[::-1]
+        elif change == "swapped":  # the same sums of every cell and every gene
+            dense = np.asarray(other["rna"].X.todense())
+            dense[3, 10], dense[3, 20], dense[8, 10], dense[8, 20] = 1, 2, 2, 1
+            reference = mdata.copy()
+            reference["rna"].X = sparse.csr_matrix(dense)
+            path = checkpoint.with_name("swapped")
+            fit_with(reference, path)
+            dense[3, 10], dense[3, 20], dense[8, 10], dense[8, 20] = 2, 1, 1, 2
+            other["rna"].X, checkpoint = sparse.csr_matrix(dense), path
         else:  # the same sums
             matrix = other["rna"].X
             matrix.indices[matrix.indptr[0] : matrix.indptr[1]] = (
@@ -595,6 +608,36 @@ def test_a_fit_of_other_data_or_options_does_not_go_on(mdata, checkpoint, change
             matrix.sort_indices()
     with pytest.raises(ValueError, match="belongs to another fit"):
         fit_with(other, checkpoint, **options)
+
+
+def test_a_fit_in_another_precision_does_not_go_on(mdata, checkpoint):
+    with av.settings.override(precision="bf16"), pytest.raises(ValueError, match="belongs to another fit"):
+        fit_with(mdata, checkpoint)
+
+
+@pytest.mark.parametrize("spot", [0.02, 0.3, 0.6, 0.9, 0.999])
+def test_a_flipped_bit_of_a_checkpoint_is_seen(mdata, checkpoint, tmp_path, spot):
+    raw = bytearray(checkpoint.read_bytes())
+    raw[int(spot * len(raw))] ^= 1
+    (tmp_path / "fit").write_bytes(raw)
+    with pytest.raises(ValueError, match="is not a checkpoint that anvi can read"):
+        fit_with(mdata, tmp_path / "fit")
+
+
+@pytest.mark.parametrize("change", ["shape", "type", "missing", "more"])
+def test_a_tensor_of_a_checkpoint_has_its_shape(mdata, checkpoint, tmp_path, change):
+    """The optimiser trusts them: another shape ends the process."""
+    raw = checkpoint.read_bytes()
+    tensors, metadata = load(raw), unsealed(raw)
+    name = next(name for name in tensors if name.endswith("exp_avg") and tensors[name].ndim == 2)
+    if change == "missing":
+        del tensors[name]
+    else:
+        value = {"shape": tensors[name][:1], "type": tensors[name].double(), "more": tensors[name].clone()}[change]
+        tensors[name + ("2" if change == "more" else "")] = value.contiguous()
+    (tmp_path / "fit").write_bytes(sealed(save(tensors, metadata)))
+    with pytest.raises(ValueError, match="fit is not a checkpoint that anvi can read .its tensor"):
+        fit_with(mdata, tmp_path / "fit")
 
 
 def test_a_fit_from_a_model_does_not_go_on_without_it(mdata, tmp_path):

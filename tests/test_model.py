@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import cite, quiet_mudata
+from helpers import cite, quiet_mudata, resealed
 
 import anvi as av
 from anvi._data.fits import stored_fits
@@ -121,6 +121,7 @@ def test_damaged(fitted, damage):
 
 def test_weights_of_another_network(fitted):
     slot = dict(fitted.uns["totalanvi"]["model"]) | {"weights": fitted["rna"].uns["scvi"]["model"]["weights"]}
+    slot = resealed(slot)
     with pytest.raises(ValueError, match="stored weights do not fit the stored configuration"):
         Model.from_slot(slot, pd.DataFrame())
 
@@ -131,6 +132,7 @@ def test_stored_by_a_newer_version(fitted, where):
     stored = json.loads(slot["config"])
     changes = {"schema": SCHEMA + 1} if where == "schema" else {where: stored[where] | {"new_option": 1}}
     slot["config"] = config(slot, **changes)
+    slot = slot if where == "schema" else resealed(slot)
     with pytest.raises(ValueError, match="newer anvi"):
         Model.from_slot(slot, pd.DataFrame())
 
@@ -201,5 +203,8 @@ def test_sizes_that_do_not_fit_the_weights_take_no_memory():
     model = av.get.model(mdata)
     facts = model.facts()
     facts["config"] = facts["config"] | {"n_hidden": 10**9}  # a layer of four exabytes
+    with pytest.raises(ValueError, match="n_hidden=1000000000 must be at most 100,000"):
+        type(model).from_parts(facts, model.weights(), model.history)
+    facts["config"] = facts["config"] | {"n_hidden": 100_000, "n_layers_encoder": 100}  # some terabytes
     with pytest.raises(ValueError, match="do not fit the stored configuration"):
         type(model).from_parts(facts, model.weights(), model.history)

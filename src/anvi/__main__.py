@@ -4,7 +4,6 @@ import argparse
 import inspect
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -209,12 +208,10 @@ def _read(path: Path):
 
 def _write(data, path: Path) -> None:
     """Write beside the file first, so that a full disk leaves what was there."""
-    part = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
+    from ._files import replacing
+
+    with replacing(path, path.suffix) as part:
         data.write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _classes(data, model, key: str) -> dict:

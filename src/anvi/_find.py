@@ -12,6 +12,7 @@ import pandas as pd
 from ._data import slots
 from ._data.containers import Data, Source
 from ._data.fits import stored_fits
+from ._files import parse_json, reading
 from ._model import Model
 from ._store import FILES, fetch, read_fetched, read_model
 
@@ -61,7 +62,8 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
             f"{argument}='{model}' is no fitted model of this object and no folder; there are: {listed or 'none'}."
         )
     stored = there[model].home.uns[model]
-    return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)
+    with reading(f"uns['{model}']['model']"):
+        return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)
 
 
 def find_reference(reference: Data | str | Path | Model, model: str | None) -> tuple[Model, Data | None]:
@@ -120,9 +122,10 @@ def _read(path: Path) -> Data:
             f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file. "
             "(A model on the hub is named by a str, 'owner/name', where no folder 'owner' is here.)"
         )
-    if path.suffix == ".zarr":
-        return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)
-    return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+    with reading(path):
+        if path.suffix == ".zarr":
+            return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)
+        return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
 
 
 def key_to_write(data: Source | Data, model: Model, key: str, key_added: str | None) -> str:
@@ -140,7 +143,8 @@ def key_to_write(data: Source | Data, model: Model, key: str, key_added: str | N
     )
     another = "another " if key_added is not None else ""
     if wanted in there:
-        config = json.loads(str(there[wanted].home.uns[wanted]["model"]["config"]))
+        with reading(f"uns['{wanted}']['model']"):
+            config = dict(parse_json(str(there[wanted].home.uns[wanted]["model"]["config"])))
         facts = json.loads(json.dumps(model.facts()))
         if config | {"schema": None} != facts | {"schema": None}:
             raise ValueError(

@@ -3,23 +3,30 @@
 import copy
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from . import _files
 from ._data.setup import Setup
 from .nn import PRESETS, VAE, Config
 
 SCHEMA = 2
 """Version of the stored form; raised when an older anvi could not read it."""
+SEALED = "anvi safetensors, sealed"
+"""Format of the slot whose weights have a checksum; before, it was "anvi safetensors"."""
 LANDMARKS = "landmarks"
 """Prefix of the landmarks among the stored tensors."""
+
+
+class NewerSchema(ValueError):
+    """The model was stored by a newer anvi."""
 
 
 class Landmarks(NamedTuple):
@@ -122,14 +129,14 @@ class Model:
             If something is missing or does not fit together, or was made by a newer anvi.
         """
         try:
-            if facts["schema"] > SCHEMA:
-                raise ValueError(
-                    f"The model was stored by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
-                )
+            _check_schema(facts)
             if facts["name"] not in PRESETS or not isinstance(facts["info"], dict):
                 raise TypeError("its name is no model's, or its facts are none")
             config, setup = Config.from_dict(facts["config"]), Setup.from_dict(facts["setup"])
             _check_sizes(config, setup)
+            _check_info(facts["info"])
+            _check_history(history)
+            check_numbers(weights)
             with torch.device("meta"):  # sizes only: what does not fit the weights takes no memory
                 network = VAE(config)
             marks = {name: value for name, value in weights.items() if name.startswith(f"{LANDMARKS}.")}
@@ -147,19 +154,25 @@ class Model:
 
     def to_slot(self) -> dict:
         """The form in which it lies in `uns[key]["model"]`: a JSON string and safetensors bytes."""
-        return {
-            "config": json.dumps(self.facts()),
-            "weights": np.frombuffer(save(self.weights()), dtype=np.uint8).copy(),
-            "format": "anvi safetensors",
-        }
+        config = json.dumps(self.facts())
+        weights = _files.sealed(save(self.weights()), config)  # the checksum is over both
+        return {"config": config, "weights": np.frombuffer(weights, dtype=np.uint8).copy(), "format": SEALED}
 
     @classmethod
     def from_slot(cls, slot: dict, history: pd.DataFrame) -> "Model":
         """Back from :meth:`to_slot`; raises a ValueError if the stored form is damaged."""
         try:
-            facts = json.loads(str(slot["config"]))
-            weights = load(np.asarray(slot["weights"], dtype=np.uint8).tobytes())
-        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            text, stored = str(slot["config"]), np.asarray(slot["weights"])
+            form = str(slot.get("format"))
+            if stored.dtype != np.uint8 or stored.ndim != 1 or form not in ("anvi safetensors", SEALED):
+                raise TypeError(f"its weights are no bytes, or their format is not known: {form[:50]!r}")
+            facts, raw = _files.parse_json(text), stored.tobytes()
+            _check_schema(facts)
+            _files.unsealed(raw, text, required=form == SEALED)
+            weights = load(raw)
+        except Exception as error:  # of JSON and safetensors: whatever they raise at bytes that make no sense
+            if isinstance(error, NewerSchema):
+                raise
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         return cls.from_parts(facts, weights, history)
 
@@ -177,12 +190,54 @@ def _check_sizes(config: Config, setup: Setup) -> None:
         "proteins": (config.n_proteins, len(setup.proteins)),
         "classes": (config.n_labels, len(setup.classes)),
         "batches": (config.n_batches, len(setup.batches)),
+        "covariates": (config.n_categories, tuple(len(categories) for _, categories in setup.categorical)),
+        "continuous covariates": (config.n_continuous, len(setup.continuous)),
     }
+    if config.has_protein:
+        pairs["panels"] = (config.n_panels, max(1, len(setup.panels)))
     for name, (places, names) in pairs.items():
         if places != names:
             raise ValueError(
                 f"The stored model is damaged: its network has {places} {name}, its setup {names}. Fit again."
             )
+
+
+def _check_schema(facts: dict) -> None:
+    if facts["schema"] > SCHEMA:
+        raise NewerSchema(
+            f"The model was stored by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
+        )
+
+
+def _check_info(info: dict) -> None:
+    """Raise a ValueError unless the facts that answers depend on are what they must be."""
+    temperature = info.get("temperature", {})
+    if not isinstance(temperature, dict) or not all(_is_positive(value) for value in temperature.values()):
+        raise ValueError("The stored model is damaged: its temperatures are not positive numbers. Fit again.")
+    if not isinstance(info.get("key", ""), str):
+        raise ValueError("The stored model is damaged: its key is no text. Fit again.")
+
+
+def _is_positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
+
+
+def _check_history(history: pd.DataFrame) -> None:
+    """Raise a ValueError unless the history is a table of numbers."""
+    table = isinstance(history, pd.DataFrame)
+    numbers = table and (not len(history) or all(map(pd.api.types.is_numeric_dtype, history.dtypes)))
+    if not numbers or not all(isinstance(name, str) for name in history.columns):
+        raise ValueError("The stored model is damaged: its history is no table of numbers. Fit again.")
+
+
+def check_numbers(weights: dict[str, Tensor]) -> None:
+    """Raise a ValueError unless all tensors are float32, and finite but for the NaN behind `landmarks.own`."""
+    for name, value in weights.items():
+        if value.dtype != torch.float32:
+            raise ValueError(f"The stored model is damaged: '{name}' is {value.dtype}, not float32. Fit again.")
+        if name != f"{LANDMARKS}.own" and not bool(value.isfinite().all()):
+            raise ValueError(f"The stored model is damaged: '{name}' holds NaN or infinite numbers. Fit again.")
 
 
 def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
@@ -198,10 +253,14 @@ def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
     fit = all(_has_size(part, sizes[name]) for name, part in parts.items())
     if not fit or ("centre" in parts) != ("whiten" in parts):
         raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
-    finite = all(bool(part.isfinite().all()) for name, part in parts.items() if name != "own")
-    quantiles = landmarks.quantiles
-    if not finite or bool((quantiles < 0).any()) or bool((quantiles.diff(dim=1) < 0).any()):
+    quantiles, own = landmarks.quantiles, parts.get("own")
+    if bool((quantiles < 0).any()) or bool((quantiles.diff(dim=1) < 0).any()):
         raise ValueError("The stored model is damaged: its landmarks are no distances. Fit again.")
+    if own is not None:  # probabilities in ascending order, then NaN
+        ordered = own.nan_to_num(2.0)
+        inside = (own.isnan() | ((own >= 0) & (own <= 1))).all()
+        if not bool(inside) or bool((ordered.diff(dim=2) < 0).any()):
+            raise ValueError("The stored model is damaged: what held-out cells give their class are no probabilities.")
 
 
 def _has_size(part: Tensor, size: tuple[int | None, ...]) -> bool:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ._data.containers import Data, check_type
+from ._files import check_hdf5, newest, parse_json, reading, replacing, sealed, unsealed
 from ._model import SCHEMA, Model
 from .settings import choose_device
 
@@ -29,25 +29,21 @@ WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.
 def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool) -> None:
     """Write a model into a folder, with `card` as its README; see :func:`anvi.io.write_model`."""
     path = Path(path)
-    if path.exists():
+    path = path.resolve() if path.is_symlink() else path  # what it points at is replaced
+    if newest(path).exists():
         if not overwrite:
             raise FileExistsError(f"{path} is there already; pass overwrite=True to replace the model in it.")
-        _check_ours(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+        _check_ours(newest(path))
     history = fitted.history if len(fitted.history.columns) else pd.DataFrame(columns=["epoch"])
-    weights, table = save(fitted.weights()), history.to_csv(index=False).encode()
+    weights, table = sealed(save(fitted.weights())), history.to_csv(index=False).encode()
     facts = fitted.facts()
     checksums = {WEIGHTS: _checksum(weights), HISTORY: _checksum(table), CONFIG: _checksum_of_facts(facts)}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging:
-        part = Path(staging) / "model"
+    with replacing(path) as part:
         part.mkdir()
         (part / WEIGHTS).write_bytes(weights)
         (part / HISTORY).write_bytes(table)
         (part / CONFIG).write_text(json.dumps(facts | {"sha256": checksums}, indent=1), encoding="utf-8")
         (part / README).write_text(card, encoding="utf-8")
-        if path.exists():
-            path.rename(Path(staging) / "before")
-        part.rename(path)
 
 
 def _check_ours(path: Path) -> None:
@@ -100,32 +96,33 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
         ...
     FileNotFoundError: nowhere has no config.json: it is no model folder of anvi.
     """
-    path = Path(path)
+    path = newest(Path(path))
     for name in (CONFIG, WEIGHTS, HISTORY):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} has no {name}: it is no model folder of anvi.")
-    try:
-        facts = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    with reading(path / CONFIG):
+        facts = parse_json((path / CONFIG).read_bytes())
         checksums = facts.pop("sha256", {}) if isinstance(facts, dict) else None
         if not isinstance(checksums, dict) or not isinstance(facts.get("schema", 0), int):
             raise ValueError("it does not hold what it should")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path / CONFIG} is damaged ({error}). Write the model again.") from error
     if facts.get("schema", 0) > SCHEMA:
         raise ValueError(
             f"{path} was written by a newer anvi (schema {facts['schema']}, this one reads up to {SCHEMA})."
         )
-    weights, table = (path / WEIGHTS).read_bytes(), (path / HISTORY).read_bytes()
+    with reading(path):
+        weights, table = (path / WEIGHTS).read_bytes(), (path / HISTORY).read_bytes()
     found = {WEIGHTS: _checksum(weights), HISTORY: _checksum(table), CONFIG: _checksum_of_facts(facts)}
     for name, checksum in found.items():
         if checksums.get(name) != checksum:
             raise ValueError(f"{path / name} is truncated or was edited: its checksum is not the one in {CONFIG}.")
-    history = pd.read_csv(io.BytesIO(table))
-    try:
+    with reading(path / HISTORY):
+        history = pd.read_csv(io.BytesIO(table))
+    with reading(path / WEIGHTS):
+        unsealed(weights)
         tensors = load(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS} is damaged ({error}). Write the model again.") from error
-    return Model.from_parts(facts, tensors, history).on(choose_device(device))
+    with reading(path):
+        model = Model.from_parts(facts, tensors, history)
+    return model.on(choose_device(device))
 
 
 logger = logging.getLogger("anvi")
@@ -173,7 +170,8 @@ def push_to_hub(
     Raises
     ------
     FileNotFoundError, ValueError
-        Before anything is sent: if the folder holds no model, or one that is damaged.
+        Before anything is sent: if the folder holds no model, or one that is damaged; if one of its files is a link
+        that leaves it, or the data are read from a file that points into others.
     ImportError
         If huggingface_hub is not installed.
 
@@ -188,6 +186,7 @@ def push_to_hub(
     if data is not None:
         check_type(data)
     read_model(path, device="cpu")
+    _check_sources(Path(path), data)
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as staging:
         for name in FILES:
@@ -197,6 +196,9 @@ def push_to_hub(
             data.write_h5mu(Path(staging) / DATA[0])
         elif isinstance(data, AnnData):
             data.write_h5ad(Path(staging) / DATA[1])
+        for name in DATA:
+            if (Path(staging) / name).is_file():
+                check_hdf5(Path(staging) / name)
         stale = None if data is None else [name for name in DATA if not (Path(staging) / name).is_file()]
         commit = api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=message, delete_patterns=stale)
     logger.info(f"{repo_id}: uploaded, {commit.commit_url}")
@@ -272,6 +274,8 @@ def data_from_hub(
     ------
     FileNotFoundError
         If there are no data in the repository.
+    ValueError
+        If they cannot be read, or the file points into other files: HDF5 can, and would read yours.
     ImportError
         If huggingface_hub is not installed.
 
@@ -281,15 +285,31 @@ def data_from_hub(
     >>> mdata = av.io.data_from_hub("me/my-model")  # doctest: +SKIP
     >>> av.tl.denoise(mdata)  # doctest: +SKIP
     """
+    folder = fetch(repo_id, DATA, revision, cache_dir, token, endpoint)
+    for name in DATA:
+        if (folder / name).is_file():
+            return read_data(folder / name)
+    raise FileNotFoundError(f"The repository '{repo_id}' holds neither {DATA[0]} nor {DATA[1]}.")
+
+
+def read_data(path: Path) -> Data:
+    """A MuData or an AnnData from a file of a stranger."""
     import anndata
     import mudata
 
-    folder = fetch(repo_id, DATA, revision, cache_dir, token, endpoint)
-    if (folder / DATA[0]).is_file():
-        return mudata.read_h5mu(folder / DATA[0])
-    if (folder / DATA[1]).is_file():
-        return anndata.read_h5ad(folder / DATA[1])
-    raise FileNotFoundError(f"The repository '{repo_id}' holds neither {DATA[0]} nor {DATA[1]}.")
+    check_hdf5(path)
+    with reading(path):
+        return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+
+
+def _check_sources(path: Path, data: Data | None) -> None:
+    """Raise a ValueError if what is to be sent lies elsewhere than it seems."""
+    for name in FILES:
+        if (path / name).is_symlink() and path.resolve() not in (path / name).resolve().parents:
+            raise ValueError(f"{path / name} is a link that leaves the folder; put the file itself there to send it.")
+    for part in [] if data is None else [data, *getattr(data, "mod", {}).values()]:
+        if part.isbacked and part.filename is not None:
+            check_hdf5(Path(part.filename))
 
 
 def _api(token: str | None, endpoint: str | None) -> HfApi:

@@ -14,7 +14,16 @@ from anvi.nn.sparse import kernels_for
 
 from . import containers
 from .containers import Data, Source
-from .counts import Proteins, check_counts, check_counts_are_there, check_no_empty_cells, find_proteins, has_proteins
+from .counts import (
+    Proteins,
+    canonical,
+    check_counts,
+    check_counts_are_there,
+    check_no_empty_cells,
+    find_proteins,
+    has_proteins,
+    stored_counts,
+)
 from .minified import Stored
 from .setup import Setup, find_panels, label_column
 
@@ -151,8 +160,8 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
 
 def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
-    counts = containers.to_csr(containers.matrix(rna, setup.rna_layer, where))
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
+    counts = canonical(stored_counts(rna, setup.rna_layer, where), slot)
     check_counts_are_there(counts, source, slot)
     if setup.counts:
         check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if source.alone else setup.rna_mod)
@@ -167,7 +176,7 @@ def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
                 "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
                 "is mapped with av.tl.map_query(query, reference)."
             )
-        counts = containers.to_csr(counts[:, column])
+        counts = canonical(counts[:, column], slot)
     library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
     check_no_empty_cells(library, rna.obs_names, slot)
     # torch wants arrays that it may write to, although nothing here does

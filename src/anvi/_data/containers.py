@@ -10,9 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
-from scipy import sparse
 
 Data: TypeAlias = MuData | AnnData
 logger = logging.getLogger("anvi")
@@ -188,32 +186,6 @@ class Source:
 def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
     """The layer that `layer` means for one modality; None is `.X`."""
     return layer.get(mod) if isinstance(layer, dict) else layer
-
-
-def matrix(adata: AnnData, layer: str | None, where: str):
-    """Counts of a modality as they are stored: dense, csr, csc; those of a backed object are read."""
-    if layer is None:
-        if adata.X is None:
-            raise ValueError(f"{where}.X is empty; pass layer=... ({_list(filter(None, adata.layers))} are there).")
-        counts = adata.X
-    elif layer in adata.layers:
-        counts = adata.layers[layer]
-    else:
-        raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {_list(filter(None, adata.layers))}.")
-    return counts.to_memory() if isinstance(counts, CSRDataset | CSCDataset) else counts
-
-
-def to_csr(counts) -> sparse.csr_matrix:
-    """Counts as canonical float32 csr, sharing memory where it can."""
-    if isinstance(counts, pd.DataFrame):
-        counts = counts.to_numpy()
-    if not sparse.issparse(counts):
-        counts = np.asarray(counts)
-    csr = sparse.csr_matrix(counts, dtype=np.float32, copy=False)
-    if not csr.has_canonical_format:
-        csr = csr.copy()
-        csr.sum_duplicates()
-    return csr
 
 
 def unique_names(names: pd.Index, where: str, what: str) -> None:

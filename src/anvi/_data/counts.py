@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from . import containers
@@ -21,6 +22,105 @@ OFFENCES = ("NaN", "infinite", "negative", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
 BLOCK = 1_000_000
 """Values that are looked at together: the check must not need as much memory as the counts."""
+
+
+def stored_counts(adata: AnnData, layer: str | None, where: str):
+    """Counts of a modality as they are stored: dense, csr, csc; those of a backed object are read."""
+    there = ", ".join(f"'{name}'" for name in adata.layers if name) or "none"
+    if layer is None:
+        if adata.X is None:
+            raise ValueError(f"{where}.X is empty; pass layer=... ({there} are there).")
+        counts = adata.X
+    elif layer in adata.layers:
+        counts = adata.layers[layer]
+    else:
+        raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
+    counts = counts.to_memory() if isinstance(counts, CSRDataset | CSCDataset) else counts
+    return whole(counts, f"{where}.X" if layer is None else f"{where}.layers['{layer}']")
+
+
+def whole(counts, where: str):
+    """A matrix as it came, once its parts are known to fit together: nothing indexes by it before.
+
+    What reads a sparse matrix trusts its parts, so that those of a corrupt file would give other cells' counts, or end
+    the process.
+
+    Parameters
+    ----------
+    counts
+        Dense, sparse or DataFrame `(cells, features)`.
+    where
+        The slot, for the message.
+
+    Raises
+    ------
+    ValueError
+        If values are no real numbers, or the parts of a sparse matrix contradict each other or its shape.
+    """
+    if not sparse.issparse(counts):
+        kinds = [np.asarray(counts).dtype] if not hasattr(counts, "dtypes") else [*counts.dtypes]
+        for kind in {str(kind): kind for kind in kinds}.values():
+            _check_kind(kind, where, "biufO")  # an array of objects may hold numbers
+        return counts
+    _check_kind(counts.dtype, where, "biuf")
+    if counts.format not in ("csr", "csc"):  # made in memory; files have none
+        return counts
+    indptr, indices, values = counts.indptr, counts.indices, counts.data
+    n_major, n_minor = counts.shape if counts.format == "csr" else counts.shape[::-1]
+    if any(part.ndim != 1 or part.dtype.kind != "i" for part in (indptr, indices)):
+        raise ValueError(f"{where} is corrupt: its index pointer or its indices are no row of integers.")
+    if len(indptr) != n_major + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise ValueError(
+            f"{where} is corrupt: its index pointer has {len(indptr)} entries for {n_major} rows, or does not ascend "
+            "from 0. Read the file again, or build the matrix anew."
+        )
+    if len(indices) != len(values) or indptr[-1] > len(values) or values.ndim != 1:
+        raise ValueError(
+            f"{where} is corrupt: {len(indices)} indices and {len(values)} values for {indptr[-1]} entries. "
+            "Read the file again, or build the matrix anew."
+        )
+    used = indices[: indptr[-1]]
+    for start in range(0, len(used), BLOCK):
+        part = used[start : start + BLOCK]
+        if part.min() < 0 or part.max() >= n_minor:
+            wrong = int(part[(part < 0) | (part >= n_minor)][0])
+            raise ValueError(
+                f"{where} is corrupt: it has an entry at place {wrong} of {n_minor}. Read the file again, or build "
+                "the matrix anew."
+            )
+    return counts
+
+
+def _check_kind(kind, where: str, real: str) -> None:
+    """Raise a ValueError unless values of a dtype, numpy's or pandas', are real numbers."""
+    kind = getattr(kind, "subtype", kind)  # of pandas' sparse columns
+    if getattr(kind, "kind", "O") not in real:
+        raise ValueError(
+            f"{where} holds values of the type {kind}, which are no counts. Convert them, e.g. .astype('float32')."
+        )
+
+
+def canonical(counts, where: str) -> sparse.csr_matrix:
+    """Counts as csr in float32, each entry once, in order and not zero, sharing memory where it can.
+
+    Zeros that are stored would be drawn for as if they were counts.
+    """
+    counts = whole(counts, where)
+    if hasattr(counts, "to_numpy"):
+        counts = counts.to_numpy()
+    if not sparse.issparse(counts):
+        counts = np.asarray(counts)
+    csr = sparse.csr_matrix(counts, dtype=np.float32, copy=False)
+    if csr.indptr[-1] < len(csr.data):  # room that nothing is in
+        csr = csr.copy()
+        csr.prune()
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    if np.count_nonzero(csr.data) < len(csr.data):
+        csr = csr.copy()
+        csr.eliminate_zeros()
+    return csr
 
 
 def check_counts(
@@ -168,7 +268,7 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
     slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
-    stored = containers.matrix(prot, setup.prot_layer, where)
+    stored = stored_counts(prot, setup.prot_layer, where)
     check_counts_are_there(stored, source, slot)
     counts = _dense(stored)
     check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
@@ -194,7 +294,7 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     where = f"adata.obsm['{key}']"
     containers.unique_names(pd.Index(names), where, "protein")
     check_counts_are_there(table, source, where)
-    counts = _dense(table)
+    counts = _dense(whole(table, where))
     if len(names) != counts.shape[1]:
         raise ValueError(f"adata.uns['{key}_names'] has {len(names)} names for {counts.shape[1]} proteins in {where}.")
     check_counts(counts, adata.obs_names, names, where, None, missing_allowed=True)

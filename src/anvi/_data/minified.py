@@ -77,7 +77,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     unknown = ~(np.isfinite(q_mean).all(1) & np.isfinite(q_var).all(1) & np.isfinite(library))
     table = code = None
     if setup.joint:
-        table = np.asarray(record["measured"], dtype=bool)
+        table = np.asarray(record.get("measured", ()), dtype=bool)
         code = pd.to_numeric(part.obs[slots.mask_code(key)].astype(str), errors="coerce").to_numpy()[row]
         unknown |= np.isnan(code)
         code = np.nan_to_num(code).astype(np.int64)
@@ -86,7 +86,18 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
             f"{unknown.sum()} cells (first: '{names[unknown][0]}') have nothing in obsm['{slots.qz_mean(key)}']: they "
             f"came after av.tl.minify. Ask about them apart, with their counts and model=av.get.model(data, '{key}')."
         )
+    if q_mean.shape != q_var.shape or (q_var <= 0).any() or (library <= 0).any():
+        raise ValueError(f"obsm['{slots.qz_mean(key)}'] or what stands beside it is damaged: minify the object again.")
+    if setup.joint and (table.ndim != 2 or table.shape[1] != len(setup.proteins) or not _inside(code, len(table))):
+        raise ValueError(
+            f"obs['{slots.mask_code(key)}'] does not go with uns['{key}']['{POSTERIOR}']['measured']: the object is "
+            "damaged. Minify it again."
+        )
     return Stored(names.to_numpy(), q_mean, q_var, library, table, code)
+
+
+def _inside(code: np.ndarray, n: int) -> bool:
+    return bool(((code >= 0) & (code < n)).all())
 
 
 def check_in_memory(data: Data) -> None:
@@ -115,18 +126,18 @@ def drop_counts(data: Data, setup: Setup) -> list[str]:
     In each modality these are X, the model's layer, every other layer of counts, and raw. Of an AnnData with proteins
     it is also their table in obsm, whose column names move to `uns["{prot_obsm}_names"]`, where they are looked for.
     """
+    # marked first: whatever cuts this short, no model asks for counts that may be gone
     if isinstance(data, AnnData):
+        _mark(data, None)
         emptied = _empty(data, setup.rna_layer, "data")
         if setup.joint and setup.prot_obsm in data.obsm:
             emptied += _empty_obsm(data, setup.prot_obsm)
-        _mark(data, None)
         return emptied
     layers = {setup.rna_mod: setup.rna_layer} | ({setup.prot_mod: setup.prot_layer} if setup.joint else {})
     there = {mod: layer for mod, layer in layers.items() if mod in data.mod}
-    emptied = [slot for mod, layer in there.items() for slot in _empty(data.mod[mod], layer, f"mdata['{mod}']")]
     for part in (data, *data.mod.values()):
         _mark(part, set(there))
-    return emptied
+    return [slot for mod, layer in there.items() for slot in _empty(data.mod[mod], layer, f"mdata['{mod}']")]
 
 
 def _mark(part: Data, mods: set[str] | None) -> None:

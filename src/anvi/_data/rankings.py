@@ -18,6 +18,7 @@ from scipy import sparse
 
 from . import slots
 from .containers import Data, Source
+from .counts import whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -184,7 +185,7 @@ class AttributionSlots(NamedTuple):
         if slot not in place or target not in self.home.obs:
             return None
         inside = self.home.obs[target].notna().to_numpy()
-        values, features = place[slot][inside], self.table().index
+        values, features = whole(place[slot], f"'{slot}'")[inside], self.table().index
         if self.beside:  # the columns of a table have no "/"
             return values[list(map(slots.column_name, features))].set_axis(features, axis=1)
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
@@ -196,7 +197,7 @@ class AttributionSlots(NamedTuple):
             return np.full(len(features), np.nan)
         layer = self.params.get("layer")
         matrix = self.home.X if layer is None else self.home.layers[str(layer)]
-        row = matrix[self.home.obs_names.get_indexer([cell])]
+        row = whole(matrix, "X" if layer is None else f"layers['{layer}']")[self.home.obs_names.get_indexer([cell])]
         row = np.asarray(row.toarray() if sparse.issparse(row) else row, dtype=float).ravel()
         return row[self.home.var_names.astype(str).get_indexer(features)]
 

@@ -126,7 +126,38 @@ class Setup:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"The model's setup has unknown entries {unknown}: was it made by a newer anvi?")
-        return cls(**{name: _tuples(value) for name, value in values.items()})
+        return cls(**{name: _tuples(value) for name, value in values.items()}).checked()
+
+    def checked(self) -> "Setup":
+        """The same setup, or a ValueError that names an entry that is not of its kind."""
+        for name in ("genes", "proteins", "batches", "classes", "panels", "continuous"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple) or not all(isinstance(entry, str) for entry in names):
+                raise ValueError(f"The model's setup is damaged: its {name} are not names.")
+            if len(set(names)) < len(names):
+                raise ValueError(f"The model's setup is damaged: its {name} repeat.")
+        for name in ("rna_mod", "prot_mod", "missing", "unlabeled_category"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"The model's setup is damaged: its {name} is no text.")
+        keys = ("batch_key", "labels_key", "panel_key", "size_factor_key")
+        for name in ("prot_obsm", "rna_layer", "prot_layer", *keys):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"The model's setup is damaged: its {name} is no text.")
+        pairs = self.categorical
+        if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            raise ValueError("The model's setup is damaged: its covariates are no pairs of a name and categories.")
+        for key, categories in pairs:
+            if not isinstance(categories, tuple) or not all(isinstance(entry, str) for entry in (key, *categories)):
+                raise ValueError("The model's setup is damaged: its covariates have categories that are no names.")
+        table = self.measured
+        if not isinstance(table, tuple) or len(table) not in (0, len(self.panels)):
+            raise ValueError("The model's setup is damaged: its table of panels has not a row for each.")
+        for row in table:
+            if not isinstance(row, tuple) or len(row) != len(self.proteins) or not set(map(type, row)) <= {bool}:
+                raise ValueError("The model's setup is damaged: its table of panels is none of True and False.")
+        if not isinstance(self.counts, bool):
+            raise ValueError("The model's setup is damaged: its counts is not True or False.")
+        return self
 
 
 def _tuples(value):
@@ -193,10 +224,16 @@ def find_setup(
         size_factor_key=size_factor_key,
         missing=missing,
     )
+    slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
+    for names, what in ((setup.genes, f"{where}.var_names"), (setup.batches, f"batch_key='{batch_key}'")):
+        slots.check_storable(names, what)
+    for key, categories in setup.categorical:
+        slots.check_storable(categories, f"categorical_covariate_keys: '{key}'")
     if not proteins:
         return setup
     found = find_proteins(source, setup)
     no_protein_only_cells(found, rna)
+    slots.check_storable(found.names, found.where)
     return _with_panels(source, setup, found, panel_key)
 
 

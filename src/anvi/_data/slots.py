@@ -6,7 +6,8 @@ mirrored as `rna:...`. An AnnData gets the same names in itself.
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,16 +62,30 @@ OF_QUESTIONS = (
 """Slots that questions to a fit are answered in; a new fit under the key removes them."""
 ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
 """Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""What text in a file cannot have in it: it ends there, or is no text."""
+NO_COLUMNS = (".", "..", "_index")
+"""Names that mean something else in HDF5, zarr or anndata."""
 UNASSIGNED = "Unassigned"
 """Label of a cell that lies too far from every class that the model knows."""
 
 
 def clean_key(key: str) -> str:
     """A prefix for slots: a leading `X_` is dropped, "/" and ":" are refused."""
+    if not isinstance(key, str):
+        raise TypeError(f"key_added={key!r:.80} must be a name, a str.")
     key = key.removeprefix("X_")
     if not key or "/" in key or ":" in key:
         raise ValueError(f"key_added='{key}' must be a plain name without '/' and ':'.")
+    check_storable([key], "key_added", columns=True)
     return key
+
+
+def check_storable(names: Iterable[str], where: str, *, columns: bool = False) -> None:
+    """Raise a ValueError at a name that no file can hold, or hold as a column: it would be lost in writing."""
+    for name in names:
+        if UNSTORABLE.search(name) or (columns and name in NO_COLUMNS):
+            raise ValueError(f"{where}: the name {name!a:.80} cannot be written to a file; rename it.")
 
 
 def column_name(name: str) -> str:

@@ -5,18 +5,19 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from anvi._data.batches import Minibatches, chunks, labelled_first
 from anvi._data.cells import Cells
+from anvi._files import parse_json, sealed, unsealed, write_bytes
 from anvi._runtime import Stop, Threads
 from anvi.nn import VAE, Draws, Weights
 from anvi.settings import Progress
@@ -39,10 +40,8 @@ def save_checkpoint(path: Path, state, fingerprint: str) -> None:
         tensors |= _optimizer_tensors("adversary_optimizer", state.adversary_optimizer)
     tensors |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
     scalars = {name: getattr(state, name) for name in _SCALARS} | {"fingerprint": fingerprint}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part, {"state": json.dumps(scalars)})
-    os.replace(part, path)
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
 
 
 def load_checkpoint(path: Path, state, fingerprint: str) -> None:
@@ -54,10 +53,12 @@ def load_checkpoint(path: Path, state, fingerprint: str) -> None:
         If the file is damaged, or belongs to other data, another model or other options.
     """
     try:
-        with safe_open(path, framework="pt", device=str(state.noise.device)) as file:
-            scalars = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raw = path.read_bytes()
+        scalars, tensors = parse_json(unsealed(raw, required=True)["state"]), load(raw)
+        _check_scalars(scalars)
+    except OSError:
+        raise
+    except Exception as error:  # of JSON and safetensors: whatever they raise at bytes that make no sense
         raise ValueError(
             f"{path} is not a checkpoint that anvi can read ({error}); delete it to start anew."
         ) from error
@@ -66,6 +67,7 @@ def load_checkpoint(path: Path, state, fingerprint: str) -> None:
             f"{path} belongs to another fit (other cells, genes, options or anvi version). "
             "Give this fit another checkpoint=, or delete the file to start anew."
         )
+    _check_tensors(path, state, tensors)
     for name in _SCALARS:
         setattr(state, name, scalars[name])
     state.network.load_state_dict(_under("network", tensors))
@@ -76,6 +78,56 @@ def load_checkpoint(path: Path, state, fingerprint: str) -> None:
         _load_optimizer("adversary_optimizer", state.adversary_optimizer, tensors)
     state.shuffle.set_state(tensors["shuffle"].cpu())
     state.noise.set_state(tensors["noise"].cpu())
+
+
+_KINDS = {"epoch": int, "lr_scale": float, "retries": int, "best_loss": float, "best_epoch": int, "finished": bool}
+
+
+def _check_scalars(scalars: dict) -> None:
+    """Raise a ValueError unless the state beside the tensors is of the right kinds."""
+    if not isinstance(scalars, dict) or set(scalars) != {*_SCALARS, "fingerprint"}:
+        raise ValueError("its state is not that of a fit")
+    for name, kind in _KINDS.items():
+        if type(scalars[name]) not in (kind, int if kind is float else kind) or scalars[name] != scalars[name]:
+            raise ValueError(f"its {name} is {scalars[name]!r:.50}")
+    rows, epoch = scalars["history"], scalars["epoch"]
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(type(value) in (int, float) for value in row.values()) for row in rows
+    )
+    good = good and len(rows) == epoch and -1 <= scalars["best_epoch"] < max(1, epoch)
+    if not good or not 0 < scalars["lr_scale"] <= 1 or scalars["retries"] < 0:
+        raise ValueError("its history does not go with its epoch")
+
+
+def _check_tensors(path: Path, state, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise a ValueError unless every tensor has its place, size and kind: the optimiser trusts them blindly."""
+    expected = {f"network/{name}": value for name, value in state.network.state_dict().items()}
+    if any(name.startswith("best/") for name in tensors):
+        expected |= {f"best/{name}": value for name, value in state.network.state_dict().items()}
+    pairs = [("optimizer", state.optimizer)]
+    if state.adversary is not None:
+        expected |= {f"adversary/{name}": value for name, value in state.adversary.state_dict().items()}
+        pairs.append(("adversary_optimizer", state.adversary_optimizer))
+    one = torch.zeros(())
+    for prefix, optimizer in pairs:
+        trained = [value for group in optimizer.param_groups for value in group["params"]]
+        for i, value in enumerate(trained):
+            if f"{prefix}/{i}/step" in tensors:  # a parameter that has had no gradient yet has none of these
+                slots = {"step": one, "exp_avg": value, "exp_avg_sq": value}
+                expected |= {f"{prefix}/{i}/{name}": slot for name, slot in slots.items()}
+    expected |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
+    odd = sorted(set(tensors) ^ set(expected))
+    odd += [
+        name
+        for name in set(tensors) & set(expected)
+        if (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype)
+    ]
+    odd += [name for name in tensors if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all())]
+    if odd:
+        raise ValueError(
+            f"{path} is not a checkpoint that anvi can read (its tensor '{odd[0]}' is not that of this fit); delete it "
+            "to start anew."
+        )
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,8 @@
 """io.model_card: what a model is, what it was fitted to and how good it is, as one page of Markdown."""
 
+import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -117,17 +119,35 @@ def _classification(data: Data, model: Model, key: str) -> list[str]:
     return ["### Classification", text, table(shown)]
 
 
-def table(rows: pd.DataFrame) -> str:
-    """A DataFrame as a Markdown table: three digits, missing values empty, text that cannot break out of its cell."""
-    lines = [[str(name) for name in rows.columns], ["---"] * rows.shape[1]]
-    lines += [[_cell(value) for value in row] for row in rows.astype(object).itertuples(index=False, name=None)]
+def table(rows: pd.DataFrame, code: Sequence[str] = ()) -> str:
+    """A DataFrame as a Markdown table: three digits, missing values empty, text as text, columns of `code` as code."""
+    lines = [[_cell(str(name)) for name in rows.columns], ["---"] * rows.shape[1]]
+    for row in rows.astype(object).itertuples(index=False, name=None):
+        cells = zip(rows.columns, row, strict=True)
+        lines.append([as_code(str(value), cell=True) if name in code else _cell(value) for name, value in cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.3g}" if np.isfinite(value) else ""
-    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return as_text(str(value))
+
+
+def as_text(text: str) -> str:
+    """Text of others in Markdown: on one line, and nothing in it means anything."""
+    line = re.sub(r"[\\`*\[\]|~$]", r"\\\g<0>", " ".join(text.split()))
+    # inside a word an underscore is one
+    line = re.sub(r"(?<![^\W_])_+|_+(?![^\W_])", lambda some: "\\_" * len(some[0]), line)
+    return html.escape(line, quote=False)
+
+
+def as_code(text: str, *, cell: bool = False) -> str:
+    """Text of others as code in Markdown, whatever backticks are in it; in a `cell` of a table without its bars."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    room = " " if "`" in line else ""
+    return f"{fence}{room}{line}{room}{fence}".replace("|", "\\|" if cell else "|")
 
 
 class About(NamedTuple):
@@ -252,8 +272,8 @@ def model_card(
     if isinstance(tissues, str):
         raise TypeError(f"tissues takes a list of names, e.g. tissues=['{tissues}'].")
     for name, url in (("training_data_url", training_data_url), ("training_code_url", training_code_url)):
-        if url is not None and not url.startswith(("https://", "http://")):
-            raise ValueError(f"{name}='{url}' is no address: it must begin with https://.")
+        if url is not None and not re.fullmatch(r"https?://[^\s<>()\[\]`\"'\\]+", url):
+            raise ValueError(f"{name}='{url}' is no address: it must begin with https:// and hold no blank or bracket.")
     if isinstance(data, Model):
         model, data = data, None
     else:
@@ -330,7 +350,7 @@ def _registry(setup: Setup, data: Data | None) -> str:
     keys |= {f"continuous covariate {i}": key for i, key in enumerate(setup.continuous, 1)}
     keys["size factor"] = setup.size_factor_key
     places |= {what: f"{whole}.obs['{key}']" for what, key in keys.items() if key is not None}
-    return table(pd.DataFrame({"input": list(places), "place": [f"`{place}`" for place in places.values()]}))
+    return table(pd.DataFrame({"input": list(places), "place": list(places.values())}), code=["place"])
 
 
 def _matrix(layer: str | None) -> str:
@@ -342,7 +362,7 @@ def _minified(model: Model, data: Data | None, key: str | None) -> str:
         return "there were no data with the model when this card was made"
     if not is_minified(data, model.setup, key):
         return "False"
-    slot = f"`obsm['{slots.qz_mean(key)}']` and `obsm['{slots.qz_var(key)}']`"
+    slot = " and ".join(as_code(f"obsm['{name}']") for name in (slots.qz_mean(key), slots.qz_var(key)))
     return f"True, the posterior of every cell is in {slot} in the place of its counts"
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from anvi._files import reading
+
 _STORAGES = {
     "torch FloatStorage": "<f4",
     "torch DoubleStorage": "<f8",
@@ -36,6 +38,15 @@ _INERT = {
     "pandas.core.internals.managers BlockManager",
 }
 _PRIMITIVES = (str, int, float, bool, type(None))
+# No saved model comes near these: one of 60,000 genes has some 250,000 instructions, 1,000 records and is 12 deep.
+MAX_INSTRUCTIONS = 2_000_000
+MAX_CONTAINERS = 200_000
+MAX_MEMO = 1_000_000
+MAX_NESTING = 100
+MAX_VALUES = 5_000_000
+"""Values in the result, what is shared counted as often as it is met: who walks through it meets it so often."""
+MAX_RECORDS = 100_000
+_ZIP_HEADER = 30  # bytes before a record, its name not counted
 
 
 class Inert:
@@ -58,13 +69,15 @@ def read_model_pt(path: Path) -> object:
         If the file is damaged, of another format, or names anything but plain data; the message says what.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path), zipfile.ZipFile(path) as archive:
             return _Interpreter(_Records(archive, path)).run()
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+    except ValueError as error:
+        if not isinstance(error.__cause__, zipfile.BadZipFile | EOFError | RuntimeError):  # RuntimeError: encrypted
+            raise
         raise ValueError(
-            f"{path} is not a whole file of torch's zip format ({error}). If it is complete, then a very old "
+            f"{path} is not a whole file of torch's zip format ({error.__cause__}). If it is complete, then a very old "
             "scvi-tools saved it: load it there and save it again with a newer one."
-        ) from error
+        ) from error.__cause__
 
 
 class _Records:
@@ -73,12 +86,25 @@ class _Records:
     def __init__(self, archive: zipfile.ZipFile, path: Path):
         self.archive = archive
         self.path = path
+        self._check_bounds()
         programs = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(programs) != 1:
             raise ValueError(f"{path} was not written by torch.save: it holds {len(programs) or 'no'} data.pkl.")
         self.folder = programs[0].removesuffix("data.pkl")
         there = f"{self.folder}byteorder" in archive.namelist()
         self.byteorder = ">" if there and self.read("byteorder").strip() == b"big" else "<"
+
+    def _check_bounds(self) -> None:
+        """Raise unless the records lie one behind the other inside the file, and so are together no larger than it."""
+        records, end = sorted(self.archive.infolist(), key=lambda info: info.header_offset), 0
+        if len(records) > MAX_RECORDS:
+            raise ValueError(f"{self.path} is damaged: it claims to hold {len(records):,} records.")
+        for info in records:
+            if info.header_offset < end:
+                raise ValueError(f"{self.path} is damaged: its record '{info.filename}' overlaps another.")
+            end = info.header_offset + _ZIP_HEADER + info.compress_size
+        if end > self.path.stat().st_size:
+            raise ValueError(f"{self.path} is damaged: its records are larger than the file.")
 
     def read(self, name: str) -> bytes:
         """One record; torch never compresses, so nothing can be larger than the file."""
@@ -88,6 +114,8 @@ class _Records:
             raise ValueError(f"{self.path} is damaged: it lacks the record '{name}'.") from None
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{self.path}: the record '{name}' is compressed, which torch never does.")
+        if info.file_size != info.compress_size:
+            raise ValueError(f"{self.path} is damaged: the record '{name}' has two sizes.")
         return self.archive.read(info)
 
 
@@ -113,14 +141,19 @@ class _Interpreter:
         self.below: list[list] = []  # the stacks under each mark
         self.memo: dict[int, object] = {}
         self.storages: dict[str, np.ndarray] = {}
+        self.n_containers = 0
+        # bytes that may still be copied: what the memo holds can be asked for again and again in a few bytes
+        self.room = 4 * records.path.stat().st_size + 2**20
 
     def run(self) -> object:
         """The object that the program makes."""
         path = self.records.path
         try:
-            for opcode, argument, _ in pickletools.genops(self.records.read("data.pkl")):
+            for n, (opcode, argument, _) in enumerate(pickletools.genops(self.records.read("data.pkl"))):
                 if opcode.name == "STOP":
-                    return self.stack.pop()
+                    return _bounded(self.stack.pop())
+                if n >= MAX_INSTRUCTIONS or self.n_containers >= MAX_CONTAINERS or len(self.memo) >= MAX_MEMO:
+                    raise _Refused("its pickle is larger than that of any model")
                 self._step(opcode.name, argument)
         except _Refused as refusal:
             raise ValueError(f"{path} is refused, and nothing in it was run: {refusal}.") from None
@@ -128,13 +161,24 @@ class _Interpreter:
             raise ValueError(f"{path} is damaged: its data.pkl makes no sense ({error}).") from error
         raise ValueError(f"{path} is damaged: its data.pkl has no end.")
 
+    def _copies(self, n_bytes: int) -> None:
+        self.room -= n_bytes
+        if self.room < 0:
+            raise _Refused("its pickle asks for far more memory than the file has bytes")
+
     def _step(self, name: str, argument) -> None:
         if name in _LITERALS:
+            if type(argument) is int and abs(argument) >= 2**1024:
+                raise _Refused("its pickle holds a number of more than 1,024 bits")
             self.stack.append(argument)
         elif name in _CONSTANTS:
+            self.n_containers += name.startswith("EMPTY")
             self.stack.append(_CONSTANTS[name]())
         elif name in _LAST_AS_TUPLE:
+            self.n_containers += 1
             n = _LAST_AS_TUPLE[name]
+            if len(self.stack) < n:
+                raise IndexError("a tuple of more values than there are")
             self.stack[-n:] = [tuple(self.stack[-n:])]
         elif name in _FILLS:
             kind, fill, n = _FILLS[name]
@@ -149,6 +193,7 @@ class _Interpreter:
             action(argument)
 
     def _mark(self, _) -> None:
+        self.n_containers += 1
         self.below.append(self.stack)
         self.stack = []
 
@@ -189,6 +234,8 @@ class _Interpreter:
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
+        if len(module) + len(name) > 200:
+            raise _Refused("its pickle asks for a name of more than 200 letters")
         # __builtin__ is what protocol 2 writes, numpy.core what numpy wrote before version 2
         full = re.sub(r"^__builtin__ ", "builtins ", re.sub(r"^numpy\.core\.", "numpy._core.", f"{module} {name}"))
         if full not in _CONSTRUCTORS and full not in _STORAGES and full not in _INERT:
@@ -204,6 +251,10 @@ class _Interpreter:
             raise _Refused("its pickle calls something that is not a name")
         if function.name in _STORAGES:
             raise _Refused(f"its pickle calls '{function.name.replace(' ', '.')}'")
+        self.n_containers += 1
+        if arguments and isinstance(arguments[-1], list | tuple | str | bytes):
+            self._copies(64 * max((len(part) for part in arguments if isinstance(part, list | tuple)), default=0))
+            self._copies(max((len(part) for part in arguments if isinstance(part, str | bytes)), default=0))
         inert = function.name in _INERT
         self.stack.append(Inert() if inert else _CONSTRUCTORS[function.name](*arguments))
 
@@ -213,6 +264,7 @@ class _Interpreter:
         """Fill an array with its numbers; what would be put into anything else is of no use."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.ndarray):
+            self._copies(8 * len(state[4]) if isinstance(state[4], list) else len(state[4]))
             _fill(target, state)
         elif isinstance(target, np.dtype):
             if state[1] == ">":
@@ -225,8 +277,9 @@ class _Interpreter:
         kind, storage, key, _, n = self.stack.pop()
         if kind != "storage" or type(storage) is not _Global or storage.name not in _STORAGES:
             raise _Refused(f"a tensor is stored as {getattr(storage, 'name', type(storage).__name__)!r}")
-        if type(key) is not str or not key.isdigit():
-            raise ValueError(f"{key!r} is not the name of a record of numbers")
+        if type(key) is not str or not re.fullmatch(r"[0-9]{1,9}", key):
+            raise ValueError(f"{_shown(key)} is not the name of a record of numbers")
+        _check_natural(n)
         if key not in self.storages:
             dtype = np.dtype(_STORAGES[storage.name]).newbyteorder(self.records.byteorder)
             values = np.frombuffer(self.records.read(f"data/{key}"), dtype)
@@ -239,10 +292,61 @@ class _Interpreter:
 def _pairs(items: list) -> zip:
     keys = items[::2]
     for key in keys:  # hashing a deeply nested tuple would overflow the interpreter's stack
-        parts = key if isinstance(key, tuple) else (key,)
+        parts = key if isinstance(key, tuple) and len(key) < 10 else (key,)
         if not all(isinstance(part, str | bytes | int | float | None) for part in parts):
             raise ValueError(f"a dictionary key of type {type(key).__name__}")
+        if any(isinstance(part, int) and abs(part) >= 2**63 for part in parts):  # they can be made to collide
+            raise ValueError("a dictionary key of more than 64 bits")
     return zip(keys, items[1::2], strict=True)
+
+
+def _ordered_dict(pairs: list | tuple = ()) -> dict:
+    """A dict of pairs, as OrderedDict takes them."""
+    many = list | tuple
+    if not isinstance(pairs, many) or not all(isinstance(pair, many) and len(pair) == 2 for pair in pairs):
+        raise ValueError("an OrderedDict of what is no pairs")
+    return dict(_pairs([part for pair in pairs for part in pair]))
+
+
+def _shown(value: object) -> str:
+    """A value for a message; one of many parts only by its type, since parts can be shared without end."""
+    return f"{value!r:.50}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def _size(value: object, known: dict[int, int]) -> int:
+    """How much a value that is no container has to be read: one, and more for text."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // 16
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        known[id(value)] = value.size + sum(len(part) // 16 for part in value.flat if isinstance(part, str))
+        return known[id(value)]
+    return 1
+
+
+def _bounded(result: object) -> object:
+    """The result, if whoever walks through it comes to an end: neither deep, nor in itself, nor shared without end."""
+    sizes: dict[int, int] = {}  # values inside, by container
+    open_ids: set[int] = set()
+    todo: list[tuple[object, bool]] = [(result, False)]
+    while todo:
+        value, seen = todo.pop()
+        if not isinstance(value, list | tuple | dict):
+            continue
+        inside = value.values() if isinstance(value, dict) else value
+        if seen:
+            open_ids.discard(id(value))
+            sizes[id(value)] = 1 + sum(sizes.get(id(part)) or _size(part, sizes) for part in inside)
+            if sizes[id(value)] > MAX_VALUES:
+                raise _Refused("its pickle shares its parts so often that nobody could walk through them")
+        elif id(value) in open_ids:
+            raise _Refused("its pickle holds an object that is inside itself")
+        elif id(value) not in sizes:
+            open_ids.add(id(value))
+            if len(open_ids) > MAX_NESTING:
+                raise _Refused(f"its pickle is nested more than {MAX_NESTING} deep")
+            todo.append((value, True))
+            todo += [(part, False) for part in inside if isinstance(part, list | tuple | dict)]
+    return result
 
 
 _LITERALS = {
@@ -283,13 +387,13 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) ->
 
 
 def _check_natural(*numbers: int) -> None:
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if len(numbers) > 200 or any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
         raise ValueError("a shape that is none")
 
 
 def _dtype(code: str, *_) -> np.dtype:
-    if not re.fullmatch(r"[<|=]?(\?|[bifuO]\d{0,2}|[SU][1-9]\d{0,5})", code):
-        raise _Refused(f"an array has the type {code!r}")
+    if type(code) is not str or not re.fullmatch(r"[<|=]?(\?|[bifuO]\d{0,2}|[SU][1-9]\d{0,5})", code):
+        raise _Refused(f"an array has the type {_shown(code)}")
     return np.dtype(code)
 
 
@@ -322,7 +426,7 @@ def _scalar(dtype: np.dtype, value: bytes = b"") -> object:
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
-        raise _Refused(f"bytes in the encoding {encoding!r}")
+        raise _Refused(f"bytes in the encoding {_shown(encoding)}")
     return text.encode("latin1")
 
 
@@ -330,7 +434,7 @@ _CONSTRUCTORS: dict[str, Callable] = {
     "_codecs encode": _encoded,
     "builtins bytes": lambda: b"",
     "builtins dict": lambda: {},
-    "collections OrderedDict": lambda items=(): dict(items),
+    "collections OrderedDict": _ordered_dict,
     "collections defaultdict": lambda factory=None: {},
     "numpy dtype": _dtype,
     "numpy ndarray": _new_array,

@@ -13,7 +13,7 @@ from anvi._data import containers
 from anvi._data.cells import read_cells
 from anvi._data.counts import find_proteins
 from anvi._data.setup import Setup
-from anvi._model import Model
+from anvi._model import Model, check_numbers
 from anvi.nn import VAE
 
 from ._model_pt import read_model_pt
@@ -161,6 +161,8 @@ def _measured(state: Mapping, options: dict, n_panels: int, n_proteins: int) -> 
     """Who measured what; scvi-tools writes nothing if everybody measured everything."""
     masks = {} if options.get("override_missing_proteins") else state.get("protein_batch_mask") or {}
     every = (True,) * n_proteins
+    if n_panels * n_proteins > MAX_MEASURED:
+        raise ValueError(f"It has {n_panels:,} panels of {n_proteins:,} proteins, more than anvi opens.")
     table = [tuple(np.asarray(masks.get(str(code), every), dtype=bool).tolist()) for code in range(n_panels)]
     if any(len(row) != n_proteins for row in table):
         raise ValueError("Its protein_batch_mask is not as long as its list of proteins.")
@@ -180,6 +182,8 @@ def _texts(values: object) -> tuple[str, ...]:
     return names
 
 
+MAX_MEASURED = 4_000_000
+"""Entries of the table of panels."""
 _CLASSES = {"SCVI": "scvi", "SCANVI": "scanvi", "TOTALVI": "totalvi", "TOTALANVI": "totalanvi"}
 
 
@@ -228,8 +232,8 @@ def from_scvi_tools(path: str | Path, data: containers.Data | None = None, *, pr
     content = read_model_pt(file)
     tensors, attributes, registry = _parts(content, file)
     class_name = registry.get("model_name")
-    if class_name not in _CLASSES:
-        raise ValueError(f"{file} holds a model of the class {class_name!r}; anvi opens {', '.join(_CLASSES)}.")
+    if not isinstance(class_name, str) or class_name not in _CLASSES:
+        raise ValueError(f"{file} holds a model of the class {class_name!r:.80}; anvi opens {', '.join(_CLASSES)}.")
     name = _CLASSES[class_name]
     joint = name in ("totalvi", "totalanvi")
     try:
@@ -238,12 +242,18 @@ def from_scvi_tools(path: str | Path, data: containers.Data | None = None, *, pr
         fields = registry["field_registries"]
         setup = find_setup(fields, content.get("var_names"), options, joint=joint, n_labels=n_labels)
         config = find_config(tensors, setup, options, _version(registry), n_labels=n_labels)
-        network = VAE(config)
-        network.load_state_dict(map_weights(tensors, config))
+        with torch.device("meta"):
+            network = VAE(config)
+        weights = map_weights(tensors, config)
+        check_numbers(weights)
+        network.load_state_dict(weights, assign=True)
+        setup.checked()
     except ValueError as error:
         raise ValueError(f"{file} cannot be opened. {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be opened: it is not built as scvi-tools builds it ({error!r}).") from error
+    except Exception as error:  # whatever Python, numpy and torch say of what is not built as scvi-tools builds it
+        raise ValueError(
+            f"{file} cannot be opened: it is not built as scvi-tools builds it ({error!r:.500})."
+        ) from error
     info = {
         "source": f"scvi-tools {registry['scvi_version']}",
         "class": class_name,

@@ -14,6 +14,9 @@ from torch import Tensor
 from anvi._data.setup import Setup
 from anvi.nn import VAE, Config
 
+ROOM = 25_000_000
+"""Numbers that a network may have beyond four times those of the file."""
+
 # our module: theirs. A stack is followed by its layers, everything else is a linear layer.
 _RNA = {
     "encoder.stack": "z_encoder.encoder.fc_layers",
@@ -119,7 +122,9 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
     ValueError
         If a tensor is missing, of another shape, or left over; the message names it.
     """
-    ours = VAE(config).state_dict()  # for its names and shapes
+    with torch.device("meta"):  # for its names and shapes: what does not go with them takes no memory
+        ours = VAE(config).state_dict()
+    _check_memory(ours, state_dict)
     source = _Source(state_dict)
     names = modules(config)
     mapped = {name: _take(name, like, ours, names, source) for name, like in ours.items()}
@@ -131,6 +136,14 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
     if left:
         raise ValueError(f"The model has tensors that have no place in {_described(config)}: {', '.join(left)}.")
     return mapped
+
+
+def _check_memory(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor | np.ndarray]) -> None:
+    """Raise if a network is far larger than the tensors that it is made of: some of ours repeat or fill in."""
+    given = {id(value) if isinstance(value, Tensor) else value.ctypes.data: value for value in theirs.values()}
+    n_given, n_ours = (sum(int(np.prod(value.shape)) for value in some.values()) for some in (given, ours))
+    if n_ours > 4 * n_given + ROOM:
+        raise ValueError(f"Its network would have {n_ours:,} numbers, made of {n_given:,} in the file.")
 
 
 class _Source:
@@ -161,7 +174,7 @@ def _take(name: str, like: Tensor, ours: dict[str, Tensor], names: dict[str, str
     if name in _TENSORS:
         theirs, change = _TENSORS[name]
         if theirs == "log_per_batch_efficiency" and theirs not in source.state_dict:
-            return torch.zeros(like.shape)
+            return torch.zeros(like.shape, device="cpu")
         value = source.get(theirs)
         return like if value is None else _checked(change(value, like), like, theirs, value)
     module, _, leaf = name.rpartition(".")
@@ -172,7 +185,7 @@ def _take(name: str, like: Tensor, ours: dict[str, Tensor], names: dict[str, str
     if leaf == "covariates":
         n_in = ours[f"{module}.weight"].shape[1]
         if len(like) == 1 and value.shape[1] == n_in:  # scvi-tools leaves out a single category
-            return torch.zeros(like.shape)
+            return torch.zeros(like.shape, device="cpu")
         return _checked(value[:, n_in:].T, like, f"{theirs}.weight", value)
     if leaf == "weight" and value.ndim == 2:
         if f"{module}.covariates" not in ours:

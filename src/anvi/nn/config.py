@@ -61,6 +61,31 @@ _CHOICES = {
     "objective": ("bound", "scvi-tools"),
     "background_scale": ("softplus", "exp"),
 }
+_MANY = 10_000_000
+# least and most: beyond these a network is a slip of the pen, or a file that wants the machine's memory
+_SIZES = {
+    "n_genes": (1, _MANY),
+    "n_proteins": (0, _MANY),
+    "n_labels": (0, _MANY),
+    "n_batches": (1, _MANY),
+    "n_panels": (1, _MANY),
+    "n_categories": (1, _MANY),
+    "n_continuous": (0, _MANY),
+    "n_dispersion_labels": (0, _MANY),
+    "n_hidden": (1, 100_000),
+    "n_latent": (1, 100_000),
+    "n_layers_encoder": (1, 100),
+    "n_layers_decoder": (1, 100),
+}
+MAX_COVARIATES = 1_000
+_FLAGS = (
+    "log_variational",
+    "encode_covariates",
+    "deeply_inject_covariates",
+    "linear_classifier",
+    "efficiency",
+    "classifier_softmax",
+)
 
 
 @dataclass(frozen=True)
@@ -147,14 +172,25 @@ class Config:
         for name, choices in _CHOICES.items():
             if getattr(config, name) not in choices:
                 raise ValueError(f"{name}='{getattr(config, name)}' is not one of {', '.join(map(repr, choices))}.")
-        for name in ("n_hidden", "n_latent", "n_layers_encoder", "n_layers_decoder"):
-            if not isinstance(getattr(config, name), int):
-                raise ValueError(f"{name}={getattr(config, name)!r} must be a whole number.")
-            if getattr(config, name) < 1:
-                raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+        for name, (least, most) in _SIZES.items():
+            for value in getattr(config, name) if name == "n_categories" else (getattr(config, name),):
+                if not isinstance(value, int) or isinstance(value, bool):
+                    raise ValueError(f"{name}={value!r} must be a whole number.")
+                if value < least:
+                    raise ValueError(f"{name}={value} must be at least {least}.")
+                if value > most:
+                    raise ValueError(f"{name}={value} must be at most {most:,}.")
+        if len(config.n_categories) > MAX_COVARIATES:
+            raise ValueError(f"n_categories has {len(config.n_categories)} entries; at most {MAX_COVARIATES} can be.")
         for name in ("dropout_encoder", "dropout_decoder", "dropout_u"):
-            if not 0 <= getattr(config, name) < 1:
-                raise ValueError(f"{name}={getattr(config, name)} must be at least 0 and below 1.")
+            value = getattr(config, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} must be a number.")
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value} must be at least 0 and below 1.")
+        for name in _FLAGS:
+            if not isinstance(getattr(config, name), bool):
+                raise ValueError(f"{name}={getattr(config, name)!r} must be True or False.")
         for refused, why in config._refusals():
             if refused:
                 raise ValueError(f"This combination is not built: {why}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
 from anvi._data.predictions import expected_error
+from anvi._files import write_bytes
 
 from .calibration import calibration
 from .confusion import confusion
@@ -99,16 +99,8 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
     title = html.escape(f"{fit.key}: report of a fit")
     page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
     if path is not None:
-        _write(Path(path), page)
+        write_bytes(Path(path), page.encode("utf-8"))
     return page
-
-
-def _write(path: Path, page: str) -> None:
-    """Whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".html", delete=False) as file:
-        file.write(page)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 # what was looked at -----------------------------------------------------------------------------------------------

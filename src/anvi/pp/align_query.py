@@ -12,7 +12,7 @@ from scipy import sparse
 
 from anvi._data import containers
 from anvi._data.containers import Data, Source
-from anvi._data.counts import find_proteins, has_proteins
+from anvi._data.counts import find_proteins, has_proteins, stored_counts, whole
 from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured
@@ -106,8 +106,9 @@ def align_query(
 
 
 def _with_genes(rna: AnnData, setup: Setup, column: np.ndarray, where: str) -> AnnData:
-    counts = containers.matrix(rna, setup.rna_layer, where)
-    layers = {name: _columns(values, column) for name, values in rna.layers.items() if name is not None}  # None: X
+    counts = stored_counts(rna, setup.rna_layer, where)
+    kept = {name: whole(values, f"{where}.layers['{name}']") for name, values in rna.layers.items() if name is not None}
+    layers = {name: _columns(values, column) for name, values in kept.items()}  # None: X
     var = pd.DataFrame({PADDED: column < 0}, index=pd.Index(setup.genes, dtype=object))
     aligned = AnnData(_columns(counts, column), obs=rna.obs.copy(), var=var, uns=deepcopy(dict(rna.uns)), layers=layers)
     aligned.obsm.update({key: value.copy() for key, value in rna.obsm.items()})

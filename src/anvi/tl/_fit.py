@@ -25,6 +25,7 @@ from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own_label
 from anvi._data.predictions import colors_of, write_colors, write_predictions
 from anvi._data.setup import Setup, find_setup, known_labels
+from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
@@ -34,7 +35,7 @@ from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelty_of
 from anvi._runtime import own_torch
 from anvi.nn import VAE, Config
-from anvi.settings import choose_device
+from anvi.settings import choose_device, settings
 
 logger = logging.getLogger("anvi")
 
@@ -148,17 +149,18 @@ def run_fit(
     where_to = choose_device(device)
     network, on_device = network.to(where_to), cells.to(where_to)
     training = time.monotonic()
-    history = fit(
-        network,
-        on_device,
-        train_cells,
-        validation_cells,
-        plan,
-        random_state=fit_seed,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
-        fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
-    )
+    with only_writer(None if checkpoint is None else Path(checkpoint)):
+        history = fit(
+            network,
+            on_device,
+            train_cells,
+            validation_cells,
+            plan,
+            random_state=fit_seed,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
+            fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
+        )
     info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, where_to)
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
@@ -290,13 +292,15 @@ def _log_data(cells: Cells, setup: Setup) -> None:
 def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: list) -> str:
     """What a checkpoint must belong to: cells, counts, covariates, first weights, options, seed, version."""
     digest = hashlib.sha256("\n".join(map(str, cells.names)).encode())
-    per_gene = torch.bincount(cells.x.indices, cells.x.values.double(), minlength=len(setup.genes))
+    for rows in cells.x_row.split(10_000):  # in the order of the cells, whatever that of the modality
+        for part in cells.x.entries(rows):
+            digest.update(part.numpy())
     proteins = () if cells.y is None else (cells.y, cells.mask_row)
     covariates = [part for part in (cells.codes, cells.continuous, cells.panel) if part is not None]
     first_weights = [weights.cpu().contiguous() for weights in network.state_dict().values()]
-    for tensor in (per_gene, cells.log_library, cells.label, cells.batch, *proteins, *covariates, *first_weights):
+    for tensor in (cells.log_library, cells.label, cells.batch, *proteins, *covariates, *first_weights):
         digest.update(tensor.numpy())
-    facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), *others, version("anvi")]
+    facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), settings.precision, *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
