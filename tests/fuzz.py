@@ -657,6 +657,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the files that did harm")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    _files.HDF5_SECONDS = 10.0
     bad = 0
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -398,7 +398,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_680,
+    "": 1_700,
     "_data": 2_370,
     "_fit": 900,
     "_posterior": 1_750,

@@ -67,9 +67,9 @@ def whole(counts, where: str):
         return counts
     indptr, indices, values = counts.indptr, counts.indices, counts.data
     n_major, n_minor = counts.shape if counts.format == "csr" else counts.shape[::-1]
-    if any(part.ndim != 1 or part.dtype.kind != "i" for part in (indptr, indices)):
+    if any(part.ndim != 1 or part.dtype not in (np.int32, np.int64) for part in (indptr, indices)):
         raise ValueError(f"{where} is corrupt: its index pointer or its indices are no row of integers.")
-    if len(indptr) != n_major + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
+    if len(indptr) != n_major + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(
             f"{where} is corrupt: its index pointer has {len(indptr)} entries for {n_major} rows, or does not ascend "
             "from 0. Read the file again, or build the matrix anew."

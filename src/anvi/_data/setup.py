@@ -150,7 +150,8 @@ class Setup:
             if not isinstance(categories, tuple) or not all(isinstance(entry, str) for entry in (key, *categories)):
                 raise ValueError("The model's setup is damaged: its covariates have categories that are no names.")
         table = self.measured
-        if not isinstance(table, tuple) or len(table) not in (0, len(self.panels)):
+        rows = len(self.panels) if self.proteins else 0
+        if not isinstance(table, tuple) or len(table) != rows or bool(rows) != bool(self.proteins):
             raise ValueError("The model's setup is damaged: its table of panels has not a row for each.")
         for row in table:
             if not isinstance(row, tuple) or len(row) != len(self.proteins) or not set(map(type, row)) <= {bool}:
