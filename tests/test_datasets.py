@@ -1,9 +1,13 @@
 import os
+import threading
 import warnings
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
+from anndata import AnnData, read_h5ad
 from mudata import MuData, read_h5mu
 from scipy import sparse
 
@@ -350,9 +354,12 @@ def test_arguments_out_of_range(options, text):
 
 
 @pytest.fixture
-def no_data(monkeypatch):
+def no_data(monkeypatch, tmp_path):
+    """Neither file nor network; an empty cache."""
     monkeypatch.setattr(settings, "data_dir", None)
     monkeypatch.delenv("ANVI_DATA_DIR", raising=False)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr(datasets, "PBMC_URL", "http://127.0.0.1:9/")  # nobody is there
 
 
 @pytest.fixture(scope="module")
@@ -388,6 +395,122 @@ def test_pbmc_is_found_in_each_place(no_data, monkeypatch, stored):
     monkeypatch.delenv("ANVI_DATA_DIR")
     monkeypatch.setattr(settings, "data_dir", str(stored))
     assert datasets.pbmc_cite().n_obs == 60
+
+
+MARKERS = "LILRA4 CLEC4C SERPINF1 TCL1A IGHD TRDC KLRB1 FCER1A CD1C CLEC10A MS4A7 CDKN1C LYZ NKG7 GNLY".split()
+PROTEINS = "CD3 CD4 CD8a CD14 CD15 CD16 CD56 CD19 CD25 CD45RA CD45RO PD-1 TIGIT CD127".split()
+
+
+def published(n_cells: int, genes: list[str], seed: int) -> AnnData:
+    """A file as the totalVI authors publish theirs: dense counts, proteins in obsm, their names in uns."""
+    rng = np.random.default_rng(seed)
+    adata = AnnData(rng.poisson(1.0, (n_cells, len(genes))).astype(np.float32), var=pd.DataFrame(index=genes))
+    adata.obs_names = [f"BARCODE{i}-1" for i in range(n_cells)]
+    adata.obsm["protein_expression"] = rng.poisson(200, (n_cells, 14))
+    adata.uns["protein_names"] = np.array([f"{name}_TotalSeqB" for name in PROTEINS])
+    return adata
+
+
+@pytest.fixture
+def server(no_data, monkeypatch, tmp_path):
+    """The two files behind an address of this machine; and what was asked for."""
+    folder, asked = tmp_path / "served", []
+    folder.mkdir()
+    names = list(datasets.PBMC_HASHES)
+    published(40, [*MARKERS, *"ABCDE", "ONLY10K"], 0).write(folder / names[0])
+    published(20, ["ONLY5K", *"EDCBA", *MARKERS], 1).write(folder / names[1])
+    hashes = {name: f"sha256:{pooch.file_hash(str(folder / name))}" for name in names}
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        monkeypatch.setattr(datasets, "PBMC_URL", f"http://127.0.0.1:{http.server_address[1]}/")
+        monkeypatch.setattr(datasets, "PBMC_HASHES", hashes)
+        monkeypatch.setattr(datasets, "PBMC_CELLS", (40, 20))
+        monkeypatch.setattr(datasets, "PBMC_GENES", 12)
+        yield folder, asked
+        http.shutdown()
+
+
+def test_pbmc_is_fetched_once_and_built(server, tmp_path):
+    folder, asked = server
+    mdata = datasets.pbmc_cite()
+    assert len(asked) == 2
+    assert mdata["rna"].shape == (60, 12) and mdata["prot"].shape == (40, 14)
+    assert list(mdata["prot"].var_names) == sorted(PROTEINS, key=lambda name: f"{name}_TotalSeqB")
+    assert list(mdata.obs_names[[0, 59]]) == ["10k_BARCODE0-1", "5k_BARCODE19-1"]
+    assert mdata.obs["batch"].value_counts().to_dict() == {"pbmc10k": 40, "pbmc5k": 20}
+    assert sparse.issparse(mdata["rna"].X) and mdata["rna"].X.dtype == np.float32
+    ten, five = (read_h5ad(folder / name) for name in datasets.PBMC_HASHES)
+    genes = list(mdata["rna"].var_names)
+    assert not {"ONLY10K", "ONLY5K"} & set(genes)
+    np.testing.assert_array_equal(mdata["rna"].X.toarray(), np.vstack([ten[:, genes].X, five[:, genes].X]))
+    column = PROTEINS.index("CD19")
+    np.testing.assert_array_equal(mdata["prot"][:, "CD19"].X[:, 0], ten.obsm["protein_expression"][:, column])
+    assert (mdata.obs["cell_type"][mdata.obs["batch"] == "pbmc5k"] == "Unknown").all()
+    again = datasets.pbmc_cite()
+    assert len(asked) == 2  # from the cache
+    np.testing.assert_array_equal(again["rna"].X.toarray(), mdata["rna"].X.toarray())
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_pbmc_of_another_content_is_refused(server, monkeypatch):
+    folder, _ = server
+    name = next(iter(datasets.PBMC_HASHES))
+    published(40, MARKERS, 3).write(folder / name)
+    with pytest.raises(ValueError, match="SHA256 hash of downloaded file"):
+        datasets.pbmc_cite()
+    monkeypatch.setitem(datasets.PBMC_HASHES, name, None)
+    published(39, MARKERS, 3).write(folder / name)
+    with pytest.raises(ValueError, match="pbmc_10k_protein_v3.h5ad is not the file that is meant: 40 cells"):
+        datasets.pbmc_cite()
+
+
+def test_pbmc_without_a_network_says_what_to_do(no_data):
+    with pytest.raises(FileNotFoundError, match=r"fetching it from http://127.0.0.1:9/ .*ConnectionError") as raised:
+        datasets.pbmc_cite()
+    assert "av.datasets.synthetic_cite() draws a data set that needs no file" in str(raised.value)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(
+    not os.path.isfile(os.path.join(os.environ.get("ANVI_DATA_DIR", ""), "pbmc_citeseq.h5mu")),
+    reason="needs pbmc_citeseq.h5mu in ANVI_DATA_DIR",
+)
+def test_what_is_built_is_what_the_docs_use():
+    """The real counts in the published form: the same object comes back, and labels that agree."""
+    mdata = datasets.pbmc_cite(os.environ["ANVI_DATA_DIR"])
+    prot, parts = mdata["prot"], []
+    for prefix in ("10k_", "5k_"):
+        part = mdata["rna"][mdata.obs_names.str.startswith(prefix)].copy()
+        part.obs_names = part.obs_names.str.removeprefix(prefix)
+        parts.append(part)
+    order = list(PROTEINS)
+    parts[0].obsm["protein_expression"] = prot["10k_" + parts[0].obs_names, order].X
+    parts[0].uns["protein_names"] = np.array([f"{name}_TotalSeqB" for name in order])
+    parts[1].obsm["protein_expression"], parts[1].uns["protein_names"] = (
+        np.zeros((parts[1].n_obs, 1)),
+        np.array(["CD3"]),
+    )
+    built = datasets._build_pbmc(*parts)
+    for mod in ("rna", "prot"):
+        assert list(built[mod].var_names) == list(mdata[mod].var_names)
+        assert list(built[mod].obs_names) == list(mdata[mod].obs_names)
+    assert (built["rna"].X != mdata["rna"].X).nnz == 0
+    np.testing.assert_array_equal(built["prot"].X, prot.X)
+    assert (built.obs["batch"].astype(str) == mdata.obs["batch"].astype(str)).all()
+    assert set(built.obs["cell_type"]) == set(mdata.obs["cell_type"])
+    ours, theirs = (data.obs["cell_type"][prot.obs_names].astype(str) for data in (built, mdata))
+    assert (ours == theirs).mean() > 0.92
+    both = (ours != "Unknown") & (theirs != "Unknown")
+    assert (ours == theirs)[both].mean() > 0.94
+    assert (ours == theirs).groupby(theirs).mean().drop("Unknown").min() > 0.6
 
 
 def test_pbmc_does_not_replace_a_path_that_is_not_there(no_data, monkeypatch, stored):
