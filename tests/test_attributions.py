@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from captum.attr import IntegratedGradients
 from checkpoints import CHECKPOINTS, data_of
 from helpers import cite, mudata_of, permuted, quiet_mudata
 from networks import make_batch, make_config, make_network
@@ -19,8 +20,8 @@ from anvi._data.cells import read_cells
 from anvi._posterior import attribute
 from anvi._posterior import integrate as lines
 from anvi._posterior.attribute import Profiles, Zero
-from anvi._posterior.integrate import Baseline, definition, integrate, midpoints
-from anvi.nn import Draws
+from anvi._posterior.integrate import Baseline, integrate, midpoints
+from anvi.nn import VAE, Batch, Draws
 
 # against captum ---------------------------------------------------------------------------------------------------
 
@@ -48,6 +49,26 @@ def some_baseline(batch, seed: int = 0) -> Baseline:
         return Baseline(x, None)
     y = torch.rand(batch.y.shape, generator=generator, dtype=batch.x.dtype) * 30
     return Baseline(x, torch.where(batch.measured, y, 0.0))
+
+
+def definition(
+    network: VAE, batch: Batch, baseline: Baseline, target: torch.Tensor, n_steps: int, method: str
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """What `integrate` computes, by captum: attributions of genes and proteins, and what they should sum to."""
+    n = len(batch.x)
+
+    def value(*counts: torch.Tensor) -> torch.Tensor:
+        copies = len(counts[0]) // n  # captum lays the points of all cells one after the other
+        parts = {
+            name: torch.cat([part] * copies) for name, part in batch._asdict().items() if isinstance(part, torch.Tensor)
+        }
+        seen = batch._replace(**parts | dict(zip(("x", "y"), counts, strict=False)))
+        return (network.logits(seen, Draws()) * torch.cat([target] * copies)).sum(1)
+
+    ends = (batch.x,) if batch.y is None else (batch.x, batch.y)
+    starts = tuple(torch.zeros_like(end) if b is None else b for end, b in zip(ends, baseline, strict=False))
+    found = IntegratedGradients(value).attribute(ends, starts, n_steps=n_steps, method=method)
+    return found, (value(*ends) - value(*starts)).detach()
 
 
 def rule_of(method: str, n_steps: int):

@@ -8,6 +8,6 @@
     bound         the bound term by term, the likelihood by importance sampling, samples of the posterior
     confidence    calibration, conformal prediction sets, novelty
     differential  draws of populations, fold changes of pairs, expected false discoveries
-    integrate     integrated gradients of class logits beside their definition
+    integrate     integrated gradients of class logits
     attribute     attributions cell by cell in blocks, their baselines, and their means by group
 """

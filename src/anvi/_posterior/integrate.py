@@ -1,9 +1,9 @@
 """Integrated gradients of the class logits along straight lines from baseline counts to a cell's counts.
 
-:func:`definition` says with captum's `IntegratedGradients` what is computed, and tests hold :func:`integrate` to its
-numbers. That is faster because the lines are straight in counts: a gene that is zero at both ends stays zero, so the
-first layer, which is most of the work, is applied to the other genes only; what a step costs more than once is written
-out. Source: Sundararajan et al. 2017; spec section 5.1.
+It computes what captum's `IntegratedGradients` computes, to whose numbers the tests hold it. It is faster because the
+lines are straight in counts: a gene that is zero at both ends stays zero, so the first layer, which is most of the work,
+is applied to the other genes only; what a step costs more than once is written out. Source: Sundararajan et al. 2017;
+spec section 5.1.
 """
 
 from collections.abc import Iterator
@@ -42,34 +42,6 @@ def of_rows(batch: Batch, rows: Tensor | slice) -> Batch:
     """Some cells of a minibatch, without the places of its entries."""
     parts = {name: part[rows] for name, part in batch._asdict().items() if isinstance(part, Tensor)}
     return batch._replace(**parts, n_labelled=0, entries=None)
-
-
-def definition(
-    network: VAE, batch: Batch, baseline: Baseline, target: Tensor, n_steps: int, method: str
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """What :func:`integrate` computes, by captum: attributions of genes and proteins, and what they should sum to.
-
-    Parameters
-    ----------
-    network, batch, baseline, target
-        As in :func:`integrate`.
-    n_steps, method
-        Number of points and rule, as captum has them.
-    """
-    from captum.attr import IntegratedGradients
-
-    n = len(batch.x)
-
-    def value(*counts: Tensor) -> Tensor:
-        copies = len(counts[0]) // n  # captum lays the points of all cells one after the other
-        parts = {name: torch.cat([part] * copies) for name, part in batch._asdict().items() if isinstance(part, Tensor)}
-        seen = batch._replace(**parts | dict(zip(("x", "y"), counts, strict=False)))
-        return (network.logits(seen, Draws()) * torch.cat([target] * copies)).sum(1)
-
-    ends = (batch.x,) if batch.y is None else (batch.x, batch.y)
-    starts = tuple(torch.zeros_like(end) if b is None else b for end, b in zip(ends, baseline, strict=False))
-    found = IntegratedGradients(value).attribute(ends, starts, n_steps=n_steps, method=method)
-    return found, (value(*ends) - value(*starts)).detach()
 
 
 def integrate(
