@@ -1,20 +1,27 @@
-"""python -m anvi: `fit`, `predict`, `map` from file to file, `check` a file, write a `card`, or see the `demo`."""
+"""Command line, python -m anvi: `fit`, `predict`, `map` from file to file, `check` a file, its `card`, the `demo`."""
 
 import argparse
 import inspect
 import json
 import math
+import os
+import re
 import sys
 import time
+import types
+import typing
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 ENDINGS = (".h5mu", ".h5ad")
+METHODS = ("scvi", "scanvi", "totalvi", "totalanvi")
+_USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
 
 
 class UsageError(Exception):
@@ -29,9 +36,50 @@ class Answer(NamedTuple):
     code: int = 0
 
 
-def run(options: Namespace) -> Answer:
-    """Run a subcommand; errors are those of the verbs, or a :class:`UsageError` before any work."""
-    return {"fit": fit, "predict": predict, "map": map_, "check": check, "card": card}[options.command](options)
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code: 0, 1 if the data or the model are the matter, 2 if the command is."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    in_json, debug = "--json" in arguments, False
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        in_json, debug = options.json, options.debug
+        from .settings import settings
+
+        quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
+        with warnings.catch_warnings(), settings.override(**quiet):
+            warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+            warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
+            warnings.showwarning = lambda message, *_: print(f"anvi: {message}", file=sys.stderr)
+            answer = options.run(options)
+    except UsageError as error:
+        return _refuse(in_json, error, 2)
+    except _USER_ERRORS as error:
+        if debug:
+            raise
+        return _refuse(in_json, error, 1)
+    except KeyboardInterrupt:
+        return _refuse(in_json, RuntimeError("interrupted"), 130)
+    print(json.dumps(plain(answer.facts), indent=1) if in_json else answer.text)
+    return answer.code
+
+
+def _refuse(in_json: bool, error: BaseException, code: int) -> int:
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    print(f"anvi: {message}", file=sys.stderr)
+    if in_json:
+        print(json.dumps({"error": message}))
+    return code
+
+
+def plain(value):
+    """Facts as JSON can hold them: numbers of numpy as numbers, missing and infinite ones as null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fit(options: Namespace) -> Answer:
@@ -129,18 +177,109 @@ def card(options: Namespace) -> Answer:
     return Answer(f"{options.out}: written", {"file": str(options.out), "card": text})
 
 
+def demo(options: Namespace) -> Answer:
+    """The main job from start to end, on data whose truth is known."""
+    out = options.out
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is there already, and no folder.")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import scanpy as sc
+
+    import anvi as av
+
+    begun = time.monotonic()
+    mdata = av.datasets.synthetic_cite(options.cells)
+    print("Simulated CITE-seq: three batches, two antibody panels (one lacks a quarter of the proteins), one batch")
+    print("without any protein and without labels; half of the other cells are labelled.\n")
+    print(mdata, "\n")
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=options.epochs)
+
+    print("\nWritten into the MuData:")
+    for kind in ("obs", "obsm", "uns"):
+        for slot in getattr(mdata, kind):
+            if slot.removeprefix("X_").startswith("totalanvi"):
+                print(f"  {kind}['{slot}']")
+    print("\nHow well was the truth recovered? (in brackets: the same score with the truth shuffled)")
+    for line in _scores(mdata):
+        print(f"  {line}")
+
+    sc.pp.neighbors(mdata, use_rep="X_totalanvi")
+    sc.tl.umap(mdata)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "predictions": lambda: av.pl.predictions(mdata, show=False, return_fig=True),
+        "history": lambda: av.pl.history(mdata, show=False, return_fig=True),
+        "confusion": lambda: av.pl.confusion(mdata, show=False, return_fig=True),
+        "panels": lambda: av.pl.panels(mdata, show=False, return_fig=True),
+    }
+    for name, draw in pictures.items():
+        draw().savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
+    mdata.write(out / "demo.h5mu")
+    files = f"\nIn {out}/: demo.h5mu, {', '.join(f'{name}.png' for name in pictures)}"
+    return Answer(f"{files}\nDone in {time.monotonic() - begun:.0f} s.", {})
+
+
+def _scores(mdata) -> list[str]:
+    """Labels, foreground and hidden proteins against the truth, each beside a shuffled control."""
+    from sklearn.metrics import roc_auc_score
+
+    import anvi as av
+
+    rng, obs = np.random.default_rng(0), mdata.obs
+    truth, predicted = obs["true_cell_type"].to_numpy(str), obs["totalanvi_prediction"].to_numpy(str)
+    unlabelled = (obs["cell_type"] == "Unknown").to_numpy()
+    rna_only = (obs["panel"] == "none").to_numpy()
+    lines = []
+    for what, chosen in (("unlabelled cells", unlabelled), ("RNA-only batch", rna_only)):
+        right, chance = (predicted == truth)[chosen].mean(), (predicted == rng.permutation(truth))[chosen].mean()
+        lines.append(f"accuracy of labels, {what}: {right:.3f} ({chance:.3f})")
+    av.tl.foreground(mdata)
+    foreground = mdata.obsm["true_foreground"].to_numpy().ravel() > 0
+    called = mdata.obsm["totalanvi_prot_foreground"].to_numpy().ravel()
+    auroc, chance = roc_auc_score(foreground, called), roc_auc_score(rng.permutation(foreground), called)
+    lines.append(f"AUROC of protein foreground, all cells: {auroc:.3f} ({chance:.3f})")
+    av.tl.denoise(mdata, modality="prot", include_background=True)
+    counts = np.log1p(mdata.obsm["true_protein_counts"].to_numpy())
+    imputed = np.log1p(mdata.obsm["totalanvi_prot_denoised"].to_numpy())
+    seen = mdata["prot"].to_df().reindex(mdata.obs_names).notna().to_numpy()
+    pairs = [(imputed[rows, j], counts[rows, j]) for j, rows in enumerate(~seen.T)]
+    pearson = np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])
+    chance = np.mean([np.corrcoef(a, rng.permutation(b))[0, 1] for a, b in pairs])
+    lines.append(f"mean Pearson correlation of hidden proteins (log1p): {pearson:.3f} ({chance:.3f})")
+    return lines
+
+
+def _classes(data, model, key: str) -> dict:
+    """Cells by predicted class, where there are predictions."""
+    from ._data import slots
+
+    obs = slots.home(data, model.setup).obs
+    if slots.prediction(key) not in obs:
+        return {}
+    counts = obs[slots.prediction(key)].value_counts()
+    confidence = float(obs[slots.confidence(key)].mean())
+    return {"predicted": {str(name): int(n) for name, n in counts.items()}, "mean_confidence": confidence}
+
+
+def _told(facts: dict) -> str:
+    predicted = ", ".join(f"{name} {n}" for name, n in facts.get("predicted", {}).items())
+    return predicted or f"latent space under '{facts['key']}'"
+
+
 def _given(options: Namespace, verb: Callable, name: str) -> dict:
     """Options of the command line that are arguments of the verb, as far as they were given."""
     own = set(inspect.signature(verb).parameters)
     given = {key: value for key, value in vars(options).items() if key not in _NOT_PASSED}
     foreign = sorted(set(given) - own)
     if foreign:
-        raise UsageError(f"--{foreign[0].replace('_', '-')} is no option of {name}.")
+        raise UsageError(f"{_flag(foreign[0])} is no option of {name}.")
     return given
 
 
 _NOT_PASSED = (
-    "command file out reference source method model model_key set json quiet debug overwrite criticism".split()
+    "command run file out reference source method model model_key set json quiet debug overwrite criticism".split()
 )
 
 
@@ -159,6 +298,138 @@ def _settings(pairs: list[str], verb: Callable) -> dict:
         if kind.partition(" |")[0] == "str" and isinstance(found[name], int | float):
             found[name] = value  # a column or a key may be called 3
     return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Hands on what is wrong with a command, so that it is said in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UsageError(message)
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser; the options of a subcommand are read from its verb, which takes a while to import, if it is meant."""
+    parser = _Parser(prog="python -m anvi", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"anvi {version('anvi')}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (run, add, text) in COMMANDS.items():
+        one = commands.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
+        one.set_defaults(run=run)
+        if name in arguments:
+            add(one)
+        if add is not _add_demo:  # which says what it does while it does it
+            one.add_argument("--json", action="store_true", default=False, help="answer in JSON on stdout")
+            one.add_argument("--quiet", action="store_true", default=False, help="no progress on stderr")
+            one.add_argument("--debug", action="store_true", default=False, help="show where an error came from")
+    return parser
+
+
+def _add_fit(one: argparse.ArgumentParser) -> None:
+    import anvi as av
+
+    _add_files(one, "with counts")
+    one.add_argument("--method", choices=METHODS, default="totalanvi", help="which model (default: totalanvi)")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of the fit, value in JSON"
+    )
+    _add_options(one, av.tl.totalanvi, "data", "copy", "model_kwargs")
+
+
+def _add_predict(one: argparse.ArgumentParser) -> None:
+    import anvi as av
+
+    _add_files(one, "with counts")
+    one.add_argument("--model", default=None, help="folder, fitted file, or key in the file; default: the one in it")
+    one.add_argument("--model-key", default=None, help="key of the model in the fitted file; default: the one in it")
+    _add_options(one, av.tl.predict, "data", "model", "inplace")
+
+
+def _add_map(one: argparse.ArgumentParser) -> None:
+    import anvi as av
+
+    _add_files(one, "with counts", reference="fitted file, or folder with a model")
+    one.add_argument("--model", default=None, help="key of the model in the reference")
+    _add_options(one, av.tl.map_query, "query", "reference", "model", "copy")
+
+
+def _add_check(one: argparse.ArgumentParser) -> None:
+    import anvi as av
+
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file")
+    _add_options(one, av.pp.check, "data")
+
+
+def _add_card(one: argparse.ArgumentParser) -> None:
+    import anvi as av
+
+    one.add_argument("source", type=Path, help="fitted file, or folder with a model")
+    one.add_argument("--out", type=Path, default=None, help="file to write; default: stdout")
+    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
+    one.add_argument("--criticism", action="store_true", default=False, help="check the model first (fitted files)")
+    _add_options(one, av.io.model_card, "data")
+
+
+def _add_demo(one: argparse.ArgumentParser) -> None:
+    one.set_defaults(json=False, quiet=False, debug=False)
+    one.add_argument("--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures")
+    one.add_argument("--cells", type=int, default=2_000, help="cells to simulate")
+    one.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
+
+
+def _add_files(one: argparse.ArgumentParser, what: str, **others: str) -> None:
+    """The files to read and the one to write."""
+    one.add_argument("file", type=Path, help=f".h5mu or .h5ad file {what}")
+    for name, text in others.items():
+        one.add_argument(name, type=Path, help=text)
+    one.add_argument("out", type=Path, help="file to write, of the same kind")
+    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
+
+
+def _add_options(one: argparse.ArgumentParser, verb: Callable, *without: str) -> None:
+    """An option for each argument of a verb: names, types and defaults of its signature, help of its docstring.
+
+    Options that are not given are absent, so that the verb alone knows the defaults.
+    """
+    texts = _argument_texts(verb)
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name not in without:
+            known = "" if parameter.default in (None, "", ()) else f" (default: {parameter.default})"
+            text = f"{texts[name]}{known}".replace("%", "%%")
+            one.add_argument(_flag(name), help=text, **_argument_type(parameter.annotation))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _argument_type(annotation: object) -> dict:
+    """What argparse must know of a type; what can be written as text is text."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for kind in typing.get_args(annotation) if union else (annotation,):
+        origin = typing.get_origin(kind)
+        if kind is bool:
+            return {"action": argparse.BooleanOptionalAction}
+        if kind in (int, float):
+            return {"type": kind}
+        if origin is typing.Literal:
+            return {"choices": typing.get_args(kind)}
+        if kind is not str and isinstance(origin, type) and not issubclass(origin, Mapping):
+            return {"nargs": "+"}
+    return {}
+
+
+def _argument_texts(verb: Callable) -> dict[str, str]:
+    """What the Parameters section of a docstring says of each argument."""
+    section = inspect.getdoc(verb).partition("Parameters\n----------\n")[2].partition("\n\n")[0]
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if line.startswith(" "):
+            texts |= {name: f"{texts.get(name, '')} {line.strip()}".strip() for name in names}
+        else:
+            names = line.split(", ")
+    return {name: re.sub(r":\w+:`~?(?:anvi\.)?(.+?)`", r"`\1`", text) for name, text in texts.items()}
 
 
 def _existing(path: Path) -> Path:
@@ -195,14 +466,7 @@ def _read(path: Path):
         if path.suffix == ".h5mu" and not data.mod:  # mudata 0.4 reads an .h5ad as nothing
             raise ValueError("it has no modality")
         return data
-    except (
-        AttributeError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # of what is not its own
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # of another's file
         raise ValueError(f"{path} cannot be read as a {path.suffix} file ({error}).") from error
 
 
@@ -214,266 +478,14 @@ def _write(data, path: Path) -> None:
         data.write(part)
 
 
-def _classes(data, model, key: str) -> dict:
-    """Cells by predicted class, where there are predictions."""
-    from ._data import slots
-
-    obs = slots.home(data, model.setup).obs
-    if slots.prediction(key) not in obs:
-        return {}
-    counts = obs[slots.prediction(key)].value_counts()
-    confidence = float(obs[slots.confidence(key)].mean())
-    return {"predicted": {str(name): int(n) for name, n in counts.items()}, "mean_confidence": confidence}
-
-
-def _told(facts: dict) -> str:
-    predicted = ", ".join(f"{name} {n}" for name, n in facts.get("predicted", {}).items())
-    return predicted or f"latent space under '{facts['key']}'"
-
-
-def plain(value):
-    """Facts as JSON can hold them: numbers of numpy as numbers, missing and infinite ones as null."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code: 0, 1 if the data or the model are the matter, 2 if the command is."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        options = _parser().parse_args(arguments)
-    except UsageError as error:
-        return _refuse("--json" in arguments, error, 2)
-    if options.command == "demo":
-        return _demo(options)
-    from .settings import settings
-
-    quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
-    with warnings.catch_warnings(), settings.override(**quiet):
-        warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
-        warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
-        warnings.showwarning = lambda message, *_: print(f"anvi: {message}", file=sys.stderr)
-        return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    """Print the answer of a subcommand, or what is wrong."""
-    try:
-        answer = run(options)
-    except UsageError as error:
-        return _refuse(options.json, error, 2)
-    except _USER_ERRORS as error:
-        if options.debug:
-            raise
-        return _refuse(options.json, error, 1)
-    except KeyboardInterrupt:
-        return _refuse(options.json, RuntimeError("interrupted"), 130)
-    print(json.dumps(plain(answer.facts), indent=1) if options.json else answer.text)
-    return answer.code
-
-
-_USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    """The demo, or what is wrong with its options."""
-    try:
-        if options.out.exists() and not options.out.is_dir():
-            raise UsageError(f"{options.out} is there already, and no folder.")
-        return demo(options.out, options.cells, options.epochs)
-    except UsageError as error:
-        return _refuse(False, error, 2)
-    except _USER_ERRORS as error:
-        return _refuse(False, error, 1)
-
-
-def _refuse(in_json: bool, error: BaseException, code: int) -> int:
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"anvi: {message}", file=sys.stderr)
-    if in_json:
-        print(json.dumps({"error": message}))
-    return code
-
-
-class _Parser(argparse.ArgumentParser):
-    """Hands on what is wrong with a command, so that it is said in one way."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        raise UsageError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m anvi", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_fit, _add_predict, _add_map, _add_check, _add_card, _add_demo):
-        add(commands)
-    return parser
-
-
-def _add(commands, name: str, text: str) -> argparse.ArgumentParser:
-    """A subcommand; options that are not given are absent, so that defaults are said in one place."""
-    one = commands.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
-    one.add_argument("--json", action="store_true", default=False, help="answer in JSON on stdout")
-    one.add_argument("--quiet", action="store_true", default=False, help="no progress on stderr")
-    one.add_argument("--debug", action="store_true", default=False, help="show where an error came from")
-    return one
-
-
-def _add_out(one: argparse.ArgumentParser) -> None:
-    one.add_argument("out", type=Path, help="file to write, of the same kind")
-    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
-
-
-def _add_texts(one: argparse.ArgumentParser, *names: str) -> None:
-    """Options that are passed to the verb as they are; its help says what they mean."""
-    for name in names:
-        one.add_argument(f"--{name.replace('_', '-')}")
-
-
-def _add_fit(commands) -> None:
-    one = _add(commands, "fit", "fit a model; options are the arguments of av.tl.totalanvi and the others")
-    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
-    _add_out(one)
-    one.add_argument("--method", choices=("scvi", "scanvi", "totalvi", "totalanvi"), default="totalanvi")
-    _add_texts(one, *_PLACES, "labels_key", "unlabeled_category", "batch_key", "panel_key", "layer", "missing")
-    _add_texts(one, "size_factor_key", "init", "checkpoint", "key_added", "device", "gene_likelihood")
-    for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
-        one.add_argument(f"--{name.replace('_', '-')}", nargs="+")
-    for name in ("n_latent", "max_epochs", "batch_size", "random_state"):
-        one.add_argument(f"--{name.replace('_', '-')}", type=int)
-    one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of the fit")
-
-
-def _add_predict(commands) -> None:
-    one = _add(commands, "predict", "predict the cell types of a file with a fitted model")
-    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
-    _add_out(one)
-    one.add_argument("--model", default=None, help="folder, fitted file, or key in the file; default: the one in it")
-    one.add_argument("--model-key", default=None, help="key of the model in the fitted file; default: the one in it")
-    _add_texts(one, *_PLACES, "key_added", "device")
-
-
-def _add_map(commands) -> None:
-    one = _add(commands, "map", "map the cells of a file onto a fitted model, new batches included")
-    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
-    one.add_argument("reference", type=Path, help="fitted file, or folder with a model")
-    _add_out(one)
-    one.add_argument("--model", default=None, help="key of the model in the reference")
-    _add_texts(
-        one, *_PLACES, "batch_key", "panel_key", "labels_key", "gene_key", "layer", "freeze", "key_added", "device"
-    )
-    one.add_argument("--max-epochs", type=int)
-    one.add_argument("--min-genes", type=float)
-    one.add_argument("--random-state", type=int)
-
-
-def _add_check(commands) -> None:
-    one = _add(commands, "check", "say what a fit would make of a file; 1 if it would not start")
-    one.add_argument("file", type=Path, help=".h5mu or .h5ad file")
-    _add_texts(one, *_PLACES, "labels_key", "unlabeled_category", "batch_key", "panel_key", "layer", "missing")
-
-
-def _add_card(commands) -> None:
-    one = _add(commands, "card", "write the model card of a fit")
-    one.add_argument("source", type=Path, help="fitted file, or folder with a model")
-    one.add_argument("--out", type=Path, default=None, help="file to write; default: stdout")
-    one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
-    one.add_argument("--criticism", action="store_true", default=False, help="check the model first (fitted files)")
-    _add_texts(one, "key", "license", "description", "references", "training_data_url", "training_code_url")
-    one.add_argument("--tissues", nargs="+")
-
-
-def _add_demo(commands) -> None:
-    one = commands.add_parser("demo", help="simulate CITE-seq with two panels, fit TotalANVI, score it, draw it")
-    one.add_argument("--out", type=Path, default=Path("anvi-demo"), help="folder for the .h5mu and the pictures")
-    one.add_argument("--cells", type=int, default=2_000, help="cells to simulate")
-    one.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
-
-
-_PLACES = ("rna_mod", "prot_mod", "prot_obsm")
-
-
-def demo(out: Path, n_cells: int, max_epochs: int) -> int:
-    """The main job from start to end, on data whose truth is known."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")  # about columns it will not pull up
-    import scanpy as sc
-
-    import anvi as av
-
-    begun = time.monotonic()
-    mdata = av.datasets.synthetic_cite(n_cells)
-    print("Simulated CITE-seq: three batches, two antibody panels (one lacks a quarter of the proteins), one batch")
-    print("without any protein and without labels; half of the other cells are labelled.\n")
-    print(mdata, "\n")
-    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=max_epochs)
-
-    print("\nWritten into the MuData:")
-    for slot in _slots(mdata):
-        print(f"  {slot}")
-    print("\nHow well was the truth recovered? (in brackets: the same score with the truth shuffled)")
-    for line in _scores(mdata):
-        print(f"  {line}")
-
-    sc.pp.neighbors(mdata, use_rep="X_totalanvi")
-    sc.tl.umap(mdata)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "predictions": lambda: av.pl.predictions(mdata, show=False, return_fig=True),
-        "history": lambda: av.pl.history(mdata, show=False, return_fig=True),
-        "confusion": lambda: av.pl.confusion(mdata, show=False, return_fig=True),
-        "panels": lambda: av.pl.panels(mdata, show=False, return_fig=True),
-    }
-    for name, draw in pictures.items():
-        draw().savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
-    mdata.write(out / "demo.h5mu")
-    print(f"\nIn {out}/: demo.h5mu, {', '.join(f'{name}.png' for name in pictures)}")
-    print(f"Done in {time.monotonic() - begun:.0f} s.")
-    return 0
-
-
-def _slots(mdata) -> list[str]:
-    slots = [f"obs['{name}']" for name in mdata.obs if name.startswith("totalanvi")]
-    slots += [f"obsm['{name}']" for name in mdata.obsm if "totalanvi" in name]
-    return slots + [f"uns['{name}']" for name in mdata.uns if name.startswith("totalanvi")]
-
-
-def _scores(mdata) -> list[str]:
-    """Labels, foreground and hidden proteins against the truth, each beside a shuffled control."""
-    from sklearn.metrics import roc_auc_score
-
-    import anvi as av
-
-    rng, obs = np.random.default_rng(0), mdata.obs
-    truth, predicted = obs["true_cell_type"].to_numpy(str), obs["totalanvi_prediction"].to_numpy(str)
-    unlabelled = (obs["cell_type"] == "Unknown").to_numpy()
-    rna_only = (obs["panel"] == "none").to_numpy()
-    lines = []
-    for what, chosen in (("unlabelled cells", unlabelled), ("RNA-only batch", rna_only)):
-        right, chance = (predicted == truth)[chosen].mean(), (predicted == rng.permutation(truth))[chosen].mean()
-        lines.append(f"accuracy of labels, {what}: {right:.3f} ({chance:.3f})")
-    av.tl.foreground(mdata)
-    foreground = mdata.obsm["true_foreground"].to_numpy().ravel() > 0
-    called = mdata.obsm["totalanvi_prot_foreground"].to_numpy().ravel()
-    auroc, chance = roc_auc_score(foreground, called), roc_auc_score(rng.permutation(foreground), called)
-    lines.append(f"AUROC of protein foreground, all cells: {auroc:.3f} ({chance:.3f})")
-    av.tl.denoise(mdata, modality="prot", include_background=True)
-    counts = np.log1p(mdata.obsm["true_protein_counts"].to_numpy())
-    imputed = np.log1p(mdata.obsm["totalanvi_prot_denoised"].to_numpy())
-    seen = mdata["prot"].to_df().reindex(mdata.obs_names).notna().to_numpy()
-    pairs = [(imputed[rows, j], counts[rows, j]) for j, rows in enumerate(~seen.T)]
-    pearson = np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])
-    chance = np.mean([np.corrcoef(a, rng.permutation(b))[0, 1] for a, b in pairs])
-    lines.append(f"mean Pearson correlation of hidden proteins (log1p): {pearson:.3f} ({chance:.3f})")
-    return lines
+COMMANDS = {
+    "fit": (fit, _add_fit, "fit a model; options and defaults are those of av.tl.totalanvi, other methods have fewer"),
+    "predict": (predict, _add_predict, "predict the cell types of a file with a fitted model"),
+    "map": (map_, _add_map, "map the cells of a file onto a fitted model, new batches included"),
+    "check": (check, _add_check, "say what a fit would make of a file; 1 if it would not start"),
+    "card": (card, _add_card, "write the model card of a fit"),
+    "demo": (demo, _add_demo, "simulate CITE-seq with two panels, fit TotalANVI, score it, draw it"),
+}
 
 
 if __name__ == "__main__":

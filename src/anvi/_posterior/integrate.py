@@ -1,9 +1,9 @@
 """Integrated gradients of the class logits along straight lines from baseline counts to a cell's counts.
 
 It computes what captum's `IntegratedGradients` computes, to whose numbers the tests hold it. It is faster because the
-lines are straight in counts: a gene that is zero at both ends stays zero, so the first layer, which is most of the work,
-is applied to the other genes only; what a step costs more than once is written out. Source: Sundararajan et al. 2017;
-spec section 5.1.
+lines are straight in counts: a gene that is zero at both ends stays zero, so the first layer, most of the work, is
+applied to the other genes only; what a step costs more than once is written out. Source: Sundararajan et al. 2017; spec
+section 5.1.
 """
 
 from collections.abc import Iterator
