@@ -399,15 +399,15 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 1_700,
-    "_data": 2_370,
+    "_data": 2_640,
     "_fit": 900,
     "_posterior": 1_750,
     "io": 1_090,
     "metrics": 1_000,
     "nn": 1_500,
     "pl": 2_150,
-    "pp": 283,
-    "tl": 1_725,
+    "pp": 390,
+    "tl": 1_900,
 }
 
 

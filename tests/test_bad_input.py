@@ -285,9 +285,6 @@ def test_proteins_of_an_anndata_must_be_named(mdata):
             fit(adata, name)
         with pytest.raises(KeyError, match=r"prot_obsm='adt' is not in adata\.obsm; there are: X_pca"):
             fit(adata, name, prot_obsm="adt")
-    adata.var["feature_types"] = "Gene Expression"
-    with pytest.raises(ValueError, match=r"split it: mudata\.to_mudata\(adata, axis='var', by='feature_types'\)"):
-        fit(adata, "totalvi")
 
 
 def test_nothing_measured(mdata):

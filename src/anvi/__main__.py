@@ -4,7 +4,6 @@ import argparse
 import inspect
 import json
 import math
-import os
 import re
 import sys
 import time

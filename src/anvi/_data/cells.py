@@ -23,6 +23,7 @@ from .counts import (
     find_proteins,
     has_proteins,
     stored_counts,
+    tell_proteins,
 )
 from .minified import Stored
 from .setup import Setup, find_panels, label_column
@@ -310,10 +311,7 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.n
     row = proteins.cells.get_indexer(cells)
     y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
     y[np.ix_(row >= 0, column >= 0)] = proteins.counts[np.ix_(row[row >= 0], column[column >= 0])]
-    if (column < 0).any():
-        logger.info(
-            f"{(column < 0).sum()} of the model's {len(names)} proteins are not in {proteins.where}: not measured"
-        )
+    tell_proteins(proteins, tuple(names))
     return y, row >= 0
 
 

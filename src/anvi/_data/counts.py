@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,28 @@ from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from . import containers
+from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
 from .containers import Data, Source
 
 if TYPE_CHECKING:
     from .setup import Setup
+
+logger = logging.getLogger("anvi")
+
+ANTIBODIES = ("antibody capture", "antibody", "adt", "cite", "cite-seq", "protein", "protein expression")
+NO_GENES = (
+    *ANTIBODIES,
+    "multiplexing capture",
+    "crispr guide capture",
+    "antigen capture",
+    "custom",
+    "peaks",
+    "atac",
+    "hto",
+)
+"""What `var["feature_types"]` says of features that are no genes, in lower case: Cell Ranger's words and short ones."""
+MOST_FEATURES = 0.8
+"""Share of a model's genes or proteins in a query below which the log warns."""
 
 OFFENCES = ("NaN", "infinite", "negative", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
@@ -244,6 +263,8 @@ class Proteins:
     counts: np.ndarray  # (cells with proteins, proteins) float32, NaN kept
     declared: pd.DataFrame | None  # varm["measured"], proteins x panels
     where: str  # the slot, for messages
+    named: bool = True  # False: an array without names, called protein_0, ...
+    matched: pd.DataFrame | None = None  # of `match_antibodies`, where names are not those of the model
 
 
 def has_proteins(source: Source, setup: Setup) -> bool:
@@ -254,13 +275,17 @@ def has_proteins(source: Source, setup: Setup) -> bool:
 def find_proteins(source: Source, setup: Setup) -> Proteins:
     """Read and check protein counts, once for a source, and what varm says of who measured what.
 
+    With proteins in the setup, names are the setup's wherever an antibody is found under another one.
+
     Raises
     ------
     KeyError, ValueError
         If they are not there, names repeat, or the values are not counts (NaN is "not measured").
     """
     read = _from_obsm if source.alone else _from_modality
-    return source.once(("proteins", setup.prot_mod, setup.prot_obsm, setup.prot_layer), lambda: read(source, setup))
+    stored = ("proteins", setup.prot_mod, setup.prot_obsm, setup.prot_layer)
+    proteins = source.once(stored, lambda: read(source, setup))
+    return source.once((*stored, setup.proteins), lambda: _as_model_names(proteins, setup.proteins))
 
 
 def _from_modality(source: Source, setup: Setup) -> Proteins:
@@ -270,40 +295,161 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
     stored = stored_counts(prot, setup.prot_layer, where)
     check_counts_are_there(stored, source, slot)
-    counts = _dense(stored)
-    check_counts(counts, prot.obs_names, prot.var_names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
-    return Proteins(prot.obs_names, tuple(map(str, prot.var_names)), counts, prot.varm.get("measured"), slot)
+    names = tuple(map(str, prot.var_names))
+    counts = _dense(stored, prot.obs_names, names, slot)
+    check_counts(counts, prot.obs_names, names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
+    return Proteins(prot.obs_names, names, counts, prot.varm.get("measured"), slot)
 
 
 def _from_obsm(source: Source, setup: Setup) -> Proteins:
     adata, key = source.data, setup.prot_obsm
     if key is None:
-        kinds = adata.var.get("feature_types")
-        hint = " or split it: mudata.to_mudata(adata, axis='var', by='feature_types')" if kinds is not None else ""
         raise ValueError(
-            f"An AnnData needs prot_obsm=..., the name of the protein counts in obsm{hint}. "
+            "An AnnData needs prot_obsm=..., the name of the protein counts in obsm. "
             f"In obsm there are: {', '.join(adata.obsm) or 'none'}."
         )
     if key not in adata.obsm:
         raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")
-    table = adata.obsm[key]
+    table, where = adata.obsm[key], f"adata.obsm['{key}']"
+    slots = [slot for slot in (f"{key}_names", "protein_names") if slot in adata.uns]  # the latter as in scvi-tools
     if isinstance(table, pd.DataFrame):
         names = tuple(map(str, table.columns))
+    elif slots and setup.proteins != _nameless(
+        table.shape[1]
+    ):  # a model of proteins without names knows the order only
+        names = tuple(map(str, np.asarray(adata.uns[slots[0]], dtype=object).ravel()))
+        if len(names) != table.shape[1]:
+            raise ValueError(
+                f"adata.uns['{slots[0]}'] has {len(names)} names for {table.shape[1]} proteins in {where}; "
+                f"{_naming(where)}."
+            )
     else:
-        names = tuple(map(str, adata.uns.get(f"{key}_names", [f"protein_{i}" for i in range(table.shape[1])])))
-    where = f"adata.obsm['{key}']"
+        names = _nameless(table.shape[1])
     containers.unique_names(pd.Index(names), where, "protein")
     check_counts_are_there(table, source, where)
-    counts = _dense(whole(table, where))
-    if len(names) != counts.shape[1]:
-        raise ValueError(f"adata.uns['{key}_names'] has {len(names)} names for {counts.shape[1]} proteins in {where}.")
+    counts = _dense(whole(table, where), adata.obs_names, names, where)
     check_counts(counts, adata.obs_names, names, where, None, missing_allowed=True)
-    return Proteins(adata.obs_names, names, counts, None, where)
+    return Proteins(adata.obs_names, names, counts, None, where, named=isinstance(table, pd.DataFrame) or bool(slots))
 
 
-def _dense(counts) -> np.ndarray:
-    if isinstance(counts, pd.DataFrame):
-        counts = counts.to_numpy()
+def _nameless(n_proteins: int) -> tuple[str, ...]:
+    """What proteins without names are called."""
+    return tuple(f"protein_{i}" for i in range(n_proteins))
+
+
+def _naming(where: str) -> str:
+    """How to name the columns of an array in obsm."""
+    own = where.replace("obsm", "uns", 1).replace("']", "_names']")
+    return f"name them: {own} = [...]"
+
+
+def _as_model_names(proteins: Proteins, model: tuple[str, ...]) -> Proteins:
+    """The same counts under the names that a model has for them; what has no partner keeps its own."""
+    where, n = proteins.where, len(proteins.names)
+    if not proteins.named and not model:
+        logger.warning(f"the {n} proteins in {where} have no names: called protein_0, ...; {_naming(where)}")
+    if set(model) <= set(proteins.names):
+        return proteins
+    if not proteins.named and n != len(model):
+        raise ValueError(
+            f"{where} has {n} columns without names, and the model has {len(model)} proteins "
+            f"({', '.join(model[:3])}, ...): which is which cannot be told. As the model does, {_naming(where)}."
+        )
+    if not proteins.named:
+        logger.warning(
+            f"the proteins in {where} have no names: taken for the model's {n} by position; {_naming(where)}"
+        )
+        return replace(proteins, names=model)
+    table = match_antibodies(proteins.names, model)
+    names = tuple(table["matched_to"].where(table["matched_to"].notna(), table["name"]))
+    declared = proteins.declared
+    if isinstance(declared, pd.DataFrame):
+        declared = declared.rename(index=dict(zip(proteins.names, names, strict=True)))
+    return replace(proteins, names=names, declared=declared, matched=table)
+
+
+def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
+    """Say which of a model's proteins were found, and those under other names one by one."""
+    found = [name for name in model if name in set(proteins.names)]
+    if proteins.matched is not None:
+        others = proteins.matched[proteins.matched["how"].isin((NORMALISED, SYNONYM))]
+        if len(others):
+            pairs = [f"{old} -> {new}" for old, new in zip(others["name"], others["matched_to"], strict=True)]
+            logger.warning(
+                f"proteins: {len(found)} of the model's {len(model)} in {proteins.where}, {len(others)} of them under "
+                f"other names: {', '.join(pairs[:6])}{', ...' if len(pairs) > 6 else ''}"
+            )
+        unclear = proteins.matched[proteins.matched["how"].str.startswith(AMBIGUOUS)]
+        if len(unclear):
+            name, how = unclear[["name", "how"]].iloc[0]
+            logger.warning(
+                f"proteins: {len(unclear)} in {proteins.where} count as missing: '{name}' is {how}. Rename them to "
+                "the model's names to say which is which"
+            )
+    if len(found) == len(model):
+        return
+    lacks = [name for name in model if name not in set(proteins.names)]
+    line = f"{len(lacks)} of the model's {len(model)} proteins are not in {proteins.where}: not measured"
+    if len(found) >= MOST_FEATURES * len(model):
+        logger.info(line)
+        return
+    left = [name for name in proteins.names if name not in set(model)]
+    line += f" ({', '.join(lacks[:5])}{', ...' if len(lacks) > 5 else ''})"
+    logger.warning(
+        line + (f"; the model does not know {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else "")
+    )
+
+
+def _dense(counts, cells: pd.Index, names: tuple[str, ...], where: str) -> np.ndarray:
+    """Counts as float32; a ValueError names the first cell that holds something else than a number."""
     if sparse.issparse(counts):
         counts = counts.toarray()
-    return np.asarray(counts, dtype=np.float32)
+    try:
+        return np.asarray(counts, dtype=np.float32)
+    except (TypeError, ValueError):  # text, or pandas' NA
+        table = pd.DataFrame(counts).astype(object)
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    bad = (
+        numbers.isna() & table.notna() & (table.astype(str).apply(lambda text: text.str.lower()) != "nan")
+    ).to_numpy()
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{where} holds {table.iat[row, column]!r}, which is no number, at cell '{cells[row]}', protein "
+            f"'{names[column]}', and {bad.sum() - 1} more. What was not measured is NaN (numpy.nan)."
+        )
+    return numbers.to_numpy(dtype=np.float32, na_value=np.nan)
+
+
+def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
+    """Raise a ValueError if antibodies, hashtags, guides or peaks stand among the genes."""
+    for column in ("feature_types", "feature_type"):
+        if column not in part.var:
+            continue
+        kinds = part.var[column].astype(str)
+        strange = kinds.str.casefold().isin(NO_GENES)
+        if not strange.any() or strange.all():
+            continue
+        kind, gene = kinds[strange].mode()[0], kinds[~strange].mode()[0]
+        shown = ", ".join(part.var_names[strange][:3])
+        data = "adata" if where == "data" else where
+
+        def those(kind: str, data: str = data, column: str = column) -> str:
+            return f"{data}[:, {data}.var['{column}'] == '{kind}'].copy()"
+
+        if kind.casefold() not in ANTIBODIES:
+            remedy = (
+                f"adata = {those(gene)}"
+                if data == "adata"
+                else f"mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
+            )
+        elif data == "adata":
+            remedy = f"mdata = mudata.MuData({{'rna': {those(gene)}, 'prot': {those(kind)}}})"
+        else:
+            moved = f"mdata.mod['{prot_mod}'] = {those(kind)}; " if prot_mod else ""
+            remedy = f"{moved}mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
+        raise ValueError(
+            f"{strange.sum()} of the {part.n_vars} features in {where} are no genes: {where}.var['{column}'] says "
+            f"'{kind}' of {shown}{', ...' if strange.sum() > 3 else ''}, and a fit would learn them as genes. "
+            f"Split them first: {remedy}"
+        )

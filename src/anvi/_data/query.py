@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from . import containers, slots
 from .containers import Source
-from .counts import Proteins, find_proteins, has_proteins
+from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
 from .setup import Setup, find_panels, label_column, no_protein_only_cells
 
 logger = logging.getLogger("anvi")
@@ -151,10 +151,6 @@ STAND_IN = "query"
 """The category of cells whose batch, panel or covariate has no value."""
 
 
-MOST_GENES = 0.8
-"""Share of the reference's genes below which the log warns."""
-
-
 class Query(NamedTuple):
     """What a mapping needs to know of a query before it reads a count."""
 
@@ -245,7 +241,7 @@ def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnD
         "missing_genes": list(genes[match.column < 0]),
     }
     line = f"genes: {len(match.found)} of the reference's {len(genes)} ({match.share:.1%}) by {match.how}"
-    level = logging.INFO if match.share >= MOST_GENES else logging.WARNING
+    level = logging.INFO if match.share >= MOST_FEATURES else logging.WARNING
     logger.log(level, f"{line}; {rna.n_vars - len(match.found)} others of the query are left out")
     if not reference.joint:
         return report

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from . import containers, slots
 from .containers import Data, Source
-from .counts import Proteins, find_proteins
+from .counts import Proteins, check_feature_types, find_proteins
 
 logger = logging.getLogger("anvi")
 
@@ -198,6 +198,7 @@ def find_setup(
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
     rna, where = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
+    check_feature_types(rna, where, "" if source.alone or prot_mod in source.mods else prot_mod)
     for axis, what in (("obs", "cell"), ("var", "gene")):
         names = getattr(rna, f"{axis}_names")
         if not len(names):

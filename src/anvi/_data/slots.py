@@ -17,6 +17,7 @@ from mudata import MuData
 from scipy import sparse
 
 from . import containers
+from .antibodies import renamed
 from .containers import Data
 
 logger = logging.getLogger("anvi")
@@ -304,7 +305,7 @@ def own(data: Data, copy: bool) -> Data:
 def in_modality(values: np.ndarray, cells: pd.Index, features: Sequence[str], part: AnnData) -> np.ndarray:
     """`(cells, features)` as float32 of the modality's shape; not copied if nothing moves."""
     row = cells.get_indexer(part.obs_names)
-    column = pd.Index(features).get_indexer(part.var_names.astype(str))
+    column = pd.Index(renamed(features, part.var_names)).get_indexer(part.var_names.astype(str))
     if np.array_equal(row, np.arange(len(cells))) and np.array_equal(column, np.arange(len(features))):
         return values.astype(np.float32, copy=False)
     if sparse.issparse(values):
@@ -336,7 +337,7 @@ def in_varp(values: np.ndarray, features: Mapping[str, Sequence[str]], part: Dat
             break
         if mod in part.mod:
             own = np.asarray(part.varmap[mod], dtype=np.int64).reshape(-1) - 1  # stored from 1; 0: of another modality
-            found = pd.Index(names).get_indexer(part.mod[mod].var_names.astype(str))
+            found = pd.Index(renamed(names, part.mod[mod].var_names)).get_indexer(part.mod[mod].var_names.astype(str))
             known = (own >= 0) & (found[own] >= 0)
             place[known] = start + found[own[known]]
         start += len(names)

@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from anvi._data import containers
 from anvi._data.containers import Data, Source
-from anvi._data.counts import find_proteins, has_proteins, stored_counts, whole
+from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins, whole
 from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured
@@ -64,6 +64,8 @@ def align_query(
     A new object of the query's type and cells, with the reference's genes and, if both have proteins, its proteins. Of
     the query it keeps obs, obsm and uns, and the layers of the genes; other modalities stay behind.
 
+    `mdata['prot'].var['original_names']` : str
+        The query's own names of the proteins: they are compared without affixes and by synonyms (:func:`panels`).
     `var['anvi_padded']` : bool
         True for a feature that the query lacks: a gene of zeros, which `tl.map_query` masks, or a protein of NaN,
         which is "not measured" everywhere.
@@ -96,6 +98,7 @@ def align_query(
     if isinstance(query, AnnData):
         if joint:
             proteins = find_proteins(source, setup)
+            tell_proteins(proteins, setup.proteins)
             table = pd.DataFrame(proteins.counts, index=proteins.cells, columns=list(proteins.names))
             aligned.obsm.update({setup.prot_obsm: table.reindex(columns=list(setup.proteins))})
         return aligned
@@ -136,7 +139,10 @@ def _with_proteins(source: Source, setup: Setup) -> AnnData:
             f"None of the model's {len(absent)} proteins ({', '.join(setup.proteins[:3])}, ...) is in "
             f"{proteins.where} ({', '.join(proteins.names[:3])}, ...). Rename them, or leave the proteins out."
         )
+    tell_proteins(proteins, setup.proteins)
     var = pd.DataFrame({PADDED: absent}, index=pd.Index(setup.proteins, dtype=object))
+    own = dict(zip(proteins.names, prot.var_names.astype(str), strict=True))
+    var["original_names"] = [own.get(name, "") for name in setup.proteins]
     aligned = AnnData(table.to_numpy(dtype=np.float32), obs=prot.obs.copy(), var=var, uns=deepcopy(dict(prot.uns)))
     aligned.obsm.update({key: value.copy() for key, value in prot.obsm.items()})
     if proteins.declared is not None:

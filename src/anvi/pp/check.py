@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.setup import find_setup, label_column
@@ -120,6 +121,8 @@ def check(
         report.facts.append("cells by batch: " + ", ".join(f"{name} {n}" for name, n in report.cells_per_batch.items()))
     if setup.joint:
         report.panels = pd.DataFrame(np.array(setup.measured).T, index=setup.proteins, columns=list(setup.panels))
+        if split := split_targets(setup.proteins, setup.panels, setup.measured):
+            report.notes.append(split)
     cells = _tried(report, lambda: read_cells(source, setup))
     if cells and setup.joint:
         n_some = int(cells.measured.any(1).sum())

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from anvi._data import slots
+from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
@@ -278,6 +279,8 @@ def _log_data(cells: Cells, setup: Setup) -> None:
     if setup.joint:
         n_measured = int(cells.measured.any(1).sum())
         parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some)")
+        if split := split_targets(setup.proteins, setup.panels, setup.measured):
+            logger.warning(f"proteins: {split}")
     if len(setup.batches) > 1:
         parts.append(f"{len(setup.batches)} batches")
     if setup.classes:
