@@ -129,7 +129,7 @@ def test_more_draws_are_the_mean_of_single_ones():
     single = []
     for sample in range(3):
         noise = bound.draw_noise(model.config, 1, sample, torch.arange(6))
-        given = bound._Given(noise.z, noise.back, noise.u.flatten(0, 1))
+        given = bound._GivenNoise(noise.z, noise.back, noise.u.flatten(0, 1))
         with torch.no_grad():
             terms = model.network.terms(take(cells, torch.arange(6)), None, given)
         single.append(terms.reconstruction_protein.numpy())
@@ -185,7 +185,7 @@ def test_the_reconstruction_is_the_likelihood_alone():
     noise = bound.draw_noise(model.config, 0, 0, torch.arange(6))
     network, batch = copy.deepcopy(model.network).double(), _double(take(cells, torch.arange(6)))
     q = network.encode(batch, Draws())
-    rna, protein = network.decode(q.mean + q.var.sqrt() * noise.z, batch, bound._Given(noise.back.double()))
+    rna, protein = network.decode(q.mean + q.var.sqrt() * noise.z, batch, bound._GivenNoise(noise.back.double()))
     log_px = _nb(RNA, (batch.log_library + rna.log_scale).exp().numpy(), rna.log_theta.exp().numpy()).sum(1)
     np.testing.assert_allclose(found["rna"], -log_px, rtol=1e-5)
     log_py = _mixture(np.nan_to_num(np.vstack([PROTEINS, [0, 0]])), protein)

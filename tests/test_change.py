@@ -12,7 +12,7 @@ import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
 from anvi._posterior import differential
-from anvi._posterior.differential import Comparison, How, compare, evidence, strata
+from anvi._posterior.differential import Comparison, Options, compare, evidence, strata
 from anvi._posterior.encode import in_batch
 from anvi.nn import Draws
 from anvi.nn.protein import ProteinRates
@@ -105,7 +105,7 @@ def test_equal_to_a_loop_over_pairs(asked, kind, mode, batch_correction):
     # a threshold near which no pair lies: float32 and float64 then count the same pairs
     lfc = np.log2(expression[0] + c) - np.log2(expression[1] + c)
     delta = next(d for d in np.linspace(0.2, 0.3, 101) if np.nanmin(np.abs(np.abs(lfc) - d)) > 1e-5)
-    found = compare(values, expression.shape[2], draws, comparisons, How(mode, delta, c, 0))
+    found = compare(values, expression.shape[2], draws, comparisons, Options(mode, delta, c, 0))
     wanted = loops(*expression, mode, delta, c)
     for name, value in wanted.items():
         # float32 sums of a few tens of numbers of order one
@@ -128,7 +128,7 @@ def test_blocks_change_nothing(asked, monkeypatch):
                     n,
                     draws,
                     comparisons,
-                    How("change", 0.25, c, 0),
+                    Options("change", 0.25, c, 0),
                 )
                 for kind, n, c in (("genes", 60, 1e-5), ("proteins", 20, 0.0))
             ]
@@ -153,7 +153,7 @@ def test_what_is_held_at_a_time_does_not_grow_with_pairs_or_cells(asked, monkeyp
             seen.append(rows)
             return values(rows)
 
-        compare(counted, 60, draws, comparisons, How("change", 0.25, 1e-5, 0))
+        compare(counted, 60, draws, comparisons, Options("change", 0.25, 1e-5, 0))
         assert [i for rows in seen for i in range(rows.start, rows.stop)] == list(range(n_pairs))
         largest.append(max(rows.stop - rows.start for rows in seen))
     # 256 numbers: what the hidden layers hold for a draw
@@ -214,7 +214,7 @@ def test_populations_of_groups_that_overlap_are_apart():
 def test_a_shared_rest_is_as_good_as_one_drawn_for_itself(asked):
     model, cells, types = asked
     inside, outside = one_against_rest(types)
-    n, how = 3000, How("change", 0.25, 1e-4, 0)
+    n, how = 3000, Options("change", 0.25, 1e-4, 0)
     alone = [np.flatnonzero(mask) for pair in zip(inside, outside, strict=True) for mask in pair]
     apart = [Comparison(2 * i, (2 * i + 1,), (1.0,)) for i in range(len(inside))]
     results = []
@@ -261,9 +261,9 @@ def test_threshold_is_estimated_once_and_the_one_that_is_used(asked, monkeypatch
     calls, real = [], differential.estimate_delta
     monkeypatch.setattr(differential, "estimate_delta", lambda *args: calls.append(real(*args)) or calls[-1])
     values = differential.genes(model, cells, draws, batch_correction=True)
-    found = compare(values, 60, draws, comparisons, How("change", None, 1e-5, 0))
+    found = compare(values, 60, draws, comparisons, Options("change", None, 1e-5, 0))
     assert calls == [found.delta]
-    again = compare(values, 60, draws, comparisons, How("change", found.delta, 1e-5, 0))
+    again = compare(values, 60, draws, comparisons, Options("change", found.delta, 1e-5, 0))
     np.testing.assert_array_equal(found.up, again.up)
 
 
@@ -283,11 +283,11 @@ def test_pseudocounts_of_the_incumbent(asked):
         largest.append([share[:, gene].max() for gene in range(60) if hardly_seen[gene]])
         wanted.append(np.quantile(largest[-1], 0.9) / 60)
     values = differential.genes(model, cells, draws, batch_correction=True)
-    found = compare(values, 60, draws, comparisons, How("change", 0.25, math.nan, 0), rare=rare)
+    found = compare(values, 60, draws, comparisons, Options("change", 0.25, math.nan, 0), rare=rare)
     np.testing.assert_allclose(found.pseudocount, [max(wanted)], rtol=1e-4)
-    again = compare(values, 60, draws, comparisons, How("change", 0.25, max(wanted), 0))
+    again = compare(values, 60, draws, comparisons, Options("change", 0.25, max(wanted), 0))
     np.testing.assert_allclose(found.lfc_mean, again.lfc_mean, rtol=1e-4, atol=1e-6)
-    none = compare(values, 60, draws, comparisons, How("change", 0.25, math.nan, 0), rare=np.zeros_like(rare))
+    none = compare(values, 60, draws, comparisons, Options("change", 0.25, math.nan, 0), rare=np.zeros_like(rare))
     np.testing.assert_allclose(none.pseudocount, 1e-10)
 
 
@@ -332,7 +332,7 @@ def test_a_feature_of_which_no_pair_is_known_has_not_changed(asked):
         return out
 
     for mode in ("change", "vanilla"):
-        found = compare(values, 3, draws, comparisons, How(mode, 0.0, 0.1, 0))
+        found = compare(values, 3, draws, comparisons, Options(mode, 0.0, 0.1, 0))
         assert np.isfinite(found.lfc_mean).all() and np.isfinite(found.lfc_std).all()
         assert found.lfc_mean[0, 1] == found.up[0, 1] == found.down[0, 1] == 0
         assert np.isnan(found.group_mean[0]).tolist() == [False, True, False]

@@ -18,10 +18,10 @@ import anvi as av
 from anvi._data.cells import read_cells
 from anvi._data.select import find_features
 from anvi._posterior.expected import Sweep
-from anvi._posterior.predictive import Piece, draw_counts
+from anvi._posterior.predictive import CountDraws, draw_counts
 from anvi.metrics import _ppc
-from anvi.metrics._groups import RULES, choose_cells, compare_groups, log_normalised, truth
-from anvi.metrics._ppc import Gathered, KeptDraws, QuantileHits, Ranks, Sums, agreement, cell_cv, coverage
+from anvi.metrics._groups import choose_cells, compare_groups, log_normalised, truth
+from anvi.metrics._ppc import DEFINITIONS, Gathered, KeptDraws, QuantileHits, Ranks, Sums, agreement, cell_cv, coverage
 from anvi.metrics._tables import METRICS, Check, judge, tables
 
 ALL = [0, 1, 2]
@@ -166,7 +166,7 @@ def grouped(seed: int = 0, n: int = 120, g: int = 40) -> tuple[KeptDraws, pd.Cat
 
 def test_group_scores_equal_a_test_gene_by_gene():
     kept, groups = grouped()
-    table = compare_groups(kept, groups, "anvi").set_index("group")
+    table = compare_groups(kept, groups, DEFINITIONS["anvi"]).set_index("group")
     assert list(table["cells"]) == sorted(table["cells"], reverse=True) and set(table.index) == {"a", "b/c", "d"}
     values = [np.log1p(m / m.sum(1, keepdims=True) * 1e4) for m in (dense(kept.data), dense(kept.draw))]
     np.testing.assert_allclose(dense(log_normalised(kept.data)), values[0], rtol=1e-5)
@@ -195,10 +195,15 @@ def test_group_scores_equal_a_test_gene_by_gene():
 
 def test_truth_is_one_sided_as_the_score_and_never_empty():
     rows = pd.DataFrame({"scores": [5.0, 2.0, 0.1, -4.0], "pvals_adj": [0.001, 0.03, 0.9, 0.0001]})
-    assert truth(rows, 1, RULES["anvi"]).tolist() == [True, True, False, False]
-    assert truth(rows, 1, RULES["scvi"]).tolist() == [False, False, False, True]  # three of four: the smallest p-value
+    assert truth(rows, 1, DEFINITIONS["anvi"]).tolist() == [True, True, False, False]
+    assert truth(rows, 1, DEFINITIONS["scvi"]).tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]  # three of four: the smallest p-value
     nothing = rows.assign(pvals_adj=1.0)
-    assert truth(nothing, 1, RULES["anvi"]).tolist() == [True, False, False, False]
+    assert truth(nothing, 1, DEFINITIONS["anvi"]).tolist() == [True, False, False, False]
 
 
 def test_proteins_are_tested_in_the_cells_that_measured_them():
@@ -206,7 +211,7 @@ def test_proteins_are_tested_in_the_cells_that_measured_them():
     measured = np.ones((120, 40), dtype=bool)
     measured[:50, :10] = False
     hidden = [sparse.csr_matrix(dense(part) * measured) for part in (kept.data, kept.draw)]
-    found = compare_groups(KeptDraws(*hidden, measured), groups, "anvi").set_index("group")
+    found = compare_groups(KeptDraws(*hidden, measured), groups, DEFINITIONS["anvi"]).set_index("group")
     values = [np.log1p(dense(m) / dense(m).sum(1, keepdims=True) * 1e4) for m in hidden]
     inside = np.asarray(groups == "a")
     z, p = np.zeros((2, 40)), np.zeros(40)
@@ -223,7 +228,7 @@ def test_small_groups_have_no_numbers_and_cells_are_bounded():
     kept, groups = grouped()
     few = groups.add_categories("tiny").copy()
     few[:2] = "tiny"
-    table = compare_groups(kept, few, "anvi").set_index("group")
+    table = compare_groups(kept, few, DEFINITIONS["anvi"]).set_index("group")
     assert table.loc["tiny", "cells"] == 2 and np.isnan(table.loc["tiny", "roc_auc"])
     assert table.drop(index="tiny").notna().all(axis=None)
     eligible = np.arange(120) % 2 == 0
@@ -298,7 +303,7 @@ def test_tables_equal_loops_over_the_draws(fitted):
     kept = KeptDraws(*(sparse.csr_matrix(part[known]) for part in (x, rna[0])), None)
     pd.testing.assert_frame_equal(
         first.drop(columns="modality").astype({"group": str}).reset_index(drop=True),
-        compare_groups(kept, pd.Categorical(labels[known]), "anvi"),
+        compare_groups(kept, pd.Categorical(labels[known]), DEFINITIONS["anvi"]),
     )
 
 
@@ -406,7 +411,7 @@ def test_the_numbers_of_scvi_tools():
     groups = pd.Categorical.from_codes(group, ["a", "b", "c"])
     check = Check("rna", tuple(f"gene{i}" for i in range(x.shape[1])), seen, everyone)
     names = np.arange(len(x)).astype(str)
-    found = tables([check], names, split, groups, METRICS, "scvi", 0)
+    found = tables([check], names, split, groups, METRICS, DEFINITIONS["scvi"], 0)
     for table in ("cv_cell", "cv_gene"):
         for column, statistics in expected[table].items():
             for name, value in statistics.items():
@@ -420,7 +425,7 @@ def test_the_numbers_of_scvi_tools():
         assert line.cells == told["n_cells"]
         for name in ("gene_f1", "lfc_mae", "lfc_pearson", "lfc_spearman", "roc_auc", "pr_auc"):
             assert getattr(line, name) == pytest.approx(told[name], rel=1e-4), name
-    other = tables([check], names, split, groups, ("cv", "zero_fraction", "de"), "anvi", 0)
+    other = tables([check], names, split, groups, ("cv", "zero_fraction", "de"), DEFINITIONS["anvi"], 0)
     assert row(other["cv_gene"], "rna", "r2")["all"] != pytest.approx(expected["cv_gene"]["all"]["r2"], rel=1e-3)
 
 
@@ -484,7 +489,7 @@ def true_draws(monkeypatch):
             for start in range(0, len(names), 256):
                 rows = slice(start, min(start + 256, len(names)))
                 for step in range(sweep.n_samples):
-                    yield Piece(step, rows, draw(rate[rows], shape[0]), draw(prot[rows], shape[1]))
+                    yield CountDraws(step, rows, draw(rate[rows], shape[0]), draw(prot[rows], shape[1]))
 
         monkeypatch.setattr(_ppc, "draw_counts", pieces)
 

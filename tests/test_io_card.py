@@ -10,7 +10,7 @@ from helpers import assert_same, cite, contents, quiet_mudata
 from huggingface_hub import ModelCard
 
 import anvi as av
-from anvi.io._card import table
+from anvi.io._card import markdown_table
 
 KEYS = ("scvi", "scanvi", "totalvi", "totalanvi")
 
@@ -171,7 +171,7 @@ def test_text_cannot_break_out_of_a_table():
     rows = pd.DataFrame(
         {"group": ["a|b", "<b>c", "d\ne"], "value": [0.12345, float("nan"), 1234567.0], "n": [1, 2, 30]}
     )
-    assert table(rows).splitlines() == [
+    assert markdown_table(rows).splitlines() == [
         "| group | value | n |",
         "| --- | --- | --- |",
         "| a\\|b | 0.123 | 1 |",

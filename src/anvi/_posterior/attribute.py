@@ -1,4 +1,4 @@
-"""Why a class: attributions of class logits to genes and proteins, cell by cell in blocks, and what they sum up to.
+"""Attributions of class logits to genes and proteins: integrated and expected gradients, baselines, sums over cells.
 
 Source: spec section 5.1.
 """
@@ -64,42 +64,30 @@ class Explained(NamedTuple):
 
 
 Baselines = Callable[[Batch, Tensor], Iterator[Baseline]]
-"""Gives for a minibatch, and the places of its cells among those to explain, one or more baselines."""
+"""Gives for a minibatch, and the rows of its cells among those to explain, one or more baselines."""
 
 
 def explain(
-    model: Model, cells: Cells, index: Tensor, target: Tensor, baselines: Baselines, n_steps: int
+    model: Model,
+    cells: Cells,
+    index: Tensor,
+    target: Tensor,  # (cells to explain, classes) what is explained is the logits times this
+    baselines: Baselines,
+    n_steps: int,
 ) -> Iterator[Explained]:
-    """Attributions block by block; memory depends on :data:`BLOCK`, not on the number of cells.
-
-    Parameters
-    ----------
-    model
-        With labels, on the device of the cells.
-    cells
-        Read with the model's setup, with counts.
-    index
-        Positions of the cells to explain.
-    target
-        `(cells to explain, classes)`: what is explained is the logits times this. One class: 1 there; a contrast of two
-        classes: 1 and -1.
-    baselines
-        Where the lines start; attributions are averaged over the baselines of a cell.
-    n_steps
-        Points on each line. Cells whose attributions are not complete get twice as many, up to :data:`DOUBLINGS` times.
-    """
+    """Attributions block by block; memory depends on :data:`BLOCK`, not on the number of cells."""
     network = model.network.eval()
-    for places in torch.arange(len(index), device=index.device).split(BLOCK):
-        batch = take(cells, index[places])
+    for rows in torch.arange(len(index), device=index.device).split(BLOCK):
+        batch = take(cells, index[rows])
         # cells with as many genes together: the widest cell of a pass decides what all its cells cost
         order = (batch.x != 0).sum(1).argsort()
-        places, batch = places[order], of_rows(batch, order)
-        found = _average(network, batch, places, index[places], target[places], baselines, n_steps)
+        rows, batch = rows[order], of_rows(batch, order)
+        found = _average(network, batch, rows, index[rows], target[rows], baselines, n_steps)
         for doubling in range(DOUBLINGS):
             short = (~found.complete).nonzero().squeeze(1)
             if not len(short):
                 break
-            some, steps = places[short], n_steps * 2 ** (doubling + 1)
+            some, steps = rows[short], n_steps * 2 ** (doubling + 1)
             better = _average(network, of_rows(batch, short), some, index[some], target[some], baselines, steps)
             for old, new in zip(found, better, strict=True):
                 if old is not None:
@@ -108,14 +96,14 @@ def explain(
 
 
 def _average(
-    network: VAE, batch: Batch, places: Tensor, index: Tensor, target: Tensor, baselines: Baselines, n_steps: int
+    network: VAE, batch: Batch, rows: Tensor, index: Tensor, target: Tensor, baselines: Baselines, n_steps: int
 ) -> Explained:
     """Attributions of a minibatch, averaged over its baselines."""
     rna, rna_presence = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
     protein = None if batch.y is None else torch.zeros_like(batch.y)
     protein_presence = None if batch.y is None else torch.zeros_like(batch.y)
     start, n_lines = 0.0, 0
-    for baseline in baselines(batch, places):
+    for baseline in baselines(batch, rows):
         rule = midpoints(n_steps, 1 if baseline.x is not None else FROM_ZERO)
         by_gene, by_protein = integrate(network, batch, baseline, target, rule)
         rna += by_gene
@@ -165,6 +153,9 @@ def sample(group: Tensor, n_cells: int | None, generator: torch.Generator) -> Te
             members = members[torch.randperm(len(members), generator=generator)[:n_cells]]
         chosen.append(members)
     return torch.cat(chosen).sort().values if chosen else torch.zeros(0, dtype=torch.long)
+
+
+# sums over cells ------------------------------------------------------------------------------------------------------
 
 
 class Mean(NamedTuple):
@@ -232,70 +223,46 @@ def _mean(sums: np.ndarray) -> Mean:
         return Mean(mean, np.minimum(presence / n, mean), np.sqrt(variance / n), n.astype(int))
 
 
+# baselines ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Zero:
     """No counts at all: the depth of a cell is attributed along with what it expresses."""
 
-    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+    def __call__(self, batch: Batch, rows: Tensor) -> Iterator[Baseline]:
         """One baseline for every cell."""
         yield Baseline(None, None)
 
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
-    """Expression profiles, one or more for each cell.
+    """Expression profiles, one or more for each cell."""
 
-    Parameters
-    ----------
-    rna
-        `(profiles, genes)` counts in any unit.
-    protein
-        `(profiles, proteins)` counts in any unit, NaN where unknown; None without proteins.
-    row
-        `(cells to explain, baselines)` the profiles of each.
-    scaled
-        Whether profiles are brought to the depth of the cell.
-    """
+    rna: Tensor  # (profiles, genes) counts in any unit
+    protein: Tensor | None  # (profiles, proteins) counts in any unit, NaN where unknown
+    row: Tensor  # (cells to explain, baselines) the profiles of each
+    scaled: bool = True  # whether profiles are brought to the depth of the cell
 
-    rna: Tensor
-    protein: Tensor | None
-    row: Tensor
-    scaled: bool = True
-
-    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+    def __call__(self, batch: Batch, rows: Tensor) -> Iterator[Baseline]:
         """As many baselines as a cell has profiles."""
-        for row in self.row[places].T:
+        for row in self.row[rows].T:
             yield start_at(batch, self.rna[row], None if self.protein is None else self.protein[row], self.scaled)
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Several cells, each of which is a baseline: expected gradients.
+    """Several cells, each of which is a baseline: expected gradients."""
 
-    Parameters
-    ----------
-    cells
-        The data set that they are from.
-    index
-        `(sets, references)` positions of the reference cells.
-    row
-        `(cells to explain,)` the set of each.
-    protein
-        `(sets, proteins)` stands in for proteins that a reference cell was not measured for, in units of the sum over
-        all proteins; None without proteins.
-    scaled
-        Whether their counts are brought to the depth of the cell.
-    """
+    cells: Cells  # the data set that they are from
+    index: Tensor  # (sets, references) positions of the reference cells
+    row: Tensor  # (cells to explain,) the set of each
+    protein: Tensor | None  # (sets, proteins) for those that a reference lacks, in units of the sum over all proteins
+    scaled: bool = True  # whether their counts are brought to the depth of the cell
 
-    cells: Cells
-    index: Tensor
-    row: Tensor
-    protein: Tensor | None
-    scaled: bool = True
-
-    def __call__(self, batch: Batch, places: Tensor) -> Iterator[Baseline]:
+    def __call__(self, batch: Batch, rows: Tensor) -> Iterator[Baseline]:
         """As many baselines as there are references in a set."""
-        row = self.row[places]
+        row = self.row[rows]
         for column in self.index.T:
             reference = take(self.cells, column)  # (sets, ...)
             y = None if self.protein is None else _filled(reference, self.protein)[row]
@@ -332,23 +299,9 @@ def _to_total(profile: Tensor, total: Tensor) -> Tensor:
 
 
 def mean_profiles(cells: Cells, group: Tensor, n_groups: int, scaled: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Mean counts of groups of cells, relative to their sum (`scaled`), block by block.
+    """Mean counts of groups of cells, relative to their sum (`scaled`): RNA `(groups, genes)`, proteins or None.
 
-    Parameters
-    ----------
-    cells
-        A data set.
-    group
-        `(cells,)` group of each, -1 for none.
-    n_groups
-        Number of groups.
-    scaled
-        Whether each profile is divided by its sum.
-
-    Returns
-    -------
-    RNA `(groups, genes)` and proteins `(groups, proteins)` or None; NaN for groups without cells, and for proteins that
-    were measured in none of a group's cells.
+    NaN for groups without cells, and for proteins that were measured in none of a group's cells.
     """
     device = group.device
     n_genes = cells.x.n_columns
@@ -370,42 +323,20 @@ def mean_profiles(cells: Cells, group: Tensor, n_groups: int, scaled: bool = Tru
 
 
 def mean_over(profiles: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen profiles, every group counting the same.
-
-    Parameters
-    ----------
-    profiles
-        `(groups, features)`, NaN where unknown.
-    chosen
-        `(sets, groups)` bool.
-
-    Returns
-    -------
-    `(sets, features)`, NaN where no chosen group knows the feature.
-    """
+    """Mean of profiles `(groups, features)` over sets of groups `(sets, groups)`; NaN where none knows the feature."""
     known = ~profiles.isnan()
     weight = chosen.to(profiles.dtype)
     return (weight @ profiles.nan_to_num(0.0)) / (weight @ known.to(profiles.dtype))
 
 
 def draw_references(
-    group: Tensor, chosen: Tensor, n: int, generator: torch.Generator, eligible: Tensor | None = None
+    group: Tensor,  # (cells,) group of each cell, -1 for none
+    chosen: Tensor,  # (sets, groups) bool
+    n: int,
+    generator: torch.Generator,
+    eligible: Tensor | None = None,  # (cells,) bool
 ) -> Tensor:
-    """Draw `n` cells for each set of groups, the groups in turn `(sets, n)`; with replacement only where cells are few.
-
-    Parameters
-    ----------
-    group
-        `(cells,)` group of each cell, -1 for none; on the CPU.
-    chosen
-        `(sets, groups)` bool; each set has a group with cells.
-    n
-        References per set.
-    generator
-        CPU generator.
-    eligible
-        `(cells,)` bool: cells to draw from where a group has any of them.
-    """
+    """Draw cells for each set of groups, the groups in turn `(sets, n)`; with replacement only where cells are few."""
     out = torch.empty(len(chosen), n, dtype=torch.long)
     members = []
     for code in range(chosen.shape[1]):
@@ -426,13 +357,13 @@ def _several(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(rounds)])[:n]
 
 
-class Question(NamedTuple):
+class ExplainedCells(NamedTuple):
     """Which cells are explained, and what about them."""
 
     cells: Cells
     index: Tensor  # (explained,) positions in the cells, on the CPU
     groups: ExplainedGroups
-    aim: Contrast
+    contrast: Contrast
     predicted: Tensor  # (cells,) codes of predicted classes, on the CPU
     classes: tuple[str, ...]
     scaled: bool  # whether baselines are brought to a cell's depth: where values are counts
@@ -441,32 +372,26 @@ class Question(NamedTuple):
     def target(self) -> Tensor:
         """Code of the class that is explained, cell by cell `(explained,)`."""
         own = self.predicted[self.index]
-        return own if self.aim.target is None else torch.full_like(own, self.aim.target)
+        return own if self.contrast.target is None else torch.full_like(own, self.contrast.target)
 
     def weights(self) -> Tensor:
         """What the logits are multiplied by `(explained, classes)`."""
         weights = torch.nn.functional.one_hot(self.target, len(self.classes)).float()
-        if self.aim.against is not None:
-            weights[:, self.aim.against] = -1
+        if self.contrast.against is not None:
+            weights[:, self.contrast.against] = -1
         return weights.to(self.cells.label.device)
 
     def texts(self) -> pd.Categorical:
         """What is explained of each cell, in words."""
-        if self.aim.against is not None:
-            text = f"{self.classes[self.aim.target]}, not {self.classes[self.aim.against]}"
+        if self.contrast.against is not None:
+            text = f"{self.classes[self.contrast.target]}, not {self.classes[self.contrast.against]}"
             return pd.Categorical.from_codes(np.zeros(len(self.index), dtype=int), [text])
         return pd.Categorical.from_codes(self.target.numpy(), list(self.classes))
 
 
-def find_baselines(question: Question, baseline: str | int, seed: int) -> Baselines:
-    """The baselines of every explained cell.
-
-    Raises
-    ------
-    ValueError
-        If `baseline` is none of the things that it may be, or there are no cells to compare with.
-    """
-    cells, groups, scaled = question.cells, question.groups, question.scaled
+def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) -> Baselines:
+    """The baselines of every explained cell."""
+    cells, groups, scaled = explained.cells, explained.groups, explained.scaled
     device = cells.label.device
     if isinstance(baseline, str) and baseline == "zero":
         return Zero()
@@ -478,10 +403,10 @@ def find_baselines(question: Question, baseline: str | int, seed: int) -> Baseli
         if not inside.any():
             raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
         profiles = mean_profiles(cells, torch.where(inside, 0, -1).to(device), 1, scaled)
-        row = torch.zeros(len(question.index), 1, dtype=torch.long, device=device)
+        row = torch.zeros(len(explained.index), 1, dtype=torch.long, device=device)
         return Profiles(*profiles, row, scaled)
-    sets, row = _other_classes(question)  # (sets, classes) and (explained,)
-    rna, protein = mean_profiles(cells, question.predicted.to(device), len(question.classes), scaled)
+    sets, row = _other_classes(explained)  # (sets, classes) and (explained,)
+    rna, protein = mean_profiles(cells, explained.predicted.to(device), len(explained.classes), scaled)
     if protein is not None:  # a class without a stained cell is taken for an average one
         every = mean_over(protein, torch.ones_like(sets[:1], device=device))
         protein = torch.where(protein.isnan(), every, protein)
@@ -494,24 +419,24 @@ def find_baselines(question: Question, baseline: str | int, seed: int) -> Baseli
         return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
     generator = torch.Generator().manual_seed(block_seed(seed, 1))
     stained = None if cells.mask_table is None else cells.measured.any(1).cpu()
-    index = draw_references(question.predicted, sets, int(baseline), generator, stained)
+    index = draw_references(explained.predicted, sets, int(baseline), generator, stained)
     return References(cells, index.to(device), row.to(device), protein, scaled)
 
 
-def _other_classes(question: Question) -> tuple[Tensor, Tensor]:
+def _other_classes(explained: ExplainedCells) -> tuple[Tensor, Tensor]:
     """Sets of classes to compare with `(sets, classes)`, and the set of every explained cell `(explained,)`."""
-    present = torch.zeros(len(question.classes), dtype=torch.bool)
-    present[question.predicted.unique()] = True
-    if question.aim.against is None:
-        needed, row = question.target.unique(return_inverse=True)
+    present = torch.zeros(len(explained.classes), dtype=torch.bool)
+    present[explained.predicted.unique()] = True
+    if explained.contrast.against is None:
+        needed, row = explained.target.unique(return_inverse=True)
         sets = present.repeat(len(needed), 1)
         sets[torch.arange(len(needed)), needed] = False
-        what = f"any class but '{question.classes[int(needed[0])]}'"
+        what = f"any class but '{explained.classes[int(needed[0])]}'"
     else:
-        row = torch.zeros(len(question.index), dtype=torch.long)
+        row = torch.zeros(len(explained.index), dtype=torch.long)
         sets = torch.zeros_like(present)[None]
-        sets[0, question.aim.against] = present[question.aim.against]
-        what = f"'{question.classes[question.aim.against]}'"
+        sets[0, explained.contrast.against] = present[explained.contrast.against]
+        what = f"'{explained.classes[explained.contrast.against]}'"
     if not sets.any(1).all():
         raise ValueError(
             f"No cell is predicted to be {what}, so there is nothing to compare with: pass baseline='zero' or, with "
@@ -520,7 +445,7 @@ def _other_classes(question: Question) -> tuple[Tensor, Tensor]:
     return sets, row
 
 
-class Kept:
+class SingleCells:
     """Attributions of single cells, as they are kept."""
 
     def __init__(self):
@@ -535,11 +460,11 @@ class Kept:
         if part.protein is not None:
             self.protein.append(part.protein.cpu().numpy())
 
-    def of(self, question: Question, setup: Setup) -> list[rankings.CellAttributions]:
-        """What was kept, modality by modality, cells in the order of the question."""
+    def of(self, explained: ExplainedCells, setup: Setup) -> list[rankings.CellAttributions]:
+        """What was kept, modality by modality, cells in their order."""
         index = np.concatenate(self.index)
         order = np.argsort(index)
-        names, texts = pd.Index(question.cells.names[index[order]]), question.texts()
+        names, texts = pd.Index(explained.cells.names[index[order]]), explained.texts()
         found = [rankings.CellAttributions(names, texts, sparse.vstack(self.rna, format="csr")[order], setup.genes)]
         if self.protein:
             found.append(rankings.CellAttributions(names, texts, np.concatenate(self.protein)[order], setup.proteins))

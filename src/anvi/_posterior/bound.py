@@ -1,4 +1,4 @@
-"""How well a model explains cells: the bound of its training, term by term, and the likelihood that it bounds."""
+"""Evidence lower bound, term by term, and the marginal likelihood that it bounds, by importance sampling."""
 
 import math
 from typing import NamedTuple
@@ -54,7 +54,7 @@ def draw_noise(config: Config, seed: int, sample: int, index: Tensor, n_back: in
     )
 
 
-class _Given(Draws):
+class _GivenNoise(Draws):
     """Hands out noise that was drawn before, in the order in which the network asks for it."""
 
     def __init__(self, *noise: Tensor | None):
@@ -81,38 +81,23 @@ class Bound(NamedTuple):
 
 @torch.no_grad()
 def bound(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: int) -> Bound:
-    """The full bound of cells, no term weighed, averaged over draws.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup and with counts. Labelled cells are conditioned on their label; to marginalise
-        over it, read the cells without labels.
-    index
-        Positions in `cells`.
-    n_samples
-        Draws of all latent variables.
-    seed
-        Seed of the draws.
-    """
+    """The full bound of cells, no term weighed, averaged over draws."""
     network = model.network.eval()
     present: list[str] = []
     total = torch.zeros(0)
     labelled_first = torch.argsort((cells.label[index] < 0).long(), stable=True)  # as the network wants it
-    for places in labelled_first.split(encode.CHUNK):
-        here = index[places]
+    for rows in labelled_first.split(encode.CHUNK):
+        here = index[rows]
         batch = take(cells, here, n_labelled=int((cells.label[here] >= 0).sum()))
         for sample in range(n_samples):
             noise = draw_noise(model.config, seed, sample, here)
             u = _rows_of_u(noise.u, batch, model.config)
-            terms = network.terms(batch, None, _Given(noise.z, noise.library, noise.back, u))
+            terms = network.terms(batch, None, _GivenNoise(noise.z, noise.library, noise.back, u))
             if not present:
                 present = [name for name in Bound._fields[1:] if getattr(terms, name) is not None]
                 total = torch.zeros(1 + len(present), len(index), dtype=torch.float64, device=index.device)
             parts = [-negative_elbo(terms), *(getattr(terms, name) for name in present)]
-            total[:, places] += torch.stack(parts).double() / n_samples
+            total[:, rows] += torch.stack(parts).double() / n_samples
     found = dict(zip(("elbo", *present), total.cpu().numpy(), strict=True))
     return Bound(*(found.get(name) for name in Bound._fields))
 
@@ -143,9 +128,7 @@ def marginal(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: in
     """
     sums, squares = [], []
     for block in blocks(model, cells, index):
-        q_library = None
-        if model.network.library_encoder is not None:
-            q_library = model.network.library_encoder(model.network.features(block.batch), block.batch.codes, Draws())
+        q_library = _q_library(model.network, block.batch)
         log_sum = torch.full((len(block.index),), -math.inf, dtype=torch.float64, device=index.device)
         log_square = log_sum.clone()
         for sample in range(n_samples):
@@ -160,6 +143,13 @@ def marginal(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: in
         log_likelihood=(log_sum - math.log(n_samples)).cpu().numpy(),
         effective_samples=(2 * log_sum - log_square).exp().cpu().numpy(),
     )
+
+
+def _q_library(network: VAE, batch: Batch) -> Gaussian | None:
+    """The approximate posterior of the log library size; None where it is observed."""
+    if network.library_encoder is None:
+        return None
+    return network.library_encoder(network.features(batch), batch.codes, Draws())
 
 
 def _log_weight(network: VAE, block: Block, q_library: Gaussian | None, noise: Noise) -> Tensor:
@@ -219,6 +209,8 @@ def _log_prior(network: VAE, z: Tensor, label: Tensor, noise: Tensor | None) -> 
     return torch.where(label >= 0, own, by_class.logsumexp(-1))
 
 
+# importance weights of differential expression: sampling importance resampling ---------------------------------------
+
 N_PROPOSALS = 20
 """Samples of a cell's approximate posterior among which one is chosen."""
 Z, BACK, _LIBRARY, _U, _CHOICE = range(5)
@@ -230,7 +222,7 @@ def noise_for(seed: int, population: int, what: int, sample: int, rows: slice, w
     return encode.noise(block_seed(seed, population, what), sample, rows, width, device)
 
 
-class Chosen(NamedTuple):
+class Resampled(NamedTuple):
     """One sample per draw."""
 
     z: Tensor  # (draws, latent)
@@ -239,29 +231,16 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def resample(model: Model, cells: Cells, index: Tensor, seed: int, population: int) -> Chosen:
+def resample(model: Model, cells: Cells, index: Tensor, seed: int, population: int) -> Resampled:
     """One latent vector per drawn cell, chosen among several samples of q(z|x) in proportion to their weights.
 
     The weight of a sample is p(cell, sample) / q(sample), so what is chosen follows the model's own posterior the more
     closely the more samples there are (Rubin 1987, sampling importance resampling). Every draw is weighed by itself, so
     no cell is lost, however unlikely its counts.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup, with counts and without labels.
-    index
-        Positions of the drawn cells.
-    seed, population
-        What the noise is told by.
     """
     parts = []
     for block in blocks(model, cells, index):
-        q_library = None
-        if model.network.library_encoder is not None:
-            q_library = model.network.library_encoder(model.network.features(block.batch), block.batch.codes, Draws())
+        q_library = _q_library(model.network, block.batch)
         noises, log_weights = [], []
         for sample in range(N_PROPOSALS):
             noise = _noise_of(model.config, block, seed, population, sample)
@@ -272,8 +251,8 @@ def resample(model: Model, cells: Cells, index: Tensor, seed: int, population: i
         pick = (weight.cumsum(1) < level).sum(1).clamp(max=N_PROPOSALS - 1)
         noise_z = torch.stack(noises, dim=1)[torch.arange(len(pick), device=index.device), pick]
         z = model.network.to_latent(block.q_z.mean + block.q_z.var.sqrt() * noise_z)
-        parts.append(Chosen(z, pick, 1 / weight.square().sum(1)))
-    return Chosen(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.append(Resampled(z, pick, 1 / weight.square().sum(1)))
+    return Resampled(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def truncated(log_weight: Tensor) -> Tensor:

@@ -22,6 +22,92 @@ from .encode import Embedding
 
 logger = logging.getLogger("anvi")
 
+FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
+"""What held-out cells are put through before the temperature is fitted."""
+JUDGED_ON = (Shift(0.85, 0.5), Shift(0.55, 0.2), Shift(0.3, 0.3))
+"""What they are put through, with other efficiencies, to say how good it is; never used for fitting."""
+HELD_OUT = 5_000
+"""Labelled validation cells that are thinned again and again; more would cost memory and tell no more."""
+
+
+def calibrated(
+    model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int
+) -> tuple[Model, pd.DataFrame | None]:
+    """The model with temperatures and landmarks of its validation cells, and the reliability of its probabilities."""
+    if not model.config.has_labels:
+        return model, None
+    train, validation = train.to(cells.label.device), validation.to(cells.label.device)
+    known = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
+    if len(known) < MIN_VALIDATION:
+        logger.info(f"fewer than {MIN_VALIDATION} labelled validation cells: probabilities are not calibrated")
+        return model, None
+    temperature, table, own = calibrate(model, cells, known, seed)
+    model = replace(model, info=model.info | {"temperature": temperature})
+    return replace(model, landmarks=fit_landmarks(model, cells, train, known, own, seed)), table
+
+
+def _at_most(n: int, index: Tensor, seed: int) -> Tensor:
+    """So many of some cells, in their order."""
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    return index[chosen.to(index.device)]
+
+
+def _as_query(cells: Cells, index: Tensor, shift: Shift, proteins: bool, seed: int, number: int) -> Cells:
+    """Some cells as a query might have them: counts downsampled by a shift, with proteins or without."""
+    return downsampled(cells, index, shift._replace(proteins=proteins), encode.block_seed(seed, number, proteins))
+
+
+# calibration: temperature scaling -----------------------------------------------------------------------------------
+
+MIN_VALIDATION = 20
+"""Held-out labelled cells below which nothing is fitted."""
+PRIOR_SPREAD = 0.5
+"""Standard deviation of the log temperature around 0 before any cell is seen: few cells move it little."""
+
+
+@torch.no_grad()
+def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dict[str, float], pd.DataFrame, Tensor]:
+    """Temperatures, their reliability on other shifts, and what the cells give their own class, of held-out cells."""
+    temperature, tables, own = {}, [], []
+    one_shift = torch.arange(len(known)) % len(FITTED_ON) * len(known) + torch.arange(len(known))  # of every cell
+    for proteins in (True, False) if model.config.has_protein else (False,):
+        # fit on some shifts
+        name = encode.GROUPS[proteins]
+        logits, target = _logits(model, cells, known, FITTED_ON, proteins, seed)
+        temperature[name] = fit_temperature(logits, target)
+        proba = (logits[one_shift].float() / temperature[name]).softmax(-1)  # rounded as those of a query are
+        own.append(own_probability(proba, target[one_shift], seed))
+        # judge on others
+        logits, target = _logits(model, cells, known, JUDGED_ON, proteins, seed + 1)
+        for when, t in (("before", 1.0), ("after", temperature[name])):
+            confidence, predicted = (logits / t).softmax(-1).max(-1)
+            table = reliability(confidence.numpy(), (predicted == target).numpy())
+            tables.append(table.assign(cells_seen=name, when=when))
+    return temperature, pd.concat(tables, ignore_index=True), torch.stack(own)
+
+
+def _logits(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):
+    """Logits `(shifts x cells, classes)` and classes of some cells under several shifts, one after the other."""
+    logits, target = [], []
+    for i, shift in enumerate(shifts):
+        query = _as_query(cells, index, shift, proteins, seed, i)
+        logits += [model.network.labels.classify(block.q_z.mean, Draws()) for block in encode.blocks(model, query)]
+        target.append(query.label)
+    return torch.cat(logits).double().cpu(), torch.cat(target).cpu()
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The most probable temperature of logits `(cells, classes)`; hundreds of cells overrule its prior around 1."""
+
+    def loss(log_t: float) -> float:
+        surprise = float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target, reduction="sum"))
+        return surprise + 0.5 * (log_t / PRIOR_SPREAD) ** 2
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20.0), np.log(20.0)), method="bounded").x))
+
+
+# conformal prediction sets ------------------------------------------------------------------------------------------
+
 PER_CLASS = 200
 """Held-out cells of a class that are kept, at most."""
 HIGHEST = 0.995
@@ -29,21 +115,7 @@ HIGHEST = 0.995
 
 
 def own_probability(proba: Tensor, target: Tensor, seed: int) -> Tensor:
-    """What held-out cells give their own class.
-
-    Parameters
-    ----------
-    proba
-        `(cells, classes)`.
-    target
-        Class codes `(cells,)`.
-    seed
-        Of the choice where a class has more than `PER_CLASS` cells.
-
-    Returns
-    -------
-    `(classes, PER_CLASS)`, in ascending order, NaN behind the last.
-    """
+    """What held-out cells give their own class `(classes, PER_CLASS)`, in ascending order, NaN behind the last."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(target), generator=generator)
     proba, target = proba[order], target[order]
@@ -52,6 +124,16 @@ def own_probability(proba: Tensor, target: Tensor, seed: int) -> Tensor:
         own = proba[target == code, code][:PER_CLASS]
         out[code, : len(own)] = own.sort().values.float()
     return out
+
+
+def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> np.ndarray:
+    """Which classes each cell may be, by its calibrated probabilities `(cells, classes)` bool."""
+    own = model.landmarks.own  # (kinds, classes, held-out cells)
+    limit = torch.stack([thresholds(some, coverage) for some in own]).numpy()  # (kinds, classes)
+    mute = [name for name, low in zip(model.classes, limit.min(0), strict=True) if low == 0]
+    if mute:
+        logger.info(f"too few held-out cells to leave out {', '.join(mute)}: in every set at coverage={coverage}")
+    return proba >= limit[encode.kind_of(model, cells)]
 
 
 def thresholds(own: Tensor, coverage: float) -> Tensor:
@@ -68,111 +150,7 @@ def thresholds(own: Tensor, coverage: float) -> Tensor:
     return found
 
 
-def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> np.ndarray:
-    """Which classes each cell may be `(cells, classes)` bool.
-
-    Parameters
-    ----------
-    model
-        With landmarks.
-    cells
-        The cells, in the order of `proba`.
-    proba
-        Calibrated probabilities `(cells, classes)`.
-    coverage
-        How often the true class is to be in the set.
-    """
-    own = model.landmarks.own  # (kinds, classes, held-out cells)
-    limit = torch.stack([thresholds(some, coverage) for some in own]).numpy()  # (kinds, classes)
-    mute = [name for name, low in zip(model.classes, limit.min(0), strict=True) if low == 0]
-    if mute:
-        logger.info(f"too few held-out cells to leave out {', '.join(mute)}: in every set at coverage={coverage}")
-    return proba >= limit[encode.kind_of(model, cells)]
-
-
-FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
-"""What held-out cells are put through before the temperature is fitted."""
-JUDGED_ON = (Shift(0.85, 0.5), Shift(0.55, 0.2), Shift(0.3, 0.3))
-"""What they are put through, with other efficiencies, to say how good it is; never used for fitting."""
-MIN_VALIDATION = 20
-"""Held-out labelled cells below which nothing is fitted."""
-PRIOR_SPREAD = 0.5
-"""Standard deviation of the log temperature around 0 before any cell is seen: few cells move it little."""
-
-
-class Calibration(NamedTuple):
-    """Temperatures of a model, and what they do on shifts that they were not fitted on."""
-
-    temperature: dict[str, float]  # by encode.GROUPS
-    table: pd.DataFrame  # a row per group, "before" or "after", and bin of confidence
-    own: Tensor  # (groups, classes, cells) what held-out cells give their own class, see prediction_sets
-
-
-@torch.no_grad()
-def calibrate(model: Model, cells: Cells, held_out: Tensor, seed: int) -> Calibration | None:
-    """Fit the temperatures of a model.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        The cells of the fit, with labels.
-    held_out
-        Positions of those that were not trained on.
-    seed
-        Of the shifts.
-
-    Returns
-    -------
-    None if too few held-out cells are labelled.
-    """
-    known = held_out[cells.label[held_out] >= 0]
-    if len(known) < MIN_VALIDATION:
-        return None
-    temperature, tables, own = {}, [], []
-    one_shift = torch.arange(len(known)) % len(FITTED_ON) * len(known) + torch.arange(len(known))  # of every cell
-    for proteins in (True, False) if model.config.has_protein else (False,):
-        name = encode.GROUPS[proteins]
-        fit_logits, fit_target = _seen(model, cells, known, FITTED_ON, proteins, seed)
-        logits, target = _seen(model, cells, known, JUDGED_ON, proteins, seed + 1)
-        temperature[name] = fit_temperature(fit_logits, fit_target)
-        proba = (fit_logits[one_shift].float() / temperature[name]).softmax(-1)  # rounded as those of a query are
-        own.append(own_probability(proba, fit_target[one_shift], seed))
-        for when, t in (("before", 1.0), ("after", temperature[name])):
-            confidence, predicted = (logits / t).softmax(-1).max(-1)
-            table = reliability(confidence.numpy(), (predicted == target).numpy())
-            tables.append(table.assign(cells_seen=name, when=when))
-    return Calibration(temperature, pd.concat(tables, ignore_index=True), torch.stack(own))
-
-
-def _seen(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):
-    """Logits and classes of some cells under several shifts, one after the other."""
-    logits, target = [], []
-    for i, shift in enumerate(shifts):
-        as_query = downsampled(cells, index, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
-        logits += [model.network.labels.classify(block.q_z.mean, Draws()) for block in encode.blocks(model, as_query)]
-        target.append(as_query.label)
-    return torch.cat(logits).double().cpu(), torch.cat(target).cpu()
-
-
-def fit_temperature(logits: Tensor, target: Tensor) -> float:
-    """The most probable temperature, with a prior around 1 that a few hundred cells overrule.
-
-    Parameters
-    ----------
-    logits
-        `(cells, classes)`.
-    target
-        Class codes `(cells,)`.
-    """
-
-    def loss(log_t: float) -> float:
-        surprise = float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target, reduction="sum"))
-        return surprise + 0.5 * (log_t / PRIOR_SPREAD) ** 2
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20.0), np.log(20.0)), method="bounded").x))
-
+# novelty: out-of-distribution detection -----------------------------------------------------------------------------
 
 CELLS = 5_000
 """Labelled training cells that are looked at, at most, or one of every class; as many of each where there are."""
@@ -186,46 +164,11 @@ FALSE_REJECTS = 0.05
 """Share of held-out labelled cells that a score above 1 would reject."""
 
 
-class Novelty(NamedTuple):
-    """What the landmarks say of some cells."""
-
-    score: np.ndarray  # (cells,) 1 is the default threshold
-    kind: np.ndarray  # (cells,) which landmarks: of cells with proteins or without
-    quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
-
-    def unassigned(self, false_rejects: float) -> np.ndarray:
-        """Cells that are farther away than all but this share of held-out labelled cells `(cells,)`."""
-        if false_rejects == 0:
-            return np.zeros(len(self.score), dtype=bool)
-        grid = np.linspace(0, 1, self.quantiles.shape[1])
-        limit = np.array([np.interp(1 - false_rejects, grid, scores) for scores in self.quantiles])
-        return self.score > limit[self.kind]
-
-
 @torch.no_grad()
-def place_landmarks(
-    model: Model, cells: Cells, trained: Tensor, held_out: Tensor, own: Tensor, seed: int
+def fit_landmarks(
+    model: Model, cells: Cells, trained: Tensor, known: Tensor, own: Tensor, seed: int
 ) -> Landmarks | None:
-    """Find the landmarks of a model and see how far held-out labelled cells lie from them.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        The cells of the fit, with labels.
-    trained, held_out
-        Positions of training and of validation cells.
-    own
-        What held-out cells give their own class, kept beside the landmarks.
-    seed
-        Of the choice and the shifts.
-
-    Returns
-    -------
-    None if too few held-out cells are labelled.
-    """
-    known = held_out[cells.label[held_out] >= 0]
+    """Landmarks of a model, and how far held-out labelled cells lie from them; None if there are too few of these."""
     if len(known) < MIN_LABELLED:
         return None
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
@@ -244,8 +187,7 @@ def _locate(
     centre, whiten = _centres(torch.from_numpy(as_it_is.mean), cells.label[chosen].cpu(), frequency)
     scores = []
     for i, shift in enumerate(FITTED_ON):
-        as_query = downsampled(cells, known, shift._replace(proteins=proteins), encode.block_seed(seed, i, proteins))
-        found = encode.embed(model, as_query)
+        found = encode.embed(model, _as_query(cells, known, shift, proteins, seed, i))
         scores.append(_strangeness(found.mean, found.proba, centre, whiten))
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)
     return centre, whiten, torch.quantile(torch.cat(scores).double(), grid).float()
@@ -280,30 +222,35 @@ def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, 
     return centre.float(), whiten.float()
 
 
-def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
-    """Distance to the nearest centre, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
-    z, p = torch.from_numpy(latent) @ whiten, torch.from_numpy(proba)
-    # by differences: what a matrix product gives cancels where whitened numbers are large
-    exactly = "donot_use_mm_for_euclid_dist"
-    distance = torch.cat([torch.cdist(part, centre @ whiten, compute_mode=exactly).amin(1) for part in z.split(4_096)])
-    return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
+def novelty_of(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> NoveltyScores | None:
+    """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
+    if model.landmarks is not None and model.landmarks.centre is None:
+        logger.warning(
+            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
+    found = novelty(model, cells, embedding.mean, embedding.proba)
+    return None if found is None else NoveltyScores(found.score, found.unassigned(false_rejects))
+
+
+class Novelty(NamedTuple):
+    """What the landmarks say of some cells."""
+
+    score: np.ndarray  # (cells,) 1 is the default threshold
+    kind: np.ndarray  # (cells,) which landmarks: of cells with proteins or without
+    quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
+
+    def unassigned(self, false_rejects: float) -> np.ndarray:
+        """Cells that are farther away than all but this share of held-out labelled cells `(cells,)`."""
+        if false_rejects == 0:
+            return np.zeros(len(self.score), dtype=bool)
+        grid = np.linspace(0, 1, self.quantiles.shape[1])
+        limit = np.array([np.interp(1 - false_rejects, grid, scores) for scores in self.quantiles])
+        return self.score > limit[self.kind]
 
 
 @torch.no_grad()
 def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -> Novelty | None:
-    """Score cells by their latent vectors and class probabilities; None where the model has no centres of classes.
-
-    Parameters
-    ----------
-    model
-        The model.
-    cells
-        The cells, in the order of the arrays.
-    latent
-        Posterior means `(cells, latent)`.
-    proba
-        Calibrated probabilities `(cells, classes)`.
-    """
+    """Score cells by posterior means and calibrated probabilities; None where the model has no centres of classes."""
     if model.landmarks is None or model.landmarks.centre is None:
         return None
     centre, whiten, quantiles = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
@@ -312,9 +259,9 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -
     for i in range(len(quantiles)):
         here = (kind == i).numpy()
         strangeness[kind == i] = _strangeness(latent[here], proba[here], centre[i], whiten[i])
-    place = round((1 - FALSE_REJECTS) * 100)
-    unit = quantiles[:, place, None].clamp(min=1e-12)  # (kinds, 1)
+    unit = quantiles[:, round((1 - FALSE_REJECTS) * 100), None].clamp(min=1e-12)  # (kinds, 1)
     score, scores = strangeness / unit[kind, 0], quantiles / unit
+    # a batch that is off as a whole is measured by a longer unit
     for batch in cells.batch.unique().tolist():
         for i in range(len(quantiles)):
             some = ((cells.batch == batch).cpu()) & (kind == i)
@@ -324,47 +271,10 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -
     return Novelty(score.numpy(), kind.numpy(), scores.numpy())
 
 
-HELD_OUT = 5_000
-"""Labelled validation cells that are thinned again and again; more would cost memory and tell no more."""
-
-
-def calibrated(
-    model: Model, cells: Cells, train: torch.Tensor, validation: torch.Tensor, seed: int
-) -> tuple[Model, pd.DataFrame | None]:
-    """The model with temperatures and landmarks, and the reliability of its probabilities.
-
-    Parameters
-    ----------
-    model, cells
-        As fitted, on one device.
-    train, validation
-        Positions of training and validation cells.
-    seed
-        Of what the held-out cells are put through.
-    """
-    if not model.config.has_labels:
-        return model, None
-    train, validation = train.to(cells.label.device), validation.to(cells.label.device)
-    validation = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
-    found = calibrate(model, cells, validation, seed)
-    if found is None:
-        logger.info(f"fewer than {MIN_VALIDATION} labelled validation cells: probabilities are not calibrated")
-        return model, None
-    model = replace(model, info=model.info | {"temperature": found.temperature})
-    return replace(model, landmarks=place_landmarks(model, cells, train, validation, found.own, seed)), found.table
-
-
-def _at_most(n: int, index: torch.Tensor, seed: int) -> torch.Tensor:
-    """So many of some cells, in their order."""
-    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n].sort().values
-    return index[chosen.to(index.device)]
-
-
-def novelty_of(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> NoveltyScores | None:
-    """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
-    if model.landmarks is not None and model.landmarks.centre is None:
-        logger.warning(
-            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
-        )
-    found = novelty(model, cells, embedding.mean, embedding.proba)
-    return None if found is None else NoveltyScores(found.score, found.unassigned(false_rejects))
+def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
+    """Distance to the nearest centre, times 1 for a decided and 2 for an undecided cell `(cells,)`."""
+    z, p = torch.from_numpy(latent) @ whiten, torch.from_numpy(proba)
+    # by differences: what a matrix product gives cancels where whitened numbers are large
+    exactly = "donot_use_mm_for_euclid_dist"
+    distance = torch.cat([torch.cdist(part, centre @ whiten, compute_mode=exactly).amin(1) for part in z.split(4_096)])
+    return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))

@@ -51,23 +51,7 @@ class PosteriorDraws(NamedTuple):
 def draw_posterior(
     model: Model, cells: Cells, populations: Sequence[np.ndarray], n_draws: int, seed: int, *, importance: bool = False
 ) -> PosteriorDraws:
-    """Draw cells of each population and one latent vector for every draw.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    populations
-        Positions of the cells of each.
-    n_draws
-        Draws per population.
-    seed
-        Seed of everything that is drawn.
-    importance
-        Correct the approximate posterior by importance weights; needs counts.
-    """
+    """Draw cells of each population and one latent vector for every draw."""
     device = cells.label.device
     rng = np.random.default_rng(seed)
     index = torch.from_numpy(np.stack([rng.choice(population, n_draws) for population in populations])).to(device)
@@ -196,7 +180,7 @@ class Comparison(NamedTuple):
     share: tuple[float, ...]  # of each in the mixture, summing to 1
 
 
-class How(NamedTuple):
+class Options(NamedTuple):
     """How features are compared."""
 
     mode: Literal["vanilla", "change"]
@@ -219,20 +203,11 @@ class Change(NamedTuple):
 
 
 def strata(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[Comparison]]:
-    """Populations to draw from, so that every group and everything that it is compared with is made of them.
+    """Populations to draw from, of which groups and references `(cells,)` bool are made, and how these are compared.
 
     Where groups do not overlap, each is a population, and what is in none of them is another; the rest of a group is a
-    mixture of the other populations, which need not be drawn again. Where they do, every group and every reference is
-    a population of its own.
-
-    Parameters
-    ----------
-    inside, outside
-        Cells of each group and of its reference `(cells,)` bool.
-
-    Returns
-    -------
-    Positions of the cells of each population, and how the groups are compared.
+    mixture of the other populations, which need not be drawn again. Where they do, every group and every reference is a
+    population of its own.
     """
     n = len(inside)
     code = np.where(np.any(outside, axis=0), n, -1)  # (cells,) stratum; n: in no group
@@ -259,40 +234,24 @@ def compare(
     n_features: int,
     drawn: PosteriorDraws,
     comparisons: Sequence[Comparison],
-    how: How,
+    options: Options,
     *,
-    rare: np.ndarray | None = None,
+    rare: np.ndarray | None = None,  # (2, comparisons, features) bool, with pseudocount="scvi"
 ) -> Change:
     """Compare the i-th draw of a group with the i-th draw of its reference, for all pairs and features.
 
     Populations are drawn once, however many comparisons they take part in. The reference of a pair is drawn from the
     mixture of the comparison. What is held at a time is a block of pairs.
-
-    Parameters
-    ----------
-    values
-        Expression of the draws.
-    n_features
-        How many features these have.
-    drawn
-        The draws.
-    comparisons
-        What is compared.
-    how
-        Mode, threshold and pseudocount.
-    rare
-        `(2, comparisons, features)` bool, with `pseudocount="scvi"`: genes that are hardly seen in the group, and in
-        the reference.
     """
-    pairs = _Pairs(values, n_features, drawn, comparisons, how.seed)
-    offset = np.full(len(comparisons), how.pseudocount) if rare is None else estimate_pseudocounts(pairs, rare)
+    pairs = _Pairs(values, n_features, drawn, comparisons, options.seed)
+    offset = np.full(len(comparisons), options.pseudocount) if rare is None else estimate_pseudocounts(pairs, rare)
     delta = None
-    if how.mode == "change":
-        delta = how.delta
+    if options.mode == "change":
+        delta = options.delta
         if delta is None:
             pilot = _Totals(len(comparisons), n_features, drawn.z.device)
             pilot.add_all(pairs, slice(0, PILOT), offset, np.inf)
-            delta = estimate_delta(pilot.change(np.inf, offset).lfc_mean, how.seed)
+            delta = estimate_delta(pilot.change(np.inf, offset).lfc_mean, options.seed)
     totals = _Totals(len(comparisons), n_features, drawn.z.device)
     totals.add_all(pairs, slice(0, pairs.n_pairs), offset, delta)
     return totals.change(delta, offset)

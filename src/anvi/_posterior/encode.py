@@ -48,20 +48,7 @@ class Block(NamedTuple):
 
 @torch.no_grad()
 def blocks(model: Model, cells: Cells, index: Tensor | None = None, size: int | None = None) -> Iterator[Block]:
-    """Encode cells chunk by chunk, in eval mode and without noise.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup. Where they carry a stored posterior (minified data), that is taken instead of
-        encoding counts.
-    index
-        Positions in `cells`, in the order in which answers are wanted; None: all.
-    size
-        Cells per block; None: `CHUNK`. Whoever draws by blocks needs blocks that nobody else resizes.
-    """
+    """Encode cells chunk by chunk, in eval mode and without noise."""
     network = model.network.eval()
     if index is None:
         index = torch.arange(len(cells), device=cells.label.device)
@@ -109,22 +96,11 @@ class Embedding(NamedTuple):
 def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embedding:
     """Encode and classify all cells in one pass.
 
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    sample_seed
-        None classifies the posterior mean; a seed classifies one posterior sample.
-
-    Returns
-    -------
-    Arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
+    Returns arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
     """
     network, temperature = model.network, temperatures(model, cells)
-    mean, var = (_places(model, len(cells), network.config.n_latent) for _ in range(2))
-    proba = None if network.labels is None else _places(model, len(cells), network.config.n_labels)
+    mean, var = (_empty(model, len(cells), network.config.n_latent) for _ in range(2))
+    proba = None if network.labels is None else _empty(model, len(cells), network.config.n_labels)
     for block in blocks(model, cells):
         mean[block.rows] = network.to_latent(block.q_z.mean).cpu()
         var[block.rows] = block.q_z.var.cpu()
@@ -136,8 +112,8 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
     return Embedding(mean.numpy(), var.numpy(), None if proba is None else proba.numpy())
 
 
-def _places(model: Model, *shape: int) -> Tensor:
-    """Room for answers about all cells, on the CPU.
+def _empty(model: Model, *shape: int) -> Tensor:
+    """Memory for answers about all cells, on the CPU.
 
     Made before the first chunk: pieces that are kept would lie between what the chunks need for a moment, and the
     allocator would take new memory for every chunk, gigabytes with a million cells.
@@ -169,7 +145,7 @@ def kind_of(model: Model, cells: Cells) -> np.ndarray:
 @torch.no_grad()
 def posterior(model: Model, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the latent posterior, before the softmax of a logistic-normal one `(cells, latent)`."""
-    mean, var = (_places(model, len(cells), model.config.n_latent) for _ in range(2))
+    mean, var = (_empty(model, len(cells), model.config.n_latent) for _ in range(2))
     for block in blocks(model, cells):
         mean[block.rows], var[block.rows] = block.q_z.mean.cpu(), block.q_z.var.cpu()
     return mean.numpy(), var.numpy()
@@ -178,7 +154,7 @@ def posterior(model: Model, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
 @torch.no_grad()
 def latent_samples(model: Model, cells: Cells, n_samples: int, seed: int) -> np.ndarray:
     """Samples of the latent posterior `(samples, cells, latent)`."""
-    z = _places(model, n_samples, len(cells), model.config.n_latent)
+    z = _empty(model, n_samples, len(cells), model.config.n_latent)
     for block in blocks(model, cells):
         for sample in range(n_samples):
             z[sample, block.rows] = sample_z(model, block, seed, sample).cpu()

@@ -37,7 +37,7 @@ class Sweep(NamedTuple):
 
 
 def steps(model: Model, block: Block, sweep: Sweep) -> Iterator[tuple[int, Tensor, Batch]]:
-    """Every latent vector of a block in every batch, with its place in the answer: batches outermost."""
+    """Every latent vector of a block in every batch, with its step in the answer: batches outermost."""
     network, n = model.network, sweep.n_samples
     for sample in range(n):
         z = network.to_latent(block.q_z.mean) if sweep.at_mean else sample_z(model, block, sweep.seed, sample)
@@ -62,32 +62,11 @@ def expected_expression(
     *,
     library_size: float | str = 1.0,
     include_background: bool = False,
-    rows: Tensor | None = None,
+    rows: Tensor | None = None,  # (cells,) row of each cell in the answer
 ) -> Expected:
-    """Expected expression of genes and proteins.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    features
-        Which genes and proteins; the decoder of a kind that is not asked for is not run.
-    sweep
-        Batches and samples.
-    library_size
-        What the shares of the genes are multiplied by: a number, "observed" or "latent".
-    include_background
-        Whether the value of a protein is the mean of background and foreground, or the foreground's part alone.
-    rows
-        `(cells,)` row of each cell in the answer; None: the order of the cells.
-    """
+    """Expected expression of genes and proteins."""
     rows = torch.arange(len(cells)) if rows is None else rows.cpu()
-    columns = [
-        None if places is None else torch.from_numpy(places).to(cells.label.device)
-        for places in (features.genes, features.proteins)
-    ]
+    genes, proteins = columns_of(features, cells.label.device)
     rna = _empty(sweep, len(cells), len(features.gene_names))
     prot = _empty(sweep, len(cells), len(features.protein_names))
     copies = _ToHost(cells.label.device)
@@ -95,14 +74,14 @@ def expected_expression(
         here = rows[block.rows]
         size = library_of(model, block, library_size)
         sums = [None, None]
-        for place, z, batch in steps(model, block, sweep):
+        for step, z, batch in steps(model, block, sweep):
             values = (
-                model.network.decode_share(z, batch, Draws(), columns[0]) if features.has_genes else None,
-                protein_value(model, z, batch, columns[1], include_background) if features.has_proteins else None,
+                model.network.decode_share(z, batch, Draws(), genes) if features.has_genes else None,
+                protein_value(model, z, batch, proteins, include_background) if features.has_proteins else None,
             )
             if not sweep.average:
-                copies.put(rna, place, here, values[0], size)
-                copies.put(prot, place, here, values[1])
+                copies.put(rna, step, here, values[0], size)
+                copies.put(prot, step, here, values[1])
                 continue
             sums = [value if total is None else total.add_(value) for total, value in zip(sums, values, strict=True)]
         if sweep.average:
@@ -154,7 +133,7 @@ def foreground(model: Model, cells: Cells, sweep: Sweep = Sweep(), rows: Tensor 
 
 
 def _empty(sweep: Sweep, n_cells: int, n_features: int) -> Tensor | None:
-    """Room for an answer `(steps, cells, features)`."""
+    """Memory for an answer `(steps, cells, features)`."""
     if not n_features:
         return None
     return torch.empty(1 if sweep.average else sweep.n_steps, n_cells, n_features)
@@ -217,23 +196,11 @@ class Parameter(NamedTuple):
 
 @torch.no_grad()
 def gene_parameters(model: Model, cells: Cells, features: Features, rows: Tensor) -> dict[str, Parameter]:
-    """Parameters of the likelihood of genes, by name.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    features
-        Which genes.
-    rows
-        `(cells,)` row of each cell in what is returned.
-    """
-    config, columns = model.config, _columns(features.genes, cells)
+    """Parameters of the likelihood of genes, by name; `rows` `(cells,)`: where each cell goes in what is returned."""
+    config, columns = model.config, columns_of(features, cells.label.device)[0]
     names = ["mean"] + ["zero_probability"] * (config.gene_likelihood == "zinb")
     by_cell = config.dispersion == "gene-cell" and config.gene_likelihood != "poisson"
-    found = _room([*names, *(["theta"] if by_cell else [])], len(cells), len(features.gene_names))
+    found = _empty_by_name([*names, *(["theta"] if by_cell else [])], len(cells), len(features.gene_names))
     for block in blocks(model, cells):
         z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
         rates = model.network.decode_rna(z, block.batch, Draws(), columns=columns)
@@ -253,10 +220,10 @@ def gene_parameters(model: Model, cells: Cells, features: Features, rows: Tensor
 
 @torch.no_grad()
 def protein_parameters(model: Model, cells: Cells, features: Features, rows: Tensor) -> dict[str, Parameter]:
-    """Parameters of the likelihood of proteins, by name; arguments as in :func:`gene_parameters`."""
+    """Parameters of the likelihood of proteins, by name; `rows` as in :func:`gene_parameters`."""
     names = ("background_log_mean", "background_log_scale", "foreground_factor", "background_probability")
-    found = _room(names, len(cells), len(features.protein_names))
-    columns = _columns(features.proteins, cells)
+    found = _empty_by_name(names, len(cells), len(features.protein_names))
+    columns = columns_of(features, cells.label.device)[1]
     for block in blocks(model, cells):
         z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
         rates = model.network.decode_protein(z, block.batch, Draws())
@@ -291,16 +258,18 @@ def library_sizes(model: Model, cells: Cells, rows: Tensor) -> np.ndarray:
     return out.numpy()
 
 
-def _columns(places: np.ndarray | None, cells: Cells) -> Tensor | None:
-    return None if places is None else torch.from_numpy(places).to(cells.label.device)
+def columns_of(features: Features, device: torch.device) -> list[Tensor | None]:
+    """Columns of the genes and of the proteins that are asked for; None: all."""
+    both = (features.genes, features.proteins)
+    return [None if columns is None else torch.from_numpy(columns).to(device) for columns in both]
 
 
-def _room(names, n_cells: int, n_features: int) -> dict[str, Tensor]:
+def _empty_by_name(names, n_cells: int, n_features: int) -> dict[str, Tensor]:
     return {name: torch.empty(n_cells, n_features) for name in names}
 
 
-def _table(values: Tensor, axis: str | None, places: np.ndarray | None) -> Parameter:
+def _table(values: Tensor, axis: str | None, index: np.ndarray | None) -> Parameter:
     """A table of one row per batch, label or panel; of one row for all, that row."""
     table = values.detach().cpu().numpy()
-    table = table if places is None else table[:, places]
+    table = table if index is None else table[:, index]
     return Parameter(axis, table[0] if axis is None else table)

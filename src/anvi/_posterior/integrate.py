@@ -32,41 +32,31 @@ def midpoints(n_steps: int, power: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
     The derivative of a network of ReLUs jumps along the line, which leaves rules of high order no advantage. A line
     from zero counts changes the logarithms that the encoder sees fastest at its very beginning; a power puts more
-    places there. The integral is the same, whichever way a line is walked along.
+    alphas there. The integral is the same, whichever way a line is walked along.
     """
     t = (np.arange(n_steps) + 0.5) / n_steps
     return t**power, power * t ** (power - 1) / n_steps
 
 
 def of_rows(batch: Batch, rows: Tensor | slice) -> Batch:
-    """Some cells of a minibatch, without the places of its entries."""
+    """Some cells of a minibatch, without the positions of its entries."""
     parts = {name: part[rows] for name, part in batch._asdict().items() if isinstance(part, Tensor)}
     return batch._replace(**parts, n_labelled=0, entries=None)
 
 
 def integrate(
-    network: VAE, batch: Batch, baseline: Baseline, target: Tensor, rule: tuple[np.ndarray, np.ndarray]
+    network: VAE,
+    batch: Batch,
+    baseline: Baseline,
+    target: Tensor,  # (cells, classes) weights of the logits
+    rule: tuple[np.ndarray, np.ndarray],  # (steps,) Places on each line, from 0 (baseline) to 1, and their weights
 ) -> tuple[Tensor, Tensor | None]:
-    """Attributions of genes `(cells, genes)` and of proteins `(cells, proteins)`, 0 where not measured.
-
-    Parameters
-    ----------
-    network
-        In eval mode.
-    batch
-        The cells; covariates and measured-mask are held fixed.
-    baseline
-        Where the lines start.
-    target
-        `(cells, classes)` weights of the logits.
-    rule
-        Places on each line, from 0 (baseline) to 1, and their weights `(steps,)`.
-    """
+    """Attributions of genes `(cells, genes)` and of proteins `(cells, proteins)`, 0 where not measured."""
     config, device = network.config, batch.x.device
-    places, weights = (torch.tensor(part, dtype=batch.x.dtype, device=device) for part in rule)
+    alphas, weights = (torch.tensor(part, dtype=batch.x.dtype, device=device) for part in rule)
     table = network.encoder.stack.linear[0].weight.detach().T.contiguous()  # (inputs, hidden)
     rna, protein = [], []
-    for rows in _passes(len(batch.x), len(places), device):
+    for rows in _passes(len(batch.x), len(alphas), device):
         part = of_rows(batch, rows)
         start_x = None if baseline.x is None else baseline.x[rows]
         lines, columns = _rna_lines(part.x, start_x, table[: config.n_genes], config)
@@ -76,7 +66,7 @@ def integrate(
             every.append(
                 _protein_lines(part, start_y, table[config.n_genes : config.n_genes + config.n_proteins], config)
             )
-        found = _integrate(network, part, every, target[rows], places, weights)
+        found = _integrate(network, part, every, target[rows], alphas, weights)
         out = found[0]
         if columns is not None:
             out = torch.zeros_like(part.x).scatter_add_(1, columns, found[0])
@@ -141,13 +131,13 @@ def _protein_lines(batch: Batch, start: Tensor | None, table: Tensor, config) ->
 
 
 def _integrate(
-    network: VAE, batch: Batch, every: list[Lines], target: Tensor, places: Tensor, weights: Tensor
+    network: VAE, batch: Batch, every: list[Lines], target: Tensor, alphas: Tensor, weights: Tensor
 ) -> list[Tensor]:
     """One pass: attributions `(cells, columns)` of each modality."""
-    stack, n_steps = network.encoder.stack, len(places)
+    stack, n_steps = network.encoder.stack, len(alphas)
     with torch.no_grad():
         h = _fixed(network, batch)[:, None]  # (cells, 1, hidden)
-        points = [_points(lines, places) for lines in every]
+        points = [_points(lines, alphas) for lines in every]
         for lines, point in zip(every, points, strict=True):
             h = h + (point.ratio.log1p() if lines.log else point.ratio) @ lines.weight  # (cells, steps, hidden)
     codes = None if batch.codes is None else batch.codes[:, None].expand(-1, n_steps, -1)
@@ -173,8 +163,8 @@ def _fixed(network: VAE, batch: Batch) -> Tensor:
     return first(seen, batch.codes)
 
 
-def _points(lines: Lines, places: Tensor) -> Points:
-    far = places[:, None]  # (steps, 1)
+def _points(lines: Lines, alphas: Tensor) -> Points:
+    far = alphas[:, None]  # (steps, 1)
     near, total = 1 - far, None
     if lines.counted is not None:
         mean = (lines.end.sum(1, keepdim=True) / lines.counted)[:, None]  # (cells, 1, 1)

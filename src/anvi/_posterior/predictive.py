@@ -1,4 +1,4 @@
-"""Counts and rates drawn from a fitted model: a latent vector per sample, then one draw from the likelihood.
+"""Posterior predictive draws: a latent vector per sample, then one draw of the likelihood; correlations of features.
 
 Cells are taken in blocks of a fixed size, each with a generator of its own, so that a draw depends on the seed and on
 the place of a cell among those that were asked for, and on nothing else. Source: spec sections 2.6 and 5.
@@ -17,65 +17,42 @@ from anvi._model import Model
 from anvi.nn import Batch, Draws, likelihoods
 
 from .encode import NOISE_BLOCK, Block, block_seed, blocks, in_batch, sample_z
-from .expected import Sweep
+from .expected import Sweep, columns_of
 
 _RNA, _PROTEIN, _LIBRARY = range(3)  # what a generator is for
 
 
-class Piece(NamedTuple):
+class CountDraws(NamedTuple):
     """A draw for some consecutive cells; None where no feature of the kind was asked for."""
 
     step: int  # number of the sample, after that of the batch
-    rows: slice  # places of the cells among those that were asked for
+    rows: slice  # ranks of the cells among those that were asked for
     rna: Tensor | None  # (cells, genes) counts
     prot: Tensor | None  # (cells, proteins) counts
 
 
 @torch.no_grad()
-def draw_counts(model: Model, cells: Cells, features: Features, sweep: Sweep, index: Tensor) -> Iterator[Piece]:
+def draw_counts(model: Model, cells: Cells, features: Features, sweep: Sweep, index: Tensor) -> Iterator[CountDraws]:
     """Draw counts from the posterior predictive distribution.
 
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    features
-        Which genes and proteins; the decoder of a kind that is not asked for is not run.
-    sweep
-        Batches (each apart, never averaged) and number of samples.
-    index
-        Positions in `cells`, in the order in which answers are wanted.
-
-    Notes
-    -----
     Everything that the likelihood has is drawn or used: the log background of a protein from its posterior, a latent
     library size from its own, extra zeros, per-batch efficiencies of imported models.
     """
-    columns = [_tensor(places, cells.label.device) for places in (features.genes, features.proteins)]
+    genes, proteins = columns_of(features, cells.label.device)
     for block in blocks(model, cells, index, size=NOISE_BLOCK):
-        for step, (code, sample) in enumerate(_each(sweep)):
+        each = [(code, sample) for code in sweep.codes or (None,) for sample in range(sweep.n_samples)]
+        for step, (code, sample) in enumerate(each):
             z = sample_z(model, block, sweep.seed, sample)
             batch = block.batch if code is None else in_batch(model, block.batch, code)
             rna = prot = None
             if features.has_genes:
                 log_library = _draw_library(model, block, sweep.seed, sample)
                 generator = generator_of(block, sweep.seed, step, _RNA)
-                rna = _draw_rna(model, z, batch, log_library, columns[0], generator).cpu()
+                rna = _draw_rna(model, z, batch, log_library, genes, generator).cpu()
             if features.has_proteins:
                 generator = generator_of(block, sweep.seed, step, _PROTEIN)
-                prot = _draw_proteins(model, z, batch, columns[1], generator).cpu()
-            yield Piece(step, block.rows, rna, prot)
-
-
-def _tensor(places: np.ndarray | None, device: torch.device) -> Tensor | None:
-    return None if places is None else torch.from_numpy(places).to(device)
-
-
-def _each(sweep: Sweep) -> list[tuple[int | None, int]]:
-    """Batch and number of the sample of every step."""
-    return [(code, sample) for code in sweep.codes or (None,) for sample in range(sweep.n_samples)]
+                prot = _draw_proteins(model, z, batch, proteins, generator).cpu()
+            yield CountDraws(step, block.rows, rna, prot)
 
 
 def generator_of(block: Block, seed: int, step: int, what: int) -> torch.Generator:
@@ -121,21 +98,19 @@ def _draw_proteins(model: Model, z: Tensor, batch: Batch, columns: Tensor | None
 def draw_rates(model: Model, block: Block, features: Features, code: int | None, sample: int, seed: int) -> Tensor:
     """One draw of what is behind the counts of a block: gamma rates of genes, then foreground rates of proteins.
 
-    Returns
-    -------
-    `(cells, genes + proteins)`, genes as shares of the library. The counts of a gene are Poisson draws of its rate; a
-    protein that is background in the draw is 0. A gene likelihood without a gamma in it gives the share itself.
+    Returns `(cells, genes + proteins)`, genes as shares of the library. The counts of a gene are Poisson draws of its
+    rate; a protein that is background in the draw is 0. A gene likelihood without a gamma in it gives the share itself.
     """
     network, parts = model.network, []
     z = sample_z(model, block, seed, sample)
     batch = block.batch if code is None else in_batch(model, block.batch, code)
-    columns = [_tensor(places, z.device) for places in (features.genes, features.proteins)]
+    genes, proteins = columns_of(features, z.device)
     if features.has_genes:
         generator = generator_of(block, seed, sample, _RNA)
         if model.config.gene_likelihood in ("poisson", "normal"):
-            parts.append(network.decode_share(z, batch, Draws(), columns[0]))
+            parts.append(network.decode_share(z, batch, Draws(), genes))
         else:
-            rates = network.decode_rna(z, batch, Draws(), columns=columns[0])
+            rates = network.decode_rna(z, batch, Draws(), columns=genes)
             parts.append(likelihoods.sample_gamma(rates.log_theta.exp(), rates.log_scale.exp(), generator))
     if features.has_proteins:
         generator = generator_of(block, seed, sample, _PROTEIN)
@@ -144,7 +119,7 @@ def draw_rates(model: Model, block: Block, features: Features, code: int | None,
         value = likelihoods.sample_gamma(rates.log_phi.exp(), rates.log_fore.exp(), generator).masked_fill_(
             from_background, 0
         )
-        parts.append(value if columns[1] is None else value[:, columns[1]])
+        parts.append(value if proteins is None else value[:, proteins])
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -165,24 +140,7 @@ def correlation(
 ) -> np.ndarray:
     """Correlate features across cells and posterior samples.
 
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup.
-    features
-        Which genes and proteins.
-    sweep
-        Batches, whose matrices are averaged, and number of samples per cell.
-    index
-        Positions in `cells` of those that count.
-    method
-        "pearson" keeps sums only; "spearman" ranks all draws, `len(index) * n_samples` rows.
-
-    Returns
-    -------
-    `(features, features)` float32, genes first; NaN for a feature that never changes.
+    Returns `(features, features)` float32, genes first; NaN for a feature that never changes.
     """
     # encoded once, whatever the number of batches; the counts are not needed any more
     encoded = [

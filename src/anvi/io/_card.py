@@ -76,11 +76,11 @@ def _criticism(found: Mapping) -> list[str]:
         shown = found["verdict"][
             ["modality", "metric", "statistic", "cells", "value", "threshold", "verdict", "source"]
         ]
-        parts += ["### Verdicts", table(shown)]
+        parts += ["### Verdicts", markdown_table(shown)]
     texts = _TEXTS | (_SCVI_TEXTS if definition == "scvi" else {})
     for name, title in _TITLES.items():
         if name in found:
-            parts += [title, texts[name], table(_shown(name, pd.DataFrame(found[name])))]
+            parts += [title, texts[name], markdown_table(_shown(name, pd.DataFrame(found[name])))]
     return parts
 
 
@@ -116,10 +116,10 @@ def _classification(data: Data, model: Model, key: str) -> list[str]:
     text = (
         "On validation cells with a label; over all classes, F1 is the macro F1 and ECE the expected calibration error."
     )
-    return ["### Classification", text, table(shown)]
+    return ["### Classification", text, markdown_table(shown)]
 
 
-def table(rows: pd.DataFrame, code: Sequence[str] = ()) -> str:
+def markdown_table(rows: pd.DataFrame, code: Sequence[str] = ()) -> str:
     """A DataFrame as a Markdown table: three digits, missing values empty, text as text, columns of `code` as code."""
     lines = [[_cell(str(name)) for name in rows.columns], ["---"] * rows.shape[1]]
     for row in rows.astype(object).itertuples(index=False, name=None):
@@ -350,7 +350,7 @@ def _registry(setup: Setup, data: Data | None) -> str:
     keys |= {f"continuous covariate {i}": key for i, key in enumerate(setup.continuous, 1)}
     keys["size factor"] = setup.size_factor_key
     places |= {what: f"{whole}.obs['{key}']" for what, key in keys.items() if key is not None}
-    return table(pd.DataFrame({"input": list(places), "place": list(places.values())}), code=["place"])
+    return markdown_table(pd.DataFrame({"input": list(places), "place": list(places.values())}), code=["place"])
 
 
 def _matrix(layer: str | None) -> str:
@@ -384,7 +384,7 @@ def _summary(model: Model) -> str:
         "n_parameters": sum(parameter.numel() for parameter in model.network.parameters()),
     }
     known = {name: size for name, size in sizes.items() if size is not None}
-    return table(pd.DataFrame({"statistic": list(known), "value": list(known.values())}))
+    return markdown_table(pd.DataFrame({"statistic": list(known), "value": list(known.values())}))
 
 
 def write_model(

@@ -56,18 +56,7 @@ class Inert:
 
 
 def read_model_pt(path: Path) -> object:
-    """Read a file of `torch.save`: dicts, lists, tuples, numbers, text and numpy arrays (also in place of tensors).
-
-    Parameters
-    ----------
-    path
-        A file in torch's zip format (torch 1.6 or newer).
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, of another format, or names anything but plain data; the message says what.
-    """
+    """Read a file of `torch.save`: dicts, lists, tuples, numbers, text and numpy arrays (also in place of tensors)."""
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
             return _Interpreter(_Records(archive, path)).run()

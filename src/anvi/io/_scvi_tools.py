@@ -35,13 +35,7 @@ _READ = {
 
 
 def find_options(init_params: object) -> dict:
-    """Constructor arguments by name, those that the tensors do not tell.
-
-    Raises
-    ------
-    ValueError
-        If one changes the mathematics in a way that we do not have.
-    """
+    """Constructor arguments by name, those that the tensors do not tell."""
     if not isinstance(init_params, dict) or not init_params:
         raise ValueError("It lacks 'init_params_', the arguments of the model.")
     if "non_kwargs" in init_params:
@@ -64,21 +58,7 @@ def find_options(init_params: object) -> dict:
 
 
 def find_setup(fields: Mapping, var_names: object, options: dict, *, joint: bool, n_labels: int) -> Setup:
-    """Where things are and which categories there are, in the order of the checkpoint.
-
-    Parameters
-    ----------
-    fields
-        The "field_registries" of the model.
-    var_names
-        Names of genes as the model keeps them beside the registry: one array, or an array per modality.
-    options
-        Output of :func:`find_options`.
-    joint
-        Whether the model has proteins.
-    n_labels
-        Number of classes, without the unlabelled one; 0 for a model that does not classify.
-    """
+    """Where things are and which categories there are, in the order of the checkpoint."""
     where, state = (
         {key: field.get(part) or {} for key, field in fields.items()} for part in ("data_registry", "state_registry")
     )

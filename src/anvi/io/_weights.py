@@ -104,23 +104,9 @@ def _dropped(config: Config) -> tuple[str, ...]:
 def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -> dict[str, Tensor]:
     """Turn the state dict of a scvi-tools module into that of our network.
 
-    Parameters
-    ----------
-    state_dict
-        Tensors or arrays of SCVI, SCANVI, TOTALVI or TOTALANVI under their names there.
-    config
-        The network that they are for.
-
-    Returns
-    -------
-    What `VAE(config).load_state_dict` takes. Parts without influence (the head of extra zeros when the likelihood has
-    none, the library encoder when the library is observed, counters) are left out. Without a per-batch efficiency, as
-    before scvi-tools 1.3.1, it is 1.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, of another shape, or left over; the message names it.
+    Returns what `VAE(config).load_state_dict` takes. Parts without influence (the head of extra zeros when the
+    likelihood has none, the library encoder when the library is observed, counters) are left out. Without a per-batch
+    efficiency, as before scvi-tools 1.3.1, it is 1.
     """
     with torch.device("meta"):  # for its names and shapes: what does not go with them takes no memory
         ours = VAE(config).state_dict()
@@ -225,26 +211,7 @@ def count_labels(tensors: Mapping[str, np.ndarray]) -> int:
 def find_config(
     tensors: Mapping[str, np.ndarray], setup: Setup, options: dict, saved_by: tuple[int, int, int], *, n_labels: int
 ) -> Config:
-    """The configuration of a saved model: sizes from its tensors, what they cannot tell from its arguments.
-
-    Parameters
-    ----------
-    tensors
-        The state dict.
-    setup
-        What the model says of its data.
-    options
-        What it says of itself.
-    saved_by
-        Version of scvi-tools.
-    n_labels
-        Number of classes; 0 for a model that does not classify.
-
-    Raises
-    ------
-    ValueError
-        If tensors are missing or contradict the setup, or the combination is not built.
-    """
+    """The configuration of a saved model: sizes from its tensors, what they cannot tell from its arguments."""
     joint, labelled = setup.joint, n_labels > 0
     parts = modules(Config(n_genes=1, n_proteins=int(joint), n_labels=n_labels))
     encoder, decoder = parts["encoder.stack"], parts["rna.trunk"]

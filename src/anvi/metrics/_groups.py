@@ -19,22 +19,6 @@ TARGET = 1e4
 """Counts to which cells are scaled before the logarithm."""
 
 
-class Rules(NamedTuple):
-    """How groups are tested and scored."""
-
-    method: str  # of scanpy's rank_genes_groups
-    alpha: float  # adjusted p-value below which a difference in the data counts as true
-    one_sided: bool  # whether only features that are higher in the group count as true, as the score has it
-    least_top: int  # of the features at the top of both lists, however few there are
-    seen_only: bool  # whether fold changes are compared only where no mean is 0, in data and draw
-
-
-RULES = {
-    "anvi": Rules("wilcoxon", 0.05, True, 3, True),
-    "scvi": Rules("t-test", 0.2, False, 0, False),
-}
-
-
 def choose_cells(groups: pd.Categorical, eligible: np.ndarray, n: int | None, seed: int) -> np.ndarray:
     """Which cells are tested: eligible ones with a group, at most `n` of each `(cells,)` bool."""
     chosen = np.zeros(len(groups), dtype=bool)
@@ -48,27 +32,15 @@ def choose_cells(groups: pd.Categorical, eligible: np.ndarray, n: int | None, se
 def compare_groups(kept: KeptDraws, groups: pd.Categorical, definition: Definition) -> pd.DataFrame:
     """How well the draw reproduces what sets each group apart from the rest.
 
-    Parameters
-    ----------
-    kept
-        Counts and one draw of the cells.
-    groups
-        Group of each of these cells.
-    definition
-        "anvi" or "scvi".
-
-    Returns
-    -------
-    One row per group, the largest first: group, gene_f1, lfc_mae, lfc_pearson, lfc_spearman, roc_auc, pr_auc, cells.
-    Groups of fewer than three cells have no numbers.
+    Returns one row per group, the largest first: group, gene_f1, lfc_mae, lfc_pearson, lfc_spearman, roc_auc, pr_auc,
+    cells. Groups of fewer than three cells have no numbers.
     """
-    rules = RULES[definition]
-    data = _test(kept.data, kept.measured, groups, rules.method)
-    draw = _test(kept.draw, kept.measured, groups, rules.method)
+    data = _test(kept.data, kept.measured, groups, definition.method)
+    draw = _test(kept.draw, kept.measured, groups, definition.method)
     cells = pd.Series(groups).value_counts()
     rows = []
     for group in groups.categories:
-        scores = Scores() if group not in data or group not in draw else _score(data[group], draw[group], rules)
+        scores = Scores() if group not in data or group not in draw else _score(data[group], draw[group], definition)
         rows.append({"group": str(group), **scores._asdict(), "cells": int(cells[group])})
     return pd.DataFrame(rows).sort_values("cells", ascending=False, kind="stable", ignore_index=True)
 
@@ -148,15 +120,15 @@ class Scores(NamedTuple):
     pr_auc: float = np.nan
 
 
-def _score(data: pd.DataFrame, draw: pd.DataFrame, rules: Rules) -> Scores:
+def _score(data: pd.DataFrame, draw: pd.DataFrame, definition: Definition) -> Scores:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    n_top = top_features(len(data), rules.least_top)
+    n_top = top_features(len(data), definition.least_top)
     overlap = len(set(data.index[:n_top]) & set(draw.index[:n_top]))
     draw = draw.reindex(data.index)
-    compared = (data["seen"] & draw["seen"].astype(bool)).to_numpy() if rules.seen_only else slice(None)
+    compared = (data["seen"] & draw["seen"].astype(bool)).to_numpy() if definition.seen_only else slice(None)
     fold = agreement(*(table["logfoldchanges"].to_numpy(float)[compared] for table in (data, draw)))
-    true, score = truth(data, n_top, rules), draw["scores"].to_numpy(float)
+    true, score = truth(data, n_top, definition), draw["scores"].to_numpy(float)
     known = np.isfinite(score)
     true, score = true[known], score[known]
     both = 0 < true.sum() < len(true)
@@ -175,14 +147,14 @@ def top_features(n_features: int, least: int) -> int:
     return min(100, max(n_features // 10, min(least, n_features)))
 
 
-def truth(data: pd.DataFrame, n_top: int, rules: Rules) -> np.ndarray:
+def truth(data: pd.DataFrame, n_top: int, definition: Definition) -> np.ndarray:
     """Which features set the group apart in the data; the first ones if that is none, or more than half of them."""
     p = data["pvals_adj"].to_numpy(float)
-    true = p < rules.alpha
-    if rules.one_sided:
+    true = p < definition.alpha
+    if definition.one_sided:
         true &= data["scores"].to_numpy(float) > 0
     if not true.any() or true.mean() > 0.5:
         # the rows are in the order of the scores
-        first = np.arange(len(p)) if rules.one_sided else np.argsort(p)
+        first = np.arange(len(p)) if definition.one_sided else np.argsort(p)
         true = np.isin(np.arange(len(p)), first[:n_top])
     return true

@@ -18,13 +18,7 @@ SPLITS = ("train", "validation", "other")
 
 
 class Sums:
-    """Running sums over cells for every feature, kept apart by split; float64, since squares of counts are long.
-
-    Parameters
-    ----------
-    n_features
-        Number of features.
-    """
+    """Running sums over cells for every feature, kept apart by split; float64, since squares of counts are long."""
 
     def __init__(self, n_features: int):
         shape = (len(SPLITS), n_features)
@@ -68,11 +62,6 @@ class Ranks:
     If data and draws come from the same distribution, a value is equally likely to take any of the S + 1 places among
     its S draws and itself, ties broken at random; so this is a test at any number of draws, also of counts. Entries
     that equal all of their draws (most zeros) take every place alike whatever the model: they are not counted.
-
-    Parameters
-    ----------
-    n_samples
-        Number of draws of each entry.
     """
 
     def __init__(self, n_samples: int):
@@ -107,46 +96,6 @@ def coverage(ranks: np.ndarray, level: float) -> float:
     left = np.arange(n) / n
     inside = np.minimum(left + 1 / n, (1 + level) / 2) - np.maximum(left, (1 - level) / 2)
     return float((ranks * np.clip(inside, 0, None)).sum() * n)
-
-
-class QuantileHits:
-    """scvi-tools' calibration: how many entries lie between interpolated quantiles of their draws, edges included.
-
-    Zeros count like all other entries, so that numbers are close to 1 where most counts are 0.
-
-    Parameters
-    ----------
-    n_samples
-        Number of draws of each entry.
-    """
-
-    TAILS = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175)
-
-    def __init__(self, n_samples: int):
-        self.n_samples = n_samples
-        self.counts = np.zeros((len(SPLITS), len(self.TAILS)), dtype=np.int64)
-        self.n = np.zeros(len(SPLITS), dtype=np.int64)
-
-    def add(self, x: np.ndarray, draws: np.ndarray, split: np.ndarray) -> None:
-        """Add cells: data `(cells, features)` and their draws `(samples, cells, features)`."""
-        ordered = np.sort(draws, axis=0)
-        hits = [((x >= _quantile(ordered, p)) & (x <= _quantile(ordered, 1 - p))).sum(1) for p in self.TAILS]
-        np.add.at(self.counts, split, np.stack(hits, axis=1))
-        np.add.at(self.n, split, x.shape[1])
-
-    def shares(self, splits: list[int]) -> tuple[np.ndarray, int]:
-        """Share of entries inside each interval, the widest first, and the number of entries."""
-        n = int(self.n[splits].sum())
-        counts = self.counts[splits].sum(0)
-        return (counts / n if n else np.full(len(self.TAILS), np.nan)), n
-
-
-def _quantile(ordered: np.ndarray, p: float) -> np.ndarray:
-    """Quantile along the first axis of sorted values, linear between neighbours."""
-    place = p * (len(ordered) - 1)
-    low = min(int(place), len(ordered) - 1)
-    below, above = ordered[low], ordered[min(low + 1, len(ordered) - 1)]
-    return below + (place - low) * (above - below)
 
 
 class Agreement(NamedTuple):
@@ -189,8 +138,69 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float((x * y).sum() / norm) if norm > 0 else float("nan")
 
 
-Definition = Literal["anvi", "scvi"]
-Calibration = Literal["ranks", "quantiles"] | None
+# definitions: what scvi-tools' criticism report does in another way -------------------------------------------------
+
+
+class Definition(NamedTuple):
+    """What a definition of the checks decides; the defaults are anvi's."""
+
+    calibration: Literal["ranks", "quantiles"] = "ranks"  # where values stand among draws, or scvi-tools' intervals
+    masked: bool = True  # whether what was not measured is left out; else it is taken for the zero that stands there
+    data_are_truth: bool = True  # whether R2 takes the data for the truth, and a feature that no draw has is left out
+    zeros: bool = True  # whether shares of zeros are compared, or of non-zeros
+    judged: tuple[str, ...] = ("cv_cell", "cv_gene", "zero_fraction", "calibration")  # metrics with a verdict
+    only_pearson: bool = False  # whether verdicts are on correlations alone: scvi-tools' cards have no other rule
+    labelled: bool = True  # whether cells without a label are left out of the groups
+    every_cell: bool = False  # whether all cells of a group are tested
+    method: str = "wilcoxon"  # of scanpy's rank_genes_groups
+    alpha: float = 0.05  # adjusted p-value below which a difference in the data counts as true
+    one_sided: bool = True  # whether only features that are higher in the group count as true, as the score has it
+    least_top: int = 3  # of the features at the top of both lists, however few there are
+    seen_only: bool = True  # whether fold changes are compared only where no mean is 0, in data and draw
+
+
+SCVI = {"calibration": "quantiles", "masked": False, "data_are_truth": False, "zeros": False, "judged": ("cv_cell",)}
+SCVI |= {"only_pearson": True, "labelled": False, "every_cell": True}
+SCVI |= {"method": "t-test", "alpha": 0.2, "one_sided": False, "least_top": 0, "seen_only": False}
+DEFINITIONS = {"anvi": Definition(), "scvi": Definition(**SCVI)}
+
+
+class QuantileHits:
+    """scvi-tools' calibration: how many entries lie between interpolated quantiles of their draws, edges included.
+
+    Zeros count like all other entries, so that numbers are close to 1 where most counts are 0.
+    """
+
+    TAILS = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175)
+
+    def __init__(self, n_samples: int):
+        self.n_samples = n_samples
+        self.counts = np.zeros((len(SPLITS), len(self.TAILS)), dtype=np.int64)
+        self.n = np.zeros(len(SPLITS), dtype=np.int64)
+
+    def add(self, x: np.ndarray, draws: np.ndarray, split: np.ndarray) -> None:
+        """Add cells: data `(cells, features)` and their draws `(samples, cells, features)`."""
+        ordered = np.sort(draws, axis=0)
+        hits = [((x >= _quantile(ordered, p)) & (x <= _quantile(ordered, 1 - p))).sum(1) for p in self.TAILS]
+        np.add.at(self.counts, split, np.stack(hits, axis=1))
+        np.add.at(self.n, split, x.shape[1])
+
+    def shares(self, splits: list[int]) -> tuple[np.ndarray, int]:
+        """Share of entries inside each interval, the widest first, and the number of entries."""
+        n = int(self.n[splits].sum())
+        counts = self.counts[splits].sum(0)
+        return (counts / n if n else np.full(len(self.TAILS), np.nan)), n
+
+
+def _quantile(ordered: np.ndarray, p: float) -> np.ndarray:
+    """Quantile along the first axis of sorted values, linear between neighbours."""
+    rank = p * (len(ordered) - 1)
+    low = min(int(rank), len(ordered) - 1)
+    below, above = ordered[low], ordered[min(low + 1, len(ordered) - 1)]
+    return below + (rank - low) * (above - below)
+
+
+# one pass over the cells ----------------------------------------------------------------------------------------------
 
 
 class KeptDraws(NamedTuple):
@@ -202,29 +212,17 @@ class KeptDraws(NamedTuple):
 
 
 class Gathered:
-    """What a pass has gathered of one modality.
-
-    Parameters
-    ----------
-    n_cells, n_features, n_samples
-        Sizes.
-    keep
-        `(cells,)` bool: cells that are kept whole.
-    calibration
-        "ranks": where values stand among their draws; "quantiles": scvi-tools' intervals; None: neither.
-    masked
-        Whether some entries may not be measured.
-    """
+    """What a pass has gathered of one modality."""
 
     def __init__(
         self,
         n_cells: int,
         n_features: int,
         n_samples: int,
-        keep: np.ndarray,
-        calibration: Calibration,
+        keep: np.ndarray,  # (cells,) bool: cells that are kept whole
+        calibration: Literal["ranks", "quantiles"] | None,
         *,
-        masked: bool,
+        masked: bool,  # whether some entries may not be measured
     ):
         self.n_samples, self._masked = n_samples, masked
         self.data = Sums(n_features)
@@ -232,7 +230,7 @@ class Gathered:
         self.cell_data = np.full(n_cells, np.nan)  # (cells,) coefficient of variation
         self.cell_first = np.full(n_cells, np.nan)  # (cells,) that of the first draw
         self._cell_sum, self._cell_n = np.zeros(n_cells), np.zeros(n_cells)
-        self.places = Ranks(n_samples) if calibration == "ranks" else None
+        self.ranks = Ranks(n_samples) if calibration == "ranks" else None
         self.hits = QuantileHits(n_samples) if calibration == "quantiles" else None
         self._keep = keep
         self._parts: list[tuple] = []
@@ -254,7 +252,7 @@ class Gathered:
         defined = np.isfinite(cv)
         self._cell_sum[self._rows] += np.where(defined, cv, 0)
         self._cell_n[self._rows] += defined
-        if self.places is not None:
+        if self.ranks is not None:
             self._below += draw < self._x
             self._equal += draw == self._x
         if self.hits is not None:
@@ -264,8 +262,8 @@ class Gathered:
             chosen = self._keep[self._rows]
             counts = (sparse.csr_matrix(part[chosen], dtype=np.float32) for part in (self._x, values))
             self._parts.append((*counts, self._measured[chosen]))
-        if step == self.n_samples - 1 and self.places is not None:
-            self.places.add(self._below, self._equal, self._measured, self._split)
+        if step == self.n_samples - 1 and self.ranks is not None:
+            self.ranks.add(self._below, self._equal, self._measured, self._split)
         if step == self.n_samples - 1 and self.hits is not None:
             self.hits.add(self._x, np.stack(self._stack), self._split)
 
@@ -297,34 +295,17 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
 def gather(
     model: Model,
     cells: Cells,
-    split: np.ndarray,
-    keep: tuple[np.ndarray, np.ndarray],
+    split: np.ndarray,  # (cells,) code of each cell's split
+    keep: tuple[np.ndarray, np.ndarray],  # (cells,) bool, for RNA and for proteins
     n_samples: int,
     seed: int,
     *,
-    calibration: Calibration,
+    calibration: Literal["ranks", "quantiles"] | None,
     mask: bool = True,
 ) -> tuple[Gathered, Gathered | None]:
     """Draw every cell `n_samples` times and look at data and draws side by side, block by block.
 
-    Parameters
-    ----------
-    model, cells
-        On the same device.
-    split
-        `(cells,)` code of each cell's split.
-    keep
-        `(cells,)` bool, for RNA and for proteins: cells that are kept whole.
-    n_samples, seed
-        Number of draws and what they depend on.
-    calibration
-        As in :class:`Seen`.
-    mask
-        Whether to leave out what was not measured; False takes it for the zero that stands there, as scvi-tools does.
-
-    Returns
-    -------
-    RNA, and proteins where the model has them.
+    Returns RNA, and proteins where the model has them.
     """
     setup, config = model.setup, model.config
     n = len(cells)
@@ -332,10 +313,10 @@ def gather(
     prot = Gathered(n, config.n_proteins, n_samples, keep[1], calibration, masked=mask) if config.has_protein else None
     sweep = Sweep(n_samples=n_samples, at_mean=False, average=False, seed=seed)
     index = torch.arange(len(cells), device=cells.label.device)
-    pieces = draw_counts(model, cells, find_features(setup), sweep, index)
-    for piece in with_bar(pieces, len(cells) * n_samples, "draw", lambda piece: piece.rows.stop - piece.rows.start):
-        rows = piece.rows
-        if piece.step == 0:
+    stream = draw_counts(model, cells, find_features(setup), sweep, index)
+    for drawn in with_bar(stream, len(cells) * n_samples, "draw", lambda drawn: drawn.rows.stop - drawn.rows.start):
+        rows = drawn.rows
+        if drawn.step == 0:
             x = cells.x.dense(cells.x_row[rows])[0].cpu().numpy()
             rna.start(rows, x, np.ones(x.shape, dtype=bool), split[rows])
             if prot is not None:
@@ -344,7 +325,7 @@ def gather(
                     cells.mask_table[cells.mask_row[rows]].cpu().numpy() if mask else np.ones(y.shape, dtype=bool)
                 )
                 prot.start(rows, y, measured, split[rows])
-        rna.add(piece.step, piece.rna.numpy())
+        rna.add(drawn.step, drawn.rna.numpy())
         if prot is not None:
-            prot.add(piece.step, piece.prot.numpy())
+            prot.add(drawn.step, drawn.prot.numpy())
     return rna, prot

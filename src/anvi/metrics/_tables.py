@@ -35,7 +35,7 @@ RULES = (
 )
 
 
-class Line(NamedTuple):
+class Verdict(NamedTuple):
     """The verdict on one statistic of one modality."""
 
     modality: str
@@ -52,22 +52,14 @@ class Line(NamedTuple):
         return f"{what} {self.value:.3g}: {self.verdict} ({self.threshold}; {self.source})"
 
 
-def judge(modality: str, numbers: dict[tuple[str, str], tuple[float, str]]) -> list[Line]:
-    """The verdicts on one modality.
-
-    Parameters
-    ----------
-    modality
-        Its name.
-    numbers
-        Value and cells by metric and statistic; what is not there gets no line.
-    """
+def judge(modality: str, numbers: dict[tuple[str, str], tuple[float, str]]) -> list[Verdict]:
+    """The verdicts on one modality."""
     lines = []
     for rule in RULES:
         if (rule.metric, rule.statistic) in numbers:
             value, cells = numbers[rule.metric, rule.statistic]
             known = (modality, rule.metric, rule.statistic, cells, value)
-            lines.append(Line(*known, _threshold(rule), _grade(value, rule), rule.source))
+            lines.append(Verdict(*known, _threshold(rule), _grade(value, rule), rule.source))
     return lines
 
 
@@ -86,11 +78,6 @@ def _threshold(rule: Rule) -> str:
     text = f"{rule.kind} {rule.passes:g}{fold}"
     toward = "down" if rule.kind == "at least" else "up"
     return text if rule.passes == rule.warns else f"{text}, warns {toward} to {rule.warns:g}{fold}"
-
-
-def table(lines: list[Line]) -> pd.DataFrame:
-    """The lines as a table."""
-    return pd.DataFrame(lines, columns=list(Line._fields))
 
 
 METRICS = ("cv", "zero_fraction", "calibration", "de")
@@ -113,29 +100,13 @@ class Check(NamedTuple):
 def tables(
     checks: list[Check],
     cells: np.ndarray,
-    split: np.ndarray,
+    split: np.ndarray,  # (cells,) codes of the splits
     groups: pd.Categorical | None,
     metrics: tuple[str, ...],
     definition: Definition,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    """All tables by name; those that were not asked for are not there.
-
-    Parameters
-    ----------
-    checks
-        One per modality.
-    cells
-        Names of the cells.
-    split
-        `(cells,)` codes of the splits.
-    groups
-        Group of each cell, for "de".
-    metrics, definition
-        What was asked for.
-    seed
-        Of the choice of the cells that are listed one by one.
-    """
+    """All tables by name; those that were not asked for are not there."""
     found: dict[str, list[pd.DataFrame]] = {}
     lines = []
     for check in checks:
@@ -148,7 +119,7 @@ def tables(
             parts["zero_fraction"] = _feature_table(seen, "zero_fraction", definition)
         if "cv" in metrics or "zero_fraction" in metrics:
             parts["features"] = _listed_features(check, definition)
-        if seen.places is not None:
+        if seen.ranks is not None:
             parts["calibration"], parts["ranks"] = _rank_tables(seen)
         if seen.hits is not None:
             parts["calibration"] = _quantile_table(seen)
@@ -158,8 +129,9 @@ def tables(
         for name, part in parts.items():
             part.insert(0, "modality", check.modality)
             found.setdefault(name, []).append(part)
+    verdicts = pd.DataFrame(lines, columns=list(Verdict._fields))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
-    return {name: _plain(part) for name, part in (joined | {"verdict": table(lines)}).items()}
+    return {name: _plain(part) for name, part in (joined | {"verdict": verdicts}).items()}
 
 
 def _plain(part: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +141,7 @@ def _plain(part: pd.DataFrame) -> pd.DataFrame:
 
 def _compare(data: np.ndarray, model: np.ndarray, definition: Definition) -> Agreement:
     """Agreement by a definition; scvi-tools takes the model for the truth, and fails where the model has no value."""
-    if definition == "anvi":
+    if definition.data_are_truth:
         return agreement(data, model)
     if not np.isfinite(model).all():
         return Agreement(0, *[np.nan] * 5)
@@ -199,7 +171,7 @@ def _feature_values(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=RuntimeWarning)  # a feature that no draw has
         model = np.nanmean([getattr(draw, what)(splits) for draw in seen.draws], axis=0)
-    if what == "zero_fraction" and definition == "scvi":
+    if what == "zero_fraction" and not definition.zeros:
         return 1 - data, 1 - model
     return data, model
 
@@ -223,7 +195,7 @@ def _rank_tables(seen: Gathered) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shares inside central intervals with the error and the number of entries, and shares of the places."""
     inside, places = {}, {}
     for name, codes in COLUMNS.items():
-        ranks, n = seen.places.ranks(codes)
+        ranks, n = seen.ranks.ranks(codes)
         places[name] = ranks
         error = np.abs(ranks - 1 / len(ranks)).sum() / 2
         inside[name] = [*(coverage(ranks, level) for level in LEVELS), error, n]
@@ -274,19 +246,16 @@ def _listed_cells(seen: Gathered, cells: np.ndarray, split: np.ndarray, seed: in
 
 
 def _numbers(parts: dict[str, pd.DataFrame], definition: Definition) -> dict[tuple[str, str], tuple[float, str]]:
-    """What is judged: by metric and statistic, the value and whose it is.
-
-    Of scvi-tools' numbers, only that for which its model cards have a rule.
-    """
+    """What is judged: by metric and statistic, the value and whose it is."""
     found = {}
-    for metric in ("cv_cell",) if definition == "scvi" else ("cv_cell", "cv_gene", "zero_fraction", "calibration"):
+    for metric in definition.judged:
         if metric not in parts:
             continue
         rows = parts[metric][parts[metric]["statistic"] != "inside"].set_index("statistic")
         held_out = metric == "cv_cell" and np.isfinite(rows.loc["pearson", "validation"])
         column = "validation" if held_out else "all"
         found |= {(metric, str(name)): (float(rows.loc[name, column]), column) for name in rows.index}
-    if definition == "scvi":
+    if definition.only_pearson:
         return {name: value for name, value in found.items() if name[1] == "pearson"}
     if "de" in parts:
         found["de", "roc_auc"] = (float(parts["de"]["roc_auc"].mean()), "grouped")

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
 from ._groups import choose_cells
-from ._ppc import Definition, gather
-from ._tables import METRICS, Check, Line, tables
+from ._ppc import DEFINITIONS, Definition, gather
+from ._tables import METRICS, Check, Verdict, tables
 
 logger = logging.getLogger("anvi")
 
@@ -31,7 +32,7 @@ def criticism(
     groupby: str | None = None,
     n_samples: int = 5,
     metrics: Sequence[str] = METRICS,
-    definition: Definition = "anvi",
+    definition: Literal["anvi", "scvi"] = "anvi",
     max_cells: int | None = 1_000,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
@@ -111,10 +112,10 @@ def criticism(
     n_samples = check_samples(n_samples)
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
-    metrics = _check_metrics(metrics, definition)
+    metrics, rules = _check_metrics(metrics, definition), DEFINITIONS[definition]
     places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
     asked = ask(data, model, **places, device=device, counts=True)
-    groups = _find_groups(data, asked, groupby, definition) if "de" in metrics else None
+    groups = _find_groups(data, asked, groupby, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
         metrics = tuple(name for name in metrics if name != "de")
         if not metrics:
@@ -122,13 +123,9 @@ def criticism(
     seed, split = seed_of(random_state), _split(data, asked)
     if inplace:
         key = key_to_write(data, asked.model, asked.key, key_added)
-    keep = _cells_to_keep(asked, groups, None if definition == "scvi" else max_cells, seed, definition)
-    calibration = None
-    if "calibration" in metrics:
-        calibration = "quantiles" if definition == "scvi" else "ranks"
-    found = gather(
-        asked.model, asked.cells, split, keep, n_samples, seed, calibration=calibration, mask=definition != "scvi"
-    )
+    keep = _cells_to_keep(asked, groups, None if rules.every_cell else max_cells, seed, rules)
+    calibration = rules.calibration if "calibration" in metrics else None
+    found = gather(asked.model, asked.cells, split, keep, n_samples, seed, calibration=calibration, mask=rules.masked)
     setup = asked.setup
     checks = [
         Check(mod, names, seen, kept)
@@ -137,9 +134,9 @@ def criticism(
         )
         if seen is not None
     ]
-    result = tables(checks, asked.cells.names, split, groups, metrics, definition, seed)
+    result = tables(checks, asked.cells.names, split, groups, metrics, rules, seed)
     for row in result["verdict"].itertuples(index=False):
-        logger.info(str(Line(*row)))
+        logger.info(str(Verdict(*row)))
     if not inplace:
         return result
     params = {
@@ -162,7 +159,7 @@ def _check_metrics(metrics: Sequence[str], definition: str) -> tuple[str, ...]:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(map(repr, METRICS))}.")
-    if definition not in ("anvi", "scvi"):
+    if definition not in DEFINITIONS:
         raise ValueError(f"definition='{definition}' is not one of 'anvi', 'scvi'.")
     return tuple(name for name in METRICS if name in metrics)
 
@@ -181,7 +178,7 @@ def _find_groups(data: Data, asked: Context, groupby: str | None, definition: De
             raise
         logger.info(f"'de' is left out: the labels of the fit, '{key}', are not in this object. {hint}")
         return None
-    if definition != "scvi":  # for which unlabelled cells are a group, too
+    if definition.labelled:
         column = column.where(column != setup.unlabeled_category)
     groups = pd.Categorical(column.reindex(asked.cells.names))
     if len(groups.categories) > 1:
@@ -220,6 +217,6 @@ def _cells_to_keep(
     if groups is None:
         return ~everyone, ~everyone
     stained = everyone
-    if asked.cells.mask_table is not None and definition != "scvi":
+    if asked.cells.mask_table is not None and definition.masked:
         stained = asked.cells.mask_table.any(1)[asked.cells.mask_row].cpu().numpy()
     return choose_cells(groups, everyone, n, seed), choose_cells(groups, stained, n, seed)

@@ -32,13 +32,7 @@ def new_figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1)
 
 
 def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes] | None:
-    """The user's Axes as a list of `n`.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer.
-    """
+    """The user's Axes as a list of `n`."""
     if ax is None:
         return None
     given = [ax] if hasattr(ax, "plot") else list(np.ravel(ax))
@@ -48,19 +42,7 @@ def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes
 
 
 def finish(fig: Figure, axes, *, show: bool | None, return_fig: bool, own: bool):
-    """Show a figure or hand it back, as scanpy's plots do.
-
-    Parameters
-    ----------
-    fig, axes
-        What was drawn.
-    show
-        None: where the backend has a screen, and the figure is ours.
-    return_fig
-        Hand back the figure instead, not shown.
-    own
-        Whether the figure was made here, not by the user.
-    """
+    """Show a figure or hand it back, as scanpy's plots do."""
     if return_fig:
         return fig
     if can_show(own) if show is None else show:
@@ -130,22 +112,7 @@ def text_color(background) -> str:
 
 
 def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:
-    """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere.
-
-    Parameters
-    ----------
-    data
-        The object.
-    basis
-        `"umap"` means `X_umap`, then `umap`; `"rna:umap"` only that of the modality.
-    first
-        A part that is looked through before the others.
-
-    Raises
-    ------
-    ValueError
-        If only modalities have it, and several of them.
-    """
+    """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere."""
     mod, colon, rest = basis.partition(":")
     named = bool(colon) and isinstance(data, MuData) and mod in data.mod
     stem = (rest if named else basis).removeprefix("X_")

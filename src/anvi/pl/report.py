@@ -30,7 +30,7 @@ UNASSIGNED_LIMIT = 0.2
 RECALL_LIMIT = 0.5
 
 
-class Line(NamedTuple):
+class Finding(NamedTuple):
     """One thing that was looked at."""
 
     verdict: str  # "pass", "warn", "fail" or "unknown"
@@ -104,7 +104,7 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
 
 
 # what was looked at -----------------------------------------------------------------------------------------------
-def checks(fit: Fit) -> list[Line]:
+def checks(fit: Fit) -> list[Finding]:
     """Everything that the slots of a fit let one judge."""
     found = _training(fit)
     if fit.setup.get("classes"):
@@ -113,43 +113,43 @@ def checks(fit: Fit) -> list[Line]:
     if verdicts is not None:
         for row in verdicts.itertuples():
             what = f"{row.modality}: {row.metric} {row.statistic}, {row.cells} cells"
-            found.append(Line(str(row.verdict), what, f"{row.value:.3g} ({row.threshold}; {row.source})"))
+            found.append(Finding(str(row.verdict), what, f"{row.value:.3g} ({row.threshold}; {row.source})"))
     return found
 
 
-def _training(fit: Fit) -> list[Line]:
+def _training(fit: Fit) -> list[Finding]:
     table = fit.stored("history")
     if "validation_loss" not in table or not len(table):
-        return [Line("unknown", "length of the training", "no validation cells to judge it by")]
+        return [Finding("unknown", "length of the training", "no validation cells to judge it by")]
     best, n = int(np.argmin(table["validation_loss"].to_numpy())), len(table)
     last = best == n - 1 and n > 1
     text = f"best epoch {best + 1} of {n}" + (": may gain from more" if last else "")
-    lines = [Line("warn" if last else "pass", "length of the training", text)]
+    lines = [Finding("warn" if last else "pass", "length of the training", text)]
     gap = float(table["train_elbo"].iloc[best] - table["validation_elbo"].iloc[best])
     share = gap / abs(float(table["validation_elbo"].iloc[best]))
     verdict = "pass" if share < 0.05 else "warn"
     side = "below" if gap > 0 else "above"
     text = f"the bound of validation cells is {abs(gap):.1f} nats ({abs(share):.1%}) {side} that of training cells"
-    return [*lines, Line(verdict, "overfitting", text)]
+    return [*lines, Finding(verdict, "overfitting", text)]
 
 
-def _labels(fit: Fit) -> list[Line]:
+def _labels(fit: Fit) -> list[Finding]:
     labels = _given(fit)
     if labels is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
-        return [Line("unknown", "labels", "no labelled validation cells")]
+        return [Finding("unknown", "labels", "no labelled validation cells")]
     labels = labels.astype(object)
     frame = pd.DataFrame({"true": labels, "predicted": fit.prediction().astype(object)})
     split = fit.split().to_numpy()
     frame = frame[(split == "validation") & frame["true"].notna().to_numpy() & frame["predicted"].notna().to_numpy()]
     if not len(frame):
-        return [Line("unknown", "labels", "no labelled validation cells")]
+        return [Finding("unknown", "labels", "no labelled validation cells")]
     right = frame["true"] == frame["predicted"]
     recall = right.groupby(frame["true"]).mean()
     poor = [f"{name} ({value:.2f})" for name, value in recall.sort_values().items() if value < RECALL_LIMIT]
     text = f"accuracy {right.mean():.3f}, mean recall {recall.mean():.3f} over {len(frame):,} validation cells"
-    lines = [Line("pass" if right.mean() >= 0.8 else "warn", "labels", text)]
+    lines = [Finding("pass" if right.mean() >= 0.8 else "warn", "labels", text)]
     found = ", ".join(poor) if poor else f"no class is found in less than {RECALL_LIMIT:.0%} of its cells"
-    return [*lines, Line("warn" if poor else "pass", "recall of every class", found)]
+    return [*lines, Finding("warn" if poor else "pass", "recall of every class", found)]
 
 
 def _given(fit: Fit) -> pd.Series | None:
@@ -161,20 +161,20 @@ def _given(fit: Fit) -> pd.Series | None:
         return None
 
 
-def _confidence(fit: Fit) -> list[Line]:
+def _confidence(fit: Fit) -> list[Finding]:
     lines, table = [], fit.home.uns[fit.key].get("calibration")
     params = fit.home.uns[fit.key].get("params", {})
     if table is None and "temperature" in params:
         text = "confidence is calibrated as in the reference; not checked on these cells"
-        lines.append(Line("unknown", "calibration", text))
+        lines.append(Finding("unknown", "calibration", text))
     elif table is None:
-        lines.append(Line("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
+        lines.append(Finding("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
     else:
         for kind, part in table.groupby("cells_seen", observed=True):
             error = {when: expected_error(some) for when, some in part.groupby("when", observed=True)}
             verdict = "pass" if error["after"] <= ECE_LIMIT else "warn"
             text = f"error {error['after']:.3f} (before {error['before']:.3f}) on cells thinned as queries are"
-            lines.append(Line(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
+            lines.append(Finding(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
     column = slots.label(fit.key)
     if column in fit.home.obs:
         labels = _given(fit)
@@ -182,7 +182,7 @@ def _confidence(fit: Fit) -> list[Line]:
         share = float((fit.home.obs[column].astype(object) == slots.UNASSIGNED)[asked].mean())
         if np.isfinite(share):
             verdict = "pass" if share <= UNASSIGNED_LIMIT else "warn"
-            lines.append(Line(verdict, "cells of no known type", f"{share:.1%} of the cells without a label"))
+            lines.append(Finding(verdict, "cells of no known type", f"{share:.1%} of the cells without a label"))
     return lines
 
 
@@ -234,7 +234,7 @@ def _facts(fit: Fit) -> str:
     return f"<h1>{html.escape(fit.key)}</h1>\n<table>{body}</table>"
 
 
-def _lines(lines: list[Line]) -> str:
+def _lines(lines: list[Finding]) -> str:
     rows = "".join(
         f"<tr><td><span class='{verdict}'>{verdict}</span></td><th>{what}</th><td>{found}</td></tr>"
         for verdict, what, found in (map(html.escape, line) for line in lines)  # a file may be a stranger's

@@ -17,7 +17,7 @@ from anvi._data.containers import Data, Source
 from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
 from anvi._model import Model
 from anvi._posterior import attribute
-from anvi._posterior.attribute import Kept, Question, find_baselines
+from anvi._posterior.attribute import ExplainedCells, SingleCells, find_baselines
 from anvi._posterior.encode import block_seed
 from anvi.settings import with_bar
 
@@ -169,11 +169,11 @@ def attributions(
     found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, key)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
-    question = Question(cells, index, found, aim, predicted, fitted.classes, setup.counts)
+    question = ExplainedCells(cells, index, found, aim, predicted, fitted.classes, setup.counts)
     starts = find_baselines(question, baseline, seed)
 
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
-    kept, code = Kept(), found.code.numpy()
+    kept, code = SingleCells(), found.code.numpy()
     stream = attribute.explain(fitted, cells, index.to(cells.label.device), question.weights(), starts, n_steps)
     for part in with_bar(stream, len(index), "attributions", lambda part: len(part.index)):
         totals.add(part, code[part.index.cpu().numpy()])

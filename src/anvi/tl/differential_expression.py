@@ -268,7 +268,7 @@ def _genes(asked: Context, populations, comparisons, draws: differential.Posteri
     elif offset == "scvi":
         rare, offset = differential.rarely_seen(asked.cells, populations, comparisons), math.nan
     values = differential.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = differential.How(how.mode, how.delta, offset, seed)
+    options = differential.Options(how.mode, how.delta, offset, seed)
     return names, differential.compare(values, len(names), draws, comparisons, options, rare=rare)
 
 
@@ -279,7 +279,7 @@ def _proteins(asked: Context, comparisons, draws: differential.PosteriorDraws, h
     if len(names) < len(measured):
         logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
     values = differential.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = differential.How(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
+    options = differential.Options(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
     result = differential.compare(values, len(names), draws, comparisons, options)
     means = {side: getattr(result, side) - differential.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
     return names, result._replace(**means)

@@ -15,7 +15,7 @@ from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
-from anvi._posterior.predictive import Piece, draw_counts
+from anvi._posterior.predictive import CountDraws, draw_counts
 
 from ._ask import Axes, ask
 from ._fit import RandomState
@@ -139,7 +139,7 @@ CHUNK_BYTES = 4 * 2**20
 
 def stream(
     path: Path,
-    pieces: Iterable[Piece],
+    pieces: Iterable[CountDraws],
     rows: np.ndarray,
     dims: dict[str, tuple[str, ...]],
     coords: dict[str, np.ndarray],
