@@ -398,16 +398,16 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_700,
-    "_data": 2_640,
-    "_fit": 900,
-    "_posterior": 1_750,
-    "io": 1_090,
-    "metrics": 1_000,
-    "nn": 1_500,
-    "pl": 2_150,
-    "pp": 390,
-    "tl": 1_900,
+    "": 1_880,
+    "_data": 2_880,
+    "_fit": 960,
+    "_posterior": 1_650,
+    "io": 1_120,
+    "metrics": 1_030,
+    "nn": 1_570,
+    "pl": 2_100,
+    "pp": 400,
+    "tl": 1_740,
 }
 
 

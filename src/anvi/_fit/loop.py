@@ -52,7 +52,8 @@ def load_checkpoint(path: Path, state, fingerprint: str) -> None:
     """
     try:
         raw = path.read_bytes()
-        scalars, tensors = parse_json(unsealed(raw, required=True)["state"]), load(raw)
+        scalars: Any = parse_json(unsealed(raw, required=True)["state"])
+        tensors = load(raw)
         _check_scalars(scalars)
     except OSError:
         raise
