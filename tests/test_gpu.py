@@ -142,7 +142,8 @@ def run_steps(run, prepared, n, *, kl=0.5, fooling=None, room=None):
     for choice in choices:
         more = {} if room is None else {"room": room}
         done = run(state, cells, choice, group, Weights(kl, 1.0, 50.0), plan, fooling=fooling, **more)
-        seen.append((float(done.loss), {name: float(value) for name, value in done.sums.items()}))
+        sums = dict(zip(done.names, done.numbers[1:].tolist(), strict=True))
+        seen.append((float(done.loss), sums))
     return seen
 
 

@@ -332,7 +332,8 @@ def _isotype(text: str, says_anti: bool) -> tuple[str | None, str, str | None] |
             return None
         for clone, what in ISOTYPE_CLONES.items():
             if _key(clone) in _key(text):
-                return *what.split(), clone
+                species, kind = what.split()
+                return species, kind, clone
         return species, "unknown", None
     kind = found[1].replace(" ", "")
     rest = re.sub(r"\b(?:kappa|lambda|k|armenian|syrian)\b", " ", words.replace(found[0], " "))
