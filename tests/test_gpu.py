@@ -81,7 +81,9 @@ def prepare(read):
     def prepare(name, device="cuda", n_classes=4, **options):
         setup, cells = read[name, n_classes]
         device = choose_device(device)
-        network = make_network(make_config(name, setup, {"n_hidden": 16}), cells, 0).to(device)
+        network = make_network(make_config(name, setup, {"n_hidden": 16} | (network_options or {})), cells, 0).to(
+            device
+        )
         train, _ = split(cells, 0.9, loop.generator(0))
         options = {"adversary": False, "thin_counts": 0.0, "hide_proteins": 0.0} | options
         plan = Plan(batch_size=64, **options).for_cells(len(train), warm_start=False)
@@ -98,10 +100,12 @@ def prepare(read):
 def start(read):
     """What :func:`loop.fit` takes, on a device."""
 
-    def start(name="totalanvi", device="cuda", **options):
+    def start(name="totalanvi", device="cuda", network_options=None, **options):
         setup, cells = read[name, 4]
         device = choose_device(device)
-        network = make_network(make_config(name, setup, {"n_hidden": 16}), cells, 0).to(device)
+        network = make_network(make_config(name, setup, {"n_hidden": 16} | (network_options or {})), cells, 0).to(
+            device
+        )
         train, validation = split(cells, 0.9, loop.generator(0))
         options = {"max_epochs": 3, "batch_size": 64, "adversary": False} | options
         return network, cells.to(device), train, validation, Plan(**options).for_cells(len(train), warm_start=False)
@@ -319,11 +323,13 @@ def test_the_user_has_set_the_precision_of_products(gpu, start, precision):
 def test_fit(gpu, start, counted, name):
     """One graph for a whole fit without adversary; on a pretend device the numbers of the CPU, padded."""
     counts = counted()
-    network, *rest = start(name, early_stopping=False)
+    still = {"dropout_encoder": 0.0, "dropout_decoder": 0.0}  # CUDA draws its masks in another way
+    still |= {"dropout_u": 0.0} if name.endswith("anvi") else {}
+    network, *rest = start(name, network_options=still, early_stopping=False)
     history = loop.fit(network, *rest, random_state=0)
     assert counts["captures"] == 1 and counts["replays"] > 10
     assert np.isfinite(history.to_numpy(dtype=float)).all()
-    on_cpu, *rest = start(name, device="cpu", early_stopping=False)
+    on_cpu, *rest = start(name, device="cpu", network_options=still, early_stopping=False)
     expected = loop.fit(on_cpu, *rest, random_state=0)
     if gpu:  # padding is added up, too, and so is rounding
         np.testing.assert_allclose(history["train_loss"], expected["train_loss"], rtol=2e-2)

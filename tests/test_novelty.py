@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import quiet_mudata
+from safetensors.torch import save
 from sklearn.metrics import roc_auc_score
 
 import anvi as av
@@ -184,7 +185,11 @@ def test_a_model_of_schema_1_stays_the_same_and_tells_nothing_of_novelty(fitted,
     earlier, weights = of_schema_1(fitted)
     assert earlier.weights().keys() == weights.keys()  # and with them the fingerprint, by which minified data know it
     copy = fitted.copy()
-    copy.uns["totalanvi"]["model"] = earlier.to_slot() | {"config": json.dumps(earlier.facts() | {"schema": 1})}
+    copy.uns["totalanvi"]["model"] = {  # as it was stored before there were checksums
+        "config": json.dumps(earlier.facts() | {"schema": 1}),
+        "weights": np.frombuffer(save(earlier.weights()), dtype=np.uint8).copy(),
+        "format": "anvi safetensors",
+    }
     av.tl.predict(copy, coverage=0.9)  # the cells of prediction sets are still there
     assert "of an earlier anvi: no novelty" in caplog.text
     assert "totalanvi_novelty" not in copy.obs and "Unassigned" not in set(copy.obs["totalanvi_label"])

@@ -194,7 +194,7 @@ class Stack(nn.Module):
                 h = functional.layer_norm(h, h.shape[-1:])
             if not self.training or self.dropout == 0:
                 h = functional.relu(h)
-            elif draws.generator is not None and (kernels := sparse.kernels_for(h)) is not None:
+            elif (kernels := sparse.kernels_for(h)) is not None and draws.generator is not None:
                 h = kernels.relu_dropout(h, draws.chosen(h, 1 - self.dropout), 1 / (1 - self.dropout))
             else:
                 h = functional.relu(h)
