@@ -81,7 +81,7 @@ def prepare(read):
     def prepare(name, device="cuda", n_classes=4, **options):
         setup, cells = read[name, n_classes]
         device = choose_device(device)
-        network = make_network(make_config(name, setup, {"n_hidden": 16} | (network_options or {})), cells, 0).to(
+        network = make_network(make_config(name, setup, {"n_hidden": 16}), cells, 0).to(
             device
         )
         train, _ = split(cells, 0.9, loop.generator(0))
