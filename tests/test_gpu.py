@@ -81,9 +81,7 @@ def prepare(read):
     def prepare(name, device="cuda", n_classes=4, **options):
         setup, cells = read[name, n_classes]
         device = choose_device(device)
-        network = make_network(make_config(name, setup, {"n_hidden": 16}), cells, 0).to(
-            device
-        )
+        network = make_network(make_config(name, setup, {"n_hidden": 16}), cells, 0).to(device)
         train, _ = split(cells, 0.9, loop.generator(0))
         options = {"adversary": False, "thin_counts": 0.0, "hide_proteins": 0.0} | options
         plan = Plan(batch_size=64, **options).for_cells(len(train), warm_start=False)
