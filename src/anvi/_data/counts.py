@@ -314,9 +314,7 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     slots = [slot for slot in (f"{key}_names", "protein_names") if slot in adata.uns]  # the latter as in scvi-tools
     if isinstance(table, pd.DataFrame):
         names = tuple(map(str, table.columns))
-    elif slots and setup.proteins != _nameless(
-        table.shape[1]
-    ):  # a model of proteins without names knows the order only
+    elif slots and setup.proteins != _nameless(table.shape[1]):  # a model of proteins without names knows their order
         names = tuple(map(str, np.asarray(adata.uns[slots[0]], dtype=object).ravel()))
         if len(names) != table.shape[1]:
             raise ValueError(
