@@ -215,6 +215,22 @@ def test_weights_are_finite_and_float32(slot, change, told):
         Model.from_slot(spoil(slot, **{"rna.scale.bias": change}), pd.DataFrame())
 
 
+def test_variances_of_norms_are_not_negative(slot):
+    """The probabilities would be NaN."""
+    name = "encoder.stack.norm.0.running_var"
+    with pytest.raises(ValueError, match=f"'{name}' holds a negative variance"):
+        Model.from_slot(spoil(slot, **{name: lambda value: -value}), pd.DataFrame())
+
+
+def test_what_is_not_finite_is_no_answer(slot, fitted):
+    """Weights can be finite and too large."""
+    changed = spoil(slot, **{"encoder.mean.weight": lambda value: torch.full_like(value, 3e38)})
+    model = Model.from_slot(changed, pd.DataFrame())
+    for verb in (av.tl.latent, av.tl.predict):
+        with pytest.raises(ValueError, match="gives no finite .* for the cell 'cell_"):
+            verb(fitted, model=model)
+
+
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), None, "1", True], ids=repr)
 def test_temperatures_are_positive(slot, temperature):
     """A13: a confidence of NaN."""

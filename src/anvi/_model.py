@@ -238,6 +238,8 @@ def check_numbers(weights: dict[str, Tensor]) -> None:
             raise ValueError(f"The stored model is damaged: '{name}' is {value.dtype}, not float32. Fit again.")
         if name != f"{LANDMARKS}.own" and not bool(value.isfinite().all()):
             raise ValueError(f"The stored model is damaged: '{name}' holds NaN or infinite numbers. Fit again.")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise ValueError(f"The stored model is damaged: '{name}' holds a negative variance. Fit again.")
 
 
 def _check_landmarks(landmarks: Landmarks, config: Config) -> None:

@@ -109,6 +109,13 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
             logits = network.labels.classify(z, Draws())
             logits = logits if temperature is None else logits / temperature[block.index]
             proba[block.rows] = logits.softmax(-1).cpu()
+    for part, what in ((mean, "latent vector"), (var, "latent variance"), (proba, "probabilities")):
+        if part is not None and not bool(part.isfinite().all()):
+            cell = cells.names[int((~part.isfinite().all(1)).nonzero()[0])]
+            raise ValueError(
+                f"The model '{model.key}' gives no finite {what} for the cell '{cell}': its weights are damaged, or "
+                "the counts are extreme (pp.check)."
+            )
     return Embedding(mean.numpy(), var.numpy(), None if proba is None else proba.numpy())
 
 
