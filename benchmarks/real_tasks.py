@@ -26,6 +26,8 @@ import numpy as np
 import pandas as pd
 import torch
 from mudata import MuData
+from scipy.stats import rankdata, t
+from sklearn.metrics import f1_score
 
 import anvi as av
 
@@ -168,52 +170,87 @@ def variable(rna) -> np.ndarray:
     return variance >= np.sort(variance)[-min(N_GENES, rna.n_vars)]
 
 
-# what is read out: all arrays that read-outs of one fit are made of --------------------------------------------------
+# answers: many read-outs of one fit, and baselines -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a fit says, before any rule makes an answer of it."""
+class Answer:
+    """What a method says; None where it says nothing of the kind."""
 
-    both: np.ndarray  # (cells, latent) proteins seen where they are shown
-    rna: np.ndarray  # (cells, latent) RNA alone
-    own: np.ndarray  # (cells, proteins) decoded at `both` in each cell's own batch, with background
-    rna_own: np.ndarray  # (cells, proteins) decoded at `rna`, own batch
-    moved: np.ndarray  # (cells, proteins) decoded at `both` in the reference's batch
-    proba: np.ndarray  # (cells, classes)
-    classes: np.ndarray
-    pcs: np.ndarray  # (cells, 50)
-    seconds: float
+    proba: pd.DataFrame | None = None  # (query cells, classes)
+    log_proteins: np.ndarray | None = None  # (cells, proteins) log1p of imputed counts
+    interval: tuple[np.ndarray, np.ndarray] | None = None  # (cells, proteins) each, in counts; meant to hold 90 %
 
 
-def fit(problem: Problem, seed: int, options: dict) -> Fitted:
-    """anvi's joint model with its defaults, and principal components."""
-    from dataclasses import replace
-
-    from anvi._posterior import encode
-    from anvi.tl._ask import ask
-
-    begun = time.perf_counter()
-    mdata = problem.mdata
+def anvi_answers(problem: Problem, seed: int, options: dict) -> tuple[dict[str, Answer], float]:
+    """One default fit of TotalANVI, and everything that is read out of it; and the seconds of the fit."""
+    mdata, begun = problem.mdata, time.perf_counter()
     av.tl.totalanvi(mdata, "label", batch_key="batch", random_state=seed, **options)
     seconds = time.perf_counter() - begun
-    model, _, setup, cells = ask(mdata, None)
-    order = pd.Index(cells.names).get_indexer(mdata.obs_names)
-    both = encode.embed(model, cells)
-    blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
-    rna = encode.embed(model, blind)
-    column = pd.Index(setup.proteins).get_indexer(problem.mdata["prot"].var_names)
-    values = []
-    reference = setup.batches.index(problem.mdata.obs["batch"].iloc[np.flatnonzero(~problem.query)[0]])
-    from anvi._data.features import find_features
-    from anvi._posterior.denoise import Sweep, expected
+    whole = {"modality": "prot", "include_background": True, "inplace": False}
+    reference = str(mdata.obs["batch"].iloc[np.flatnonzero(~problem.query)[0]])
+    from anvi import _model
 
-    features = find_features(setup, None, setup.prot_mod)
-    for part, sweep in ((cells, Sweep()), (blind, Sweep()), (cells, Sweep(codes=(reference,)))):
-        values.append(expected(model, part, features, sweep, include_background=True).prot[order][:, column])
-    classes = np.array(model.classes)
-    pcs = components(problem)
-    return Fitted(both.mean[order], rna.mean[order], *values, both.proba[order], classes, pcs, seconds)
+    model = av.get.model(mdata)
+    bare = _model.Model(model.name, model.setup, model.network, model.history, model.info)  # decodes everything
+    columns = list(mdata["prot"].var_names)
+
+    def decoded(**where) -> np.ndarray:
+        return np.log1p(
+            av.tl.denoise(mdata, **{"model": bare, **whole, **where})["prot"].to_pandas()[columns].to_numpy()
+        )
+
+    names, latent = mdata.obs_names[problem.query], np.asarray(mdata.obsm["X_totalanvi"])
+    proba = av.get.proba(mdata).loc[names]
+    near = neighbour_labels(problem, latent, proba.columns, 15)
+    answers = {
+        "classifier, decoder": Answer(proba, decoded()),
+        "decoder, reference's batch": Answer(None, decoded(transform_batch=reference)),
+        "neighbours in latent": Answer(near, neighbour_proteins(problem, latent, 30)),
+        "classifier and neighbours": Answer((proba + near) / 2),
+    }
+    try:
+        found = av.tl.denoise(mdata, model=model, return_interval=0.9, **whole)
+        ends = tuple(found[name].to_pandas()[columns].to_numpy() for name in ("prot_lower", "prot_upper"))
+        answers["default"] = Answer(proba, np.log1p(found["prot"].to_pandas()[columns].to_numpy()), ends)
+    except ValueError:  # nothing to impute: the decoder is the default
+        answers["default"] = answers["classifier, decoder"]
+    return answers, seconds
+
+
+def baseline_answers(problem: Problem) -> dict[str, Answer]:
+    """Logistic regression for labels and the 30 nearest for labels and proteins, on components."""
+    from sklearn.linear_model import LogisticRegression
+
+    pcs, labels = components(problem), problem.mdata.obs["label"].to_numpy().astype(str)
+    known = labels != "Unknown"
+    classifier = LogisticRegression(max_iter=2_000).fit(pcs[known], labels[known])
+    names = problem.mdata.obs_names[problem.query]
+    proba = pd.DataFrame(classifier.predict_proba(pcs[problem.query]), names, classifier.classes_)
+    near = neighbour_labels(problem, pcs, classifier.classes_, 30)
+    return {"logistic regression": Answer(proba), "kNN on PCs": Answer(near, neighbour_proteins(problem, pcs, 30))}
+
+
+def neighbour_proteins(problem: Problem, space: np.ndarray, k: int) -> np.ndarray:
+    """Mean log1p counts of the nearest reference cells `(cells, proteins)`."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    reference = ~problem.query
+    values = np.log1p(problem.y[reference])
+    return KNeighborsRegressor(min(k, len(values))).fit(space[reference], values).predict(space)
+
+
+def neighbour_labels(problem: Problem, space: np.ndarray, classes, k: int) -> pd.DataFrame:
+    """Shares of the classes among the nearest labelled cells `(query cells, classes)`."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    labels = problem.mdata.obs["label"].to_numpy().astype(str)
+    known = labels != "Unknown"
+    model = KNeighborsClassifier(k).fit(space[known], labels[known])
+    proba = pd.DataFrame(
+        model.predict_proba(space[problem.query]), problem.mdata.obs_names[problem.query], model.classes_
+    )
+    return proba.reindex(columns=classes, fill_value=0.0)
 
 
 def components(problem: Problem) -> np.ndarray:
@@ -229,3 +266,106 @@ def components(problem: Problem) -> np.ndarray:
     rna.X = np.clip(x, -10, 10)
     sc.pp.pca(rna, n_comps=50)
     return rna.obsm["X_pca"]
+
+
+# scores ---------------------------------------------------------------------------------------------------------------
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's; 0 where a side is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / size) if size > 0 else 0.0
+
+
+def score(problem: Problem, answer: Answer) -> dict[str, float]:
+    """All measures of one answer, over query cells and hidden proteins."""
+    scores = {}
+    truth = problem.truth[problem.query]
+    if answer.proba is not None and problem.labelled and (truth != "Unknown").any():
+        known = truth != "Unknown"
+        proba, classes = answer.proba.to_numpy(dtype=float)[known], answer.proba.columns.to_numpy().astype(str)
+        truth, predicted = truth[known], classes[proba.argmax(1)]
+        right = predicted == truth
+        code = pd.Index(classes).get_indexer(truth)
+        hot = np.zeros_like(proba)
+        hot[np.flatnonzero(code >= 0), code[code >= 0]] = 1
+        bins = np.minimum((proba.max(1) * 10).astype(int), 9)
+        gaps = [abs(right[bins == i].mean() - proba.max(1)[bins == i].mean()) * (bins == i).mean() for i in set(bins)]
+        scores |= {
+            "accuracy": float(right.mean()),
+            "macro_f1": float(f1_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0)),
+            "ece": float(sum(gaps)),
+            "brier": float(((proba - hot) ** 2).sum(1).mean()),
+        }
+    hidden = problem.hidden
+    if answer.log_proteins is not None and hidden.any():
+        real, guess = np.log1p(np.where(hidden, problem.y, 0)), answer.log_proteins
+        columns = [(real[rows, j], guess[rows, j]) for j, rows in enumerate(hidden.T) if rows.sum() > 4]
+        columns = [(a, b) for a, b in columns if a.std() > 0]
+        scores["pearson"] = float(np.mean([correlation(a, b) for a, b in columns]))
+        scores["spearman"] = float(np.mean([correlation(rankdata(a), rankdata(b)) for a, b in columns]))
+        cells = [(real[i, some], guess[i, some]) for i, some in enumerate(hidden) if some.sum() > 4]
+        if cells:
+            scores["pearson_cell"] = float(np.mean([correlation(a, b) for a, b in cells]))
+            scores["spearman_cell"] = float(np.mean([correlation(rankdata(a), rankdata(b)) for a, b in cells]))
+        scores["rmse"] = float(np.sqrt(((real - guess)[hidden] ** 2).mean()))
+    if answer.interval is not None and hidden.any():
+        lower, upper = answer.interval
+        inside = (problem.y >= lower - 1e-4) & (problem.y <= upper + 1e-4)
+        scores["held"] = float(inside[hidden].mean())
+    return scores
+
+
+SHOWN = ("accuracy", "macro_f1", "ece", "brier", "pearson", "spearman", "pearson_cell", "spearman_cell", "rmse", "held")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", default="report", help="'choose', 'report' or names separated by ';'")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--option", action="append", default=[], help="name=value, passed to the fits")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore")
+    av.settings.progress = False
+    options = {name: ast.literal_eval(value) for name, value in (text.split("=", 1) for text in arguments.option)}
+    names = {"choose": list(CHOOSE), "report": list(REPORT)}.get(arguments.tasks, arguments.tasks.split(";"))
+    samples, rows = read_samples(Path(os.environ["ANVI_DATA_DIR"])), []
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        for name in names:
+            problem = pose(samples, (CHOOSE | REPORT)[name], seed)
+            answers = baseline_answers(problem)
+            of_anvi, seconds = anvi_answers(problem, seed, options)
+            for method, answer in (answers | of_anvi).items():
+                row = {"task": name, "seed": seed, "method": method, **score(problem, answer)}
+                rows.append(row | ({"seconds": round(seconds, 1)} if method in of_anvi else {}))
+                shown = ", ".join(f"{key} {row[key]:.3f}" for key in SHOWN if key in row)
+                print(f"{name}, seed {seed}, {method}: {shown}", flush=True)
+            if arguments.out is not None:
+                facts = {"options": options, "anvi": av.__version__, "torch": torch.__version__}
+                facts |= {"python": platform.python_version(), "command": " ".join(sys.argv)}
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                arguments.out.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    print(table(pd.DataFrame(rows)))
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Means over seeds by task and method; and how far the default is ahead of kNN, paired, with a 95 % interval."""
+    shown = [name for name in SHOWN if name in rows]
+    parts = [rows.groupby(["task", "method"], sort=False)[shown].mean().round(3).to_string(na_rep="")]
+    wide = rows.pivot_table(index=["task", "seed"], columns="method", values=["pearson", "spearman"])
+    for name in ("pearson", "spearman"):
+        ahead = (wide[name]["default"] - wide[name]["kNN on PCs"]).dropna()
+        by_task = ahead.groupby("task", sort=False).agg(["mean", "std", "count"])
+        half = t.ppf(0.975, (by_task["count"] - 1).clip(lower=1)) * by_task["std"] / np.sqrt(by_task["count"])
+        lines = [f"{task}: {by_task['mean'][task]:+.3f} +- {half[task]:.3f}" for task in by_task.index]
+        parts.append(f"\n{name}, default ahead of kNN on PCs\n" + "\n".join(lines))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

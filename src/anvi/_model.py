@@ -17,12 +17,12 @@ from . import _files
 from ._data.setup import Setup
 from .nn import PRESETS, VAE, Config
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the stored form; raised when an older anvi could not read it."""
 SEALED = "anvi safetensors, sealed"
 """Format of the slot whose weights have a checksum; before, it was "anvi safetensors"."""
-LANDMARKS = "landmarks"
-"""Prefix of the landmarks among the stored tensors."""
+LANDMARKS, IMPUTATION = "landmarks", "imputation"
+"""Prefixes of the landmarks, and of what proteins are imputed by, among the stored tensors."""
 
 
 class NewerSchema(ValueError):
@@ -41,6 +41,23 @@ class Landmarks(NamedTuple):
     centre: Tensor | None = None  # (kinds, classes with training cells, latent) mean of a class
     whiten: Tensor | None = None  # (kinds, latent, latent) times this, cells scatter by 1 in every direction
     latent: Tensor | None = None  # (kinds, landmarks, latent) of schema 1
+
+
+class Imputation(NamedTuple):
+    """What proteins that a batch did not measure are imputed by; models of schema 2 and before have none."""
+
+    genes: Tensor  # (some genes,) positions among the model's
+    center: Tensor  # (batches, some genes) means of log-normalised genes
+    scale: Tensor  # (batches, some genes) their standard deviations
+    loading: Tensor  # (some genes, components)
+    latent: Tensor  # (landmarks, latent) measured cells, encoded without their proteins
+    components: Tensor  # (landmarks, components)
+    y: Tensor  # (landmarks, proteins) log1p counts, NaN where not measured
+    batch: Tensor  # (landmarks,) codes
+    slope: Tensor  # (components, proteins)
+    intercept: Tensor  # (proteins,)
+    residuals: Tensor  # (proteins, 101) quantiles of held-out cells' errors, in units of the neighbours' scatter
+    measured: Tensor  # (batches, proteins) bool: in any cell of the batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +84,7 @@ class Model:
     history: pd.DataFrame
     info: dict
     landmarks: Landmarks | None = None
+    imputation: Imputation | None = None
 
     @property
     def config(self) -> Config:
@@ -104,11 +122,11 @@ class Model:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the network, and the landmarks, on the CPU."""
+        """Parameters and buffers of the network, the landmarks and what imputes proteins, on the CPU."""
         tensors = self.network.state_dict()
-        if self.landmarks is not None:
-            stored = {name: value for name, value in self.landmarks._asdict().items() if value is not None}
-            tensors |= {f"{LANDMARKS}.{name}": value for name, value in stored.items()}
+        for prefix, part in ((LANDMARKS, self.landmarks), (IMPUTATION, self.imputation)):
+            stored = {} if part is None else part._asdict()
+            tensors |= {f"{prefix}.{name}": value for name, value in stored.items() if value is not None}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def fingerprint(self) -> str:
@@ -136,17 +154,18 @@ class Model:
             _check_sizes(config, setup)
             _check_info(facts["info"])
             _check_history(history)
-            check_numbers(weights)
+            check_numbers({name: value for name, value in weights.items() if not name.startswith(f"{IMPUTATION}.")})
             with torch.device("meta"):  # sizes only: what does not fit the weights takes no memory
                 network = VAE(config)
-            marks = {name: value for name, value in weights.items() if name.startswith(f"{LANDMARKS}.")}
-            own = {name: value for name, value in weights.items() if name not in marks}
+            own, marks, imputing = _parted(weights, LANDMARKS, IMPUTATION)
             network.load_state_dict(own, assign=True)
-            marks = {name.removeprefix(f"{LANDMARKS}."): value for name, value in marks.items()}
             landmarks = Landmarks(**marks) if marks else None
             if landmarks is not None:
                 _check_landmarks(landmarks, config)
-            return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks)
+            imputation = Imputation(**imputing) if imputing else None
+            if imputation is not None:
+                _check_imputation(imputation, config)
+            return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks, imputation)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:
@@ -240,6 +259,42 @@ def check_numbers(weights: dict[str, Tensor]) -> None:
             raise ValueError(f"The stored model is damaged: '{name}' holds NaN or infinite numbers. Fit again.")
         if name.endswith("running_var") and bool((value < 0).any()):
             raise ValueError(f"The stored model is damaged: '{name}' holds a negative variance. Fit again.")
+
+
+def _parted(weights: dict[str, Tensor], *prefixes: str) -> list[dict[str, Tensor]]:
+    """The network's own tensors, then those under each prefix, without it."""
+    parts = [{}, *({} for _ in prefixes)]
+    for name, value in weights.items():
+        prefix, _, rest = name.partition(".")
+        if prefix in prefixes:
+            parts[1 + prefixes.index(prefix)][rest] = value
+        else:
+            parts[0][name] = value
+    return parts
+
+
+def _check_imputation(part: Imputation, config: Config) -> None:
+    """Raise a ValueError unless the tensors have the network's sizes, are finite, and point at what is there."""
+    batches, proteins = config.n_batches, config.n_proteins
+    genes, components, cells = len(part.genes), part.loading.shape[-1], len(part.y)
+    sizes = {
+        "center": (batches, genes),
+        "scale": (batches, genes),
+        "loading": (genes, components),
+        "latent": (cells, config.n_latent),
+        "components": (cells, components),
+        "y": (cells, proteins),
+        "slope": (components, proteins),
+        "intercept": (proteins,),
+        "residuals": (proteins, 101),
+    }
+    codes = {"genes": (part.genes, genes, config.n_genes), "batch": (part.batch, cells, batches)}
+    fit = all(_has_size(getattr(part, name), size) for name, size in sizes.items())
+    fit &= part.measured.dtype == torch.bool and part.measured.shape == (batches, proteins)
+    for code, length, limit in codes.values():
+        fit &= code.dtype == torch.int64 and code.shape == (length,) and bool(((code >= 0) & (code < limit)).all())
+    if not fit or not all(bool(getattr(part, name).isfinite().all()) for name in sizes if name != "y"):
+        raise ValueError("The stored model is damaged: its imputation does not fit its network. Fit again.")
 
 
 def _check_landmarks(landmarks: Landmarks, config: Config) -> None:

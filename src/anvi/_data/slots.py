@@ -39,6 +39,8 @@ panel = "{}_panel".format  # obs (categorical): panel of a mapped cell, where th
 covariate = "{}_covariate_{}".format  # obs (categorical): covariate of a mapped cell, where the query does not say it
 denoised = "{}_denoised".format  # layers (float32 array): denoised expression, in each modality
 prot_denoised = "{}_prot_denoised".format  # obsm (DataFrame): denoised proteins of every cell, stained or not
+prot_lower = "{}_prot_lower".format  # obsm (DataFrame): lower ends of the intervals of imputed proteins
+prot_upper = "{}_prot_upper".format  # obsm (DataFrame): their upper ends
 foreground = "{}_foreground".format  # layers (float32 array): foreground probabilities, in the protein modality
 prot_foreground = "{}_prot_foreground".format  # obsm (DataFrame): foreground probabilities of every cell
 correlation = "{}_correlation".format  # varp (float32 array): correlation of features
@@ -52,6 +54,8 @@ mask_code = "{}_measured".format  # obs (categorical): which proteins were measu
 OF_QUESTIONS = (
     denoised,
     prot_denoised,
+    prot_lower,
+    prot_upper,
     foreground,
     prot_foreground,
     correlation,

@@ -38,14 +38,17 @@ class Plan:
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. A model
         that is to label cells (`transfer`) gets 2,000 steps, for what it learns later does not carry over to other
-        batches; it sees half of the cells thinned and a fifth without their proteins, or half where some have none
+        batches, and of fewer than 4,000 cells one step for two cells (at least 400 steps); it sees half of the cells thinned and a fifth without their proteins, or half where some have none
         (`unstained`), and its divergences count less.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))
         epochs = self.max_epochs
         if epochs is None:
-            epochs = min(400, max(15, math.ceil((2_000 if transfer else 5_000) / steps)))
+            wanted = 2_000 if transfer else 5_000
+            if transfer and not warm_start:
+                wanted = min(wanted, max(400, n_train // 2))
+            epochs = min(400, max(15, math.ceil(wanted / steps)))
             epochs = max(5, epochs // 3) if warm_start else epochs
         patience = self.patience if self.patience is not None else max(5, epochs // 5)
         labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2

@@ -34,6 +34,7 @@ from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelty_of
+from anvi._posterior.imputation import with_imputation
 from anvi._runtime import own_torch
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
@@ -166,6 +167,7 @@ def run_fit(
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
+    model = with_imputation(model, on_device, train_cells, validation_cells, seed)
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
     data = slots.own(data, copy)

@@ -15,6 +15,7 @@ from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior import expected
 from anvi._posterior.expected import Sweep, expected_expression
+from anvi._posterior.imputation import impute
 
 from ._ask import Axes, Context, ask
 from ._fit import RandomState
@@ -34,6 +35,7 @@ def denoise(
     return_mean: bool = True,
     features: Sequence[str] | None = None,
     include_background: bool = False,
+    return_interval: float | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
     prot_obsm: str | None = None,
@@ -48,6 +50,11 @@ def denoise(
     background, :math:`(1 - \sigma(m)) \beta f`, or with `include_background` the whole expected count,
     :math:`\sigma(m) \beta + (1 - \sigma(m)) \beta f`, where :math:`\beta` is the background, :math:`f` how far the
     foreground is above it, and :math:`\sigma(m)` the probability of background.
+
+    Proteins that nothing was measured of, neither in the cell's batch nor (for cells without any) in the cell, are not
+    decoded but imputed: two thirds the mean log count of the 30 nearest measured cells, in latent vectors and principal
+    components of RNA together, and one third a ridge regression on these components. With `include_background` it is a
+    count as the measured cells have it; without, the decoder's share of foreground of that.
 
     Parameters
     ----------
@@ -75,6 +82,10 @@ def denoise(
     include_background
         Count the background of a protein, too: closer to measured counts, and what to compare with them; without it,
         closer to what is on the cell.
+    return_interval
+        How often an interval is to hold the count that would have been measured, between 0 and 1: its ends are
+        returned, too, for imputed proteins (NaN elsewhere). That is so for cells like the held-out ones of the
+        reference; a kit of another scale, or another tissue, is beyond what it knows.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -99,8 +110,10 @@ def denoise(
         Proteins in counts, of every cell whether stained or not ("/" in a name is "|" in the column).
     `mdata['prot'].layers['{key}_denoised']` : float32 array (cells, proteins)
         The same for the cells of the protein modality; an AnnData has no place for it.
+    `mdata.obsm['{key}_prot_lower']`, `mdata.obsm['{key}_prot_upper']` : DataFrame (cells, proteins)
+        Ends of the interval, with `return_interval`; in a Dataset `prot_lower` and `prot_upper`.
     `uns[key]['denoise']` : dict
-        By modality, how it was asked for.
+        By modality, how it was asked for; for proteins `imputed`, too: the share of cells in which each was imputed.
 
     Raises
     ------
@@ -109,6 +122,10 @@ def denoise(
 
     Notes
     -----
+    What is averaged over samples or batches, or decoded as in another batch, comes from the decoder alone, and so does
+    everything of minified data, and of models that an earlier anvi or scvi-tools fitted. How good imputation is on real
+    queries, and where it fails: `docs/how_good.md`.
+
     Source: Lopez et al. 2018; Gayoso et al. 2021 (proteins). A per-batch efficiency of a model of scvi-tools is left
     out, as there: such proteins are in counts of a batch of efficiency 1.
 
@@ -124,6 +141,8 @@ def denoise(
     ['G001', 'P01']
     """
     n_samples, library_size = check_samples(n_samples), _check_library(library_size)
+    decodes_own = transform_batch is None and n_samples == 1 and return_mean
+    _check_interval(return_interval, decodes_own and features is None)
     inplace = inplace and return_mean and features is None
     asked = ask(
         data,
@@ -149,6 +168,23 @@ def denoise(
         include_background=include_background,
         rows=asked.rows,
     )
+    # proteins that were not measured around a cell come from cells where they were
+    imputed, columns = None, slice(None) if asked.features.proteins is None else asked.features.proteins
+    if decodes_own and asked.features.has_proteins:
+        imputed = impute(
+            asked.model,
+            asked.cells,
+            include_background=include_background,
+            coverage=return_interval,
+            rows=asked.rows,
+        )
+    if return_interval is not None and imputed is None:
+        raise ValueError(
+            f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
+            "cell measured them, or the model or the data cannot (minified, or fitted by an earlier anvi)."
+        )
+    if imputed is not None:
+        np.copyto(answer.prot, imputed.value[:, columns], where=~np.isnan(imputed.value[:, columns]))
     if not inplace and return_mean and features is not None:
         return asked.features_table(answer)
     if not inplace:
@@ -156,7 +192,14 @@ def denoise(
         if not return_mean:
             axes = Axes(asked.batches.names, n_samples if n_samples > 1 else None)
             answer = [None if part is None else part.reshape(*axes.shape, *part.shape[2:]) for part in answer]
-        return asked.dataset(answer, axes)
+        found = asked.dataset(answer, axes)
+        if return_interval is not None:
+            for name, values in (("prot_lower", imputed.lower), ("prot_upper", imputed.upper)):
+                found[name] = (
+                    found[asked.setup.prot_mod].dims,
+                    asked.table(values[:, columns], asked.features.protein_names).to_numpy(),
+                )
+        return found
 
     setup = asked.setup
     told = {"transform_batch": asked.batches_asked, "n_samples": n_samples, "random_state": asked.seed}
@@ -168,8 +211,28 @@ def denoise(
         if answer.prot is not None:
             _write_proteins(out, asked, slots.prot_denoised(asked.to), slots.denoised(asked.to), answer.prot)
             params[setup.prot_mod] = told | {"include_background": include_background}
+            slots.remove(out.home, slots.prot_lower(asked.to), slots.prot_upper(asked.to))  # of another time
+            if imputed is not None:
+                params[setup.prot_mod]["imputed"] = (~np.isnan(imputed.value)).mean(0)
+            if return_interval is not None:
+                params[setup.prot_mod]["return_interval"] = return_interval
+                names = [slots.column_name(name) for name in setup.proteins]
+                out.obsm(slots.prot_lower(asked.to), imputed.lower, names)
+                out.obsm(slots.prot_upper(asked.to), imputed.upper, names)
         out.params(asked.to, "denoise", params)
     return None
+
+
+def _check_interval(coverage: float | None, possible: bool) -> None:
+    if coverage is None:
+        return
+    if not isinstance(coverage, int | float | np.number) or not 0 < coverage < 1:
+        raise ValueError(f"return_interval={coverage!r} is a share of cells, above 0 and below 1; try 0.9.")
+    if not possible:
+        raise ValueError(
+            "return_interval= gives the ends for imputed values alone: leave transform_batch, n_samples, features and "
+            "return_mean as they are."
+        )
 
 
 def _check_library(library_size: float | str) -> float | str:

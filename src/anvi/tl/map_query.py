@@ -24,7 +24,7 @@ from anvi._fit import surgery
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._model import Model
-from anvi._posterior import encode
+from anvi._posterior import encode, imputation
 from anvi.nn import VAE
 from anvi.settings import choose_device
 
@@ -212,7 +212,8 @@ def map_query(
         "freeze": freeze,
     }
     info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
-    mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks)
+    imputing = imputation.widened(source.imputation, found.genes, cells, trained.network.config.n_batches)
+    mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks, imputing)
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write
     query = slots.own(query, copy)

@@ -1,0 +1,353 @@
+"""Imputation of proteins that a batch did not measure: nearest measured cells, and a regression on RNA, together.
+
+The decoder is good where cells with proteins lie and poor beside them, which is where cells without lie. So a protein
+that nothing of a cell's batch was measured for is not decoded. Cells that were measured, as the encoder sees them
+without their proteins, are kept with the model; log counts are averaged over the nearest of them in the joint space of
+latent vectors and principal components of RNA, and this mean is averaged in turn with a ridge regression on the
+components alone, which holds where no measured cell is near::
+
+    log1p(y) = 2/3 mean of the 30 nearest + 1/3 ridge regression
+
+Components are taken of log-normalised genes, each standardised within its batch. Held-out measured cells tell how far
+off this is: intervals are split-conformal, with the scatter of the neighbours for a unit (Lei et al. 2018,
+Distribution-free predictive inference for regression).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anvi._data.cells import Cells
+from anvi._model import Imputation, Model
+
+from . import encode
+from .encode import in_batch
+from .expected import protein_value
+
+LANDMARKS = 5_000
+"""Measured training cells that are kept, at most: some MB beside the weights."""
+HELD_OUT = 5_000
+"""Held-out measured cells that the intervals are told by, at most."""
+MIN_HELD_OUT = 50
+"""Held-out cells below which the landmarks themselves tell, each without itself."""
+N_GENES, N_COMPONENTS = 2_000, 50
+N_NEIGHBORS, NEAR = 30, 2 / 3
+"""How many neighbours, and their weight beside the regression; chosen in benchmarks/real_tasks.py."""
+PENALTIES = (0.1, 0.3, 1.0, 3.0)
+"""Of the regression, in units of the mean squared length of a cell's components; leaving one out chooses."""
+PRIOR_CELLS = 10
+"""Cells like the average batch that every batch is taken to have more, so that one of few cells has a scale."""
+LEAST_SPREAD = 0.25
+"""Least scatter of neighbours, in units of the scatter of all landmarks."""
+FARTHEST = 10.0
+"""Standard deviations at which a standardised gene is cut off."""
+
+
+class Imputed(NamedTuple):
+    """Proteins of some cells that their batches did not measure."""
+
+    value: np.ndarray  # (cells, proteins) counts, NaN where nothing is to impute
+    lower: np.ndarray | None  # (cells, proteins) ends of the interval, in counts with background
+    upper: np.ndarray | None
+
+
+class _View(NamedTuple):
+    """What is known of the RNA of some cells."""
+
+    latent: Tensor  # (cells, latent), encoded without proteins
+    components: Tensor  # (cells, components)
+
+
+@torch.no_grad()
+def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int) -> Model:
+    """The model with what it imputes proteins by; unless it has no proteins, no counts, or the incumbent's objective.
+
+    Parameters
+    ----------
+    model, cells
+        As fitted, on one device.
+    train, validation
+        Positions of training and validation cells.
+    seed
+        Of the choice of cells and the components.
+    """
+    if not model.config.has_protein or not model.setup.counts or model.config.objective != "bound":
+        return model
+    device, generator = cells.label.device, torch.Generator().manual_seed(seed)
+    some = cells.mask_table.any(1)[cells.mask_row]
+    kept, held_out = (
+        _at_most(n, part.to(device)[some[part.to(device)]], generator)
+        for n, part in ((LANDMARKS, train), (HELD_OUT, validation))
+    )
+    if len(kept) <= N_NEIGHBORS:
+        return model
+    everybody = _at_most(LANDMARKS, torch.arange(len(cells), device=device), generator)
+    genes, center, scale = _moments(cells, model.config.n_batches)
+    part = Imputation(
+        genes=genes,
+        center=center,
+        scale=scale,
+        y=torch.where(cells.measured[kept], cells.y[kept].log1p(), torch.nan),
+        batch=cells.batch[kept],
+        measured=_measured(cells, model.config.n_batches),
+        **dict.fromkeys(("loading", "latent", "components", "slope", "intercept", "residuals"), torch.zeros(0)),
+    )
+    part = part._replace(loading=_loading(torch.cat(list(_standardised(cells, everybody, part))), seed))
+    view = _view(model, part, cells, kept)
+    slope, intercept = _ridge(view.components, part.y)
+    part = part._replace(latent=view.latent, components=view.components, slope=slope, intercept=intercept)
+    alone = len(held_out) < MIN_HELD_OUT
+    index = kept if alone else held_out
+    found, spread = _predict(part, view if alone else _view(model, part, cells, index), leave_out=alone)
+    off = (torch.where(cells.measured[index], cells.y[index].log1p(), torch.nan) - found) / spread
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=device)
+    residuals = torch.nanquantile(off.double(), grid, dim=0).float().T.contiguous()  # (proteins, 101)
+    part = part._replace(residuals=residuals.nan_to_num(0.0))
+    return replace(model, imputation=Imputation(*(tensor.cpu() for tensor in part)))
+
+
+@torch.no_grad()
+def impute(
+    model: Model,
+    cells: Cells,
+    *,
+    include_background: bool = True,
+    coverage: float | None = None,
+    rows: Tensor | None = None,
+) -> Imputed | None:
+    """Proteins of cells whose batches did not measure them; None where there are none, or the model cannot.
+
+    Parameters
+    ----------
+    model
+        On the device of the cells.
+    cells
+        Read with the model's setup, with their counts.
+    include_background
+        Whether the whole count is wanted; else the share of it that the decoder takes for foreground.
+    coverage
+        How often the interval is to hold a measured count; None: no interval.
+    rows
+        `(cells,)` row of each cell in the answer; None: the order of the cells.
+    """
+    part = model.imputation
+    if part is None or cells.q_mean is not None:
+        return None
+    where = _to_impute(part, cells)
+    index = where.any(1).nonzero().squeeze(1)
+    if not len(index):
+        return None
+    device, rows = cells.label.device, torch.arange(len(cells)) if rows is None else rows.cpu()
+    part = Imputation(*(tensor.to(device) for tensor in part))
+    asked = index.to(device)
+    found, spread = _predict(part, _view(model, part, cells, asked))
+    value = found.clamp(min=0).expm1()
+    if not include_background:
+        value = value * _foreground_share(model, part, cells, asked)
+    levels = [] if coverage is None else [(1 - coverage) / 2, (1 + coverage) / 2]
+    ends = [(found + _level(part.residuals, level) * spread).clamp(min=0).expm1() for level in levels] or [None, None]
+    out = []
+    for values in (value, *ends):
+        whole = None if values is None else torch.full(where.shape, torch.nan)
+        if whole is not None:
+            whole[rows[index]] = torch.where(where[index], values.cpu(), torch.nan)
+        out.append(whole if whole is None else whole.numpy())
+    return Imputed(*out)
+
+
+def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_batches: int) -> Imputation | None:
+    """The same for a mapped model: for the genes that both have, with rows for the new batches of a query.
+
+    Parameters
+    ----------
+    imputation
+        The reference's.
+    genes
+        Positions of the genes that stay among those of the reference, in their new order.
+    cells
+        The query, on the CPU.
+    n_batches
+        Batches of the mapped model, those of the reference first.
+    """
+    if imputation is None:
+        return None
+    order = {int(gene): i for i, gene in enumerate(genes)}
+    there = torch.tensor([int(gene) in order for gene in imputation.genes])
+    place = torch.tensor([order[int(gene)] for gene in imputation.genes[there]], dtype=torch.long)
+    n_before = len(imputation.center)
+    center, scale = imputation.center[:, there], imputation.scale[:, there]
+    own, spread = _moments_of(cells, place, n_batches, center.mean(0), scale.square().mean(0))
+    measured = _measured(cells, n_batches)
+    measured[:n_before] |= imputation.measured
+    return imputation._replace(
+        genes=place,
+        center=torch.cat([center, own[n_before:]]),
+        scale=torch.cat([scale, spread[n_before:]]),
+        loading=imputation.loading[there],
+        measured=measured,
+    )
+
+
+def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
+    """Proteins to impute `(cells, proteins)` bool: all of cells without any, else what the batch never measured."""
+    possible, some = (~imputation.y.isnan()).sum(0) > N_NEIGHBORS, cells.mask_table.any(1)[cells.mask_row].cpu()
+    never = ~(imputation.measured[cells.batch.cpu()] & some[:, None])
+    return never & possible & ~cells.measured.cpu()
+
+
+def _at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
+    """So many of some cells, in their order."""
+    chosen = torch.randperm(len(index), generator=generator)[:n].sort().values
+    return index[chosen.to(index.device)]
+
+
+def _measured(cells: Cells, n_batches: int) -> Tensor:
+    """Which proteins were measured in any cell of a batch `(batches, proteins)` bool, on the CPU."""
+    table = torch.zeros(n_batches, cells.mask_table.shape[1], dtype=torch.bool)
+    pairs = torch.stack([cells.batch, cells.mask_row], dim=1).unique(dim=0).cpu()
+    for code, row in pairs.tolist():
+        table[code] |= cells.mask_table[row].cpu()
+    return table
+
+
+def _log_normalised(cells: Cells, index: Tensor, genes: Tensor) -> Tensor:
+    """Log counts per 10,000 `(cells, genes)`."""
+    x = cells.x.dense(cells.x_row[index])[0]
+    return (x[:, genes] * (1e4 / x.sum(1, keepdim=True).clamp(min=1))).log1p()
+
+
+def _moments(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The most variable genes, and their means and standard deviations in every batch."""
+    every = torch.arange(cells.x.n_columns, device=cells.label.device)
+    zero = torch.zeros(len(every), device=every.device)
+    center, scale = _moments_of(cells, every, n_batches, None, zero)
+    weight = cells.batch.bincount(minlength=n_batches).to(scale.dtype)
+    within = (scale.square() * weight[:, None]).sum(0) / weight.sum()
+    genes = within.topk(min(N_GENES, len(within))).indices.sort().values
+    return genes, center[:, genes], scale[:, genes]
+
+
+def _moments_of(cells: Cells, genes: Tensor, n_batches: int, mean: Tensor | None, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of genes in every batch, a few cells like the average one added to each."""
+    device = cells.label.device
+    n = torch.zeros(n_batches, 1, dtype=torch.float64, device=device)
+    first, second = (torch.zeros(n_batches, len(genes), dtype=torch.float64, device=device) for _ in range(2))
+    for index in torch.arange(len(cells), device=device).split(encode.CHUNK):
+        x, batch = _log_normalised(cells, index, genes).double(), cells.batch[index]
+        n.index_add_(0, batch, torch.ones(len(index), 1, dtype=n.dtype, device=device))
+        first.index_add_(0, batch, x)
+        second.index_add_(0, batch, x.square())
+    if mean is None:
+        mean = first.sum(0) / n.sum()
+        var = second.sum(0) / n.sum() - mean.square()
+    mean, var = mean.to(device).double(), var.to(device).double()
+    center = (first + PRIOR_CELLS * mean) / (n + PRIOR_CELLS)
+    square = (second + PRIOR_CELLS * (var + mean.square())) / (n + PRIOR_CELLS)
+    return center.float(), (square - center.square()).clamp(min=1e-12).sqrt().float()
+
+
+def _standardised(cells: Cells, index: Tensor, part: Imputation) -> Iterator[Tensor]:
+    """Log-normalised genes in units of their scatter within the batch `(cells, genes)`, chunk by chunk."""
+    for some in index.split(encode.CHUNK):
+        batch, x = cells.batch[some], _log_normalised(cells, some, part.genes)
+        yield ((x - part.center[batch]) / (part.scale[batch] + 1e-6)).clamp_(-FARTHEST, FARTHEST)
+
+
+def _loading(x: Tensor, seed: int) -> Tensor:
+    """Genes of the principal components `(genes, components)`."""
+    from sklearn.utils.extmath import randomized_svd
+
+    n = min(N_COMPONENTS, *(size - 1 for size in x.shape))
+    _, _, genes = randomized_svd(x.cpu().numpy(), n, random_state=seed)
+    return torch.from_numpy(np.ascontiguousarray(genes.T, dtype=np.float32)).to(x.device)
+
+
+def _view(model: Model, part: Imputation, cells: Cells, index: Tensor) -> _View:
+    """Latent vectors without proteins, and components, of some cells."""
+    blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
+    latent = [model.network.to_latent(block.q_z.mean) for block in encode.blocks(model, blind, index)]
+    components = [x @ part.loading for x in _standardised(cells, index, part)]
+    return _View(torch.cat(latent), torch.cat(components))
+
+
+def _patterns(y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Proteins that were measured in the same cells: `(cells,)` bool, and the columns."""
+    patterns, group = (~y.isnan()).unique(dim=1, return_inverse=True)
+    return [(patterns[:, i], (group == i).nonzero().squeeze(1)) for i in range(patterns.shape[1])]
+
+
+def _ridge(components: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes `(components, proteins)` and intercepts `(proteins,)`; the penalty of each protein by leaving one out."""
+    slope, intercept = components.new_zeros(components.shape[1], y.shape[1]), components.new_zeros(y.shape[1])
+    for there, columns in _patterns(y):
+        if int(there.sum()) <= N_NEIGHBORS:
+            continue
+        c, values = components[there].double(), y[there][:, columns].double()
+        mean_c, mean_y = c.mean(0), values.mean(0)
+        c, values = c - mean_c, values - mean_y
+        length, axes = torch.linalg.eigh(c.T @ c)
+        rotated, unit = c @ axes, c.square().sum() / len(c)
+        best, chosen = values.new_full((len(columns),), torch.inf), values.new_zeros(len(mean_c), len(columns))
+        for penalty in PENALTIES:
+            shrunk = (length + penalty * unit).reciprocal()
+            beta = axes @ (shrunk[:, None] * (rotated.T @ values))
+            leverage = rotated.square() @ shrunk + 1 / len(c)
+            error = ((values - c @ beta) / (1 - leverage).clamp(min=1e-6)[:, None]).square().mean(0)
+            chosen, best = torch.where(error < best, beta, chosen), torch.minimum(error, best)
+        slope[:, columns] = chosen.float()
+        intercept[columns] = (mean_y - mean_c @ chosen).float()
+    return slope, intercept
+
+
+def _joint(part: Imputation, view: _View) -> Tensor:
+    """Latent vectors beside components, both of the scatter that landmarks have `(cells, latent + components)`."""
+    pairs = ((view.latent, part.latent), (view.components, part.components))
+    return torch.cat([(own - of.mean(0)) / of.var(0).sum().clamp(min=1e-12).sqrt() for own, of in pairs], dim=1)
+
+
+def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Tensor, Tensor]:
+    """Log counts of proteins `(cells, proteins)` and how their neighbours scatter; 0 where too few were measured.
+
+    With `leave_out`, the cells are the landmarks, and none is a neighbour of its own.
+    """
+    landmarks, cells = _joint(part, _View(part.latent, part.components)), _joint(part, view)
+    mean, var = (torch.zeros(len(cells), part.y.shape[1], device=cells.device) for _ in range(2))
+    for there, columns in _patterns(part.y):
+        if int(there.sum()) <= N_NEIGHBORS:
+            continue
+        place, values = there.nonzero().squeeze(1), part.y[there][:, columns]
+        # the scatter of all of them bounds that of a few from below: thirty zeros do not mean that no count can come
+        floor = values.var(0) * LEAST_SPREAD**2
+        for rows in torch.arange(len(cells), device=cells.device).split(encode.CHUNK):
+            distance = torch.cdist(cells[rows], landmarks[place])
+            if leave_out:
+                distance.masked_fill_(rows[:, None] == place, torch.inf)
+            near = values[distance.topk(N_NEIGHBORS, largest=False).indices]  # (cells, neighbours, columns)
+            mean[rows[:, None], columns], var[rows[:, None], columns] = near.mean(1), near.var(1) + floor
+    line = part.intercept + view.components @ part.slope
+    return NEAR * mean + (1 - NEAR) * line, var.sqrt().clamp(min=1e-6)
+
+
+def _foreground_share(model: Model, part: Imputation, cells: Cells, index: Tensor) -> Tensor:
+    """The decoder's share of foreground `(cells, proteins)`, in the batch that most landmarks are from."""
+    share = torch.zeros(len(index), part.y.shape[1], device=index.device)
+    for there, columns in _patterns(part.y):
+        if not there.any():
+            continue
+        code = int(part.batch[there].mode().values)
+        for block in encode.blocks(model, cells, index):
+            z, batch = model.network.to_latent(block.q_z.mean), in_batch(model, block.batch, code)
+            parts = [protein_value(model, z, batch, columns, with_background) for with_background in (False, True)]
+            share[block.rows][:, columns] = parts[0] / parts[1].clamp(min=1e-12)
+    return share
+
+
+def _level(residuals: Tensor, level: float) -> Tensor:
+    """Quantile of the held-out residuals of every protein `(proteins,)`."""
+    place = level * (residuals.shape[1] - 1)
+    low = min(int(place), residuals.shape[1] - 2)
+    return residuals[:, low] + (place - low) * (residuals[:, low + 1] - residuals[:, low])
