@@ -38,8 +38,8 @@ class Plan:
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. A model
         that is to label cells (`transfer`) gets 2,000 steps, for what it learns later does not carry over to other
-        batches, and of fewer than 4,000 cells one step for two cells (at least 400 steps); it sees half of the cells thinned and a fifth without their proteins, or half where some have none
-        (`unstained`), and its divergences count less.
+        batches, or fewer where cells are few: one for two cells, at least 400. It sees half of the cells thinned and a
+        fifth without their proteins, or half where some have none (`unstained`), and its divergences count less.
         """
         self._check()
         steps = max(1, math.ceil(n_train / self.batch_size))

@@ -1,0 +1,294 @@
+"""Imputation of unmeasured proteins: against loops and libraries, where it happens, intervals, files, mapping."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import cite
+from mudata import MuData, read_h5mu
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
+
+import anvi as av
+from anvi._data.cells import read_cells
+from anvi._data.containers import Source
+from anvi._model import Imputation, Model
+from anvi._posterior import encode, imputation
+
+HIDDEN = "batch_1"
+
+
+def partly_stained(seed: int = 0) -> tuple[MuData, pd.DataFrame]:
+    """Two batches with all proteins measured in the first and none in the second, and the counts of all."""
+    whole = cite(500, n_genes=80, n_batches=2, n_panels=1, rna_only_batch=False, random_state=seed)
+    truth = whole["prot"].to_df()
+    seen = whole.obs_names[(whole.obs["batch"] != HIDDEN).to_numpy()]
+    mdata = MuData({"rna": whole["rna"].copy(), "prot": whole["prot"][whole["prot"].obs_names.isin(seen)].copy()})
+    for column in ("batch", "cell_type"):
+        mdata.obs[column] = whole.obs[column].reindex(mdata.obs_names)
+    return mdata, truth
+
+
+@pytest.fixture(scope="module")
+def _half():
+    with av.settings.override(progress=False, device="cpu", verbosity=0, n_threads=1):
+        mdata, truth = partly_stained()
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=8)
+    return mdata, truth
+
+
+@pytest.fixture
+def half(_half):
+    return _half[0].copy(), _half[1]
+
+
+def components_by_hand(mdata, part: Imputation) -> pd.DataFrame:
+    """Log-normalised genes, standardised within batches as numpy does, times the loadings."""
+    x = np.asarray(mdata["rna"].X.todense(), dtype=np.float64)
+    x = np.log1p(x / x.sum(1, keepdims=True) * 1e4)[:, part.genes.numpy()]
+    batch = mdata.obs["batch"].to_numpy()
+    everywhere_mean, everywhere_square = x.mean(0), (x**2).mean(0)
+    out = np.zeros_like(x)
+    for name in np.unique(batch):
+        rows, n = batch == name, (batch == name).sum()
+        mean = (x[rows].sum(0) + 10 * everywhere_mean) / (n + 10)
+        square = ((x[rows] ** 2).sum(0) + 10 * everywhere_square) / (n + 10)
+        out[rows] = (x[rows] - mean) / (np.sqrt(np.clip(square - mean**2, 1e-12, None)) + 1e-6)
+    return pd.DataFrame(np.clip(out, -10, 10) @ part.loading.numpy(), mdata["rna"].obs_names)
+
+
+def test_against_numpy_and_scikit_learn(half):
+    """Neighbours by scikit-learn, the regression by its Ridge; float32 here, float64 there."""
+    mdata, _ = half
+    model = av.get.model(mdata)
+    part = model.imputation
+    components = components_by_hand(mdata, part)
+    bare = MuData({"rna": mdata["rna"].copy()})  # the encoder without any proteins
+    bare.obs = mdata.obs[["batch", "cell_type"]]
+    latent = pd.DataFrame(av.tl.latent(bare, model=model, inplace=False), bare.obs_names)
+    stained = mdata["prot"].to_df()
+    split = mdata.obs["totalanvi_split"]
+    landmarks = [name for name in np.sort(stained.index) if split[name] == "train"]
+    y = np.log1p(stained.loc[landmarks].to_numpy())
+
+    def joint(names):
+        parts = []
+        for table in (latent, components):
+            own = table.loc[landmarks].to_numpy()
+            parts.append((table.loc[names].to_numpy() - own.mean(0)) / np.sqrt(own.var(0, ddof=1).sum()))
+        return np.hstack(parts)
+
+    asked = mdata.obs_names[(mdata.obs["batch"] == HIDDEN).to_numpy()]
+    near = NearestNeighbors(n_neighbors=30).fit(joint(landmarks)).kneighbors(joint(asked), return_distance=False)
+    c = components.loc[landmarks].to_numpy()
+    unit = ((c - c.mean(0)) ** 2).sum(1).mean()
+    line = np.zeros((len(asked), y.shape[1]))
+    for j in range(y.shape[1]):
+        errors = {}
+        for penalty in (0.1, 0.3, 1.0, 3.0):  # leaving out one after the other, with the mean of the others
+            hat = (c - c.mean(0)) @ np.linalg.inv(
+                (c - c.mean(0)).T @ (c - c.mean(0)) + penalty * unit * np.eye(c.shape[1])
+            ) @ (c - c.mean(0)).T + 1 / len(c)
+            errors[penalty] = np.mean(((y[:, j] - hat @ y[:, j]) / (1 - np.diag(hat))) ** 2)
+        best = Ridge(alpha=min(errors, key=errors.get) * unit).fit(c, y[:, j])
+        line[:, j] = best.predict(components.loc[asked].to_numpy())
+    expected = np.expm1(np.clip(2 / 3 * y[near].mean(1) + line / 3, 0, None))
+    found = av.tl.denoise(mdata, modality="prot", include_background=True, inplace=False)["prot"].to_pandas()
+    np.testing.assert_allclose(found.loc[asked, stained.columns], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_only_what_was_not_measured_is_imputed(half):
+    mdata, _ = half
+    model = av.get.model(mdata)
+    decoder = replace(model, imputation=None)
+    hidden = (mdata.obs["batch"] == HIDDEN).to_numpy()
+    for background in (True, False):
+        options = {"modality": "prot", "include_background": background, "inplace": False}
+        with_it, without = (av.tl.denoise(mdata, model=m, **options)["prot"].to_numpy() for m in (model, decoder))
+        np.testing.assert_array_equal(with_it[~hidden], without[~hidden])
+        assert (np.abs(with_it[hidden] - without[hidden]) > 1e-3).mean() > 0.9
+    whole = av.tl.denoise(mdata, modality="prot", include_background=True, inplace=False)["prot"].to_numpy()
+    assert (with_it[hidden] <= whole[hidden] + 1e-5).all() and (with_it >= 0).all()
+    # what is averaged or moved is the decoder's
+    for options in ({"transform_batch": "all"}, {"n_samples": 2}):
+        one, other = (
+            av.tl.denoise(mdata, modality="prot", model=m, inplace=False, **options) for m in (model, decoder)
+        )
+        np.testing.assert_array_equal(one["prot"], other["prot"])
+
+
+def test_a_cell_is_imputed_alike_whoever_is_asked_with_it(half):
+    mdata, _ = half
+    options = {"modality": "prot", "include_background": True, "inplace": False, "return_interval": 0.8}
+    whole = av.tl.denoise(mdata, **options)
+    few = mdata.obs_names[(mdata.obs["batch"] == HIDDEN).to_numpy()][:7]
+    bare = MuData({"rna": mdata["rna"][few].copy()})
+    bare.obs["batch"] = mdata.obs["batch"].loc[few]
+    alone = av.tl.denoise(bare, model=av.get.model(mdata), **options)
+    for name in ("prot", "prot_lower", "prot_upper"):
+        np.testing.assert_allclose(alone[name], whole[name].sel(obs=few), rtol=1e-4, atol=1e-4)
+
+
+def test_slots_and_their_file(half, tmp_path):
+    mdata, _ = half
+    av.tl.denoise(mdata, include_background=True, return_interval=0.9)
+    lower, value, upper = (mdata.obsm[f"totalanvi_prot_{name}"] for name in ("lower", "denoised", "upper"))
+    hidden = (mdata.obs["batch"] == HIDDEN).to_numpy()
+    assert lower[~hidden].isna().all(axis=None) and not lower[hidden].isna().any(axis=None)
+    assert (lower[hidden] <= upper[hidden]).all(axis=None) and (value[hidden] <= upper[hidden]).mean().mean() > 0.95
+    told = mdata.uns["totalanvi"]["denoise"]["prot"]
+    np.testing.assert_allclose(told["imputed"], hidden.mean())
+    assert told["return_interval"] == 0.9
+    mdata.write(tmp_path / "x.h5mu")
+    pd.testing.assert_frame_equal(read_h5mu(tmp_path / "x.h5mu").obsm["totalanvi_prot_lower"], lower)
+    av.tl.denoise(mdata)
+    assert "totalanvi_prot_lower" not in mdata.obsm and "totalanvi_prot_upper" not in mdata.obsm
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
+def test_intervals_hold_what_they_say(coverage):
+    """Hidden cells of the same kind as the held-out ones, no training beyond a few epochs: within .03, all proteins."""
+    whole = cite(2_400, n_genes=60, n_batches=1, n_panels=1, rna_only_batch=False)
+    truth = whole["prot"].to_df()
+    unseen = np.sort(np.random.default_rng(0).permutation(whole.n_obs)[:800])
+    kept = truth.drop(whole.obs_names[unseen]).index
+    mdata = MuData({"rna": whole["rna"].copy(), "prot": whole["prot"][kept].copy()})
+    mdata.obs["cell_type"] = whole.obs["cell_type"].reindex(mdata.obs_names)
+    av.tl.totalanvi(mdata, max_epochs=3)
+    found = av.tl.denoise(mdata, modality="prot", include_background=True, inplace=False, return_interval=coverage)
+    names = whole.obs_names[unseen]
+    lower, upper = (found[f"prot_{end}"].to_pandas().loc[names, truth.columns] for end in ("lower", "upper"))
+    counts = truth.loc[names]
+    # counts are whole numbers: an end may fall on one, and then holds all cells that have it
+    inside = ((counts >= lower.round(3)) & (counts <= upper.round(3))).mean().mean()
+    assert coverage - 0.03 < inside < coverage + 0.05
+
+
+def test_bad_intervals(half):
+    mdata, _ = half
+    for wrong in (0, 1, -0.5, "0.9"):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
+            av.tl.denoise(mdata, return_interval=wrong)
+    for options in ({"transform_batch": HIDDEN}, {"n_samples": 3}, {"return_mean": False}, {"features": ["P01"]}):
+        with pytest.raises(ValueError, match="ends for imputed values alone"):
+            av.tl.denoise(mdata, return_interval=0.9, **options)
+    stained = mdata[(mdata.obs["batch"] != HIDDEN).to_numpy()].copy()
+    with pytest.raises(ValueError, match="none is imputed here"):
+        av.tl.denoise(stained, return_interval=0.9)
+
+
+def test_models_without_it_decode(half):
+    """Models of schema 2 and minified data answer by the decoder."""
+    mdata, _ = half
+    model = av.get.model(mdata)
+    weights = {name: value for name, value in model.weights().items() if not name.startswith("imputation.")}
+    earlier = Model.from_parts(model.facts() | {"schema": 2}, weights, model.history)
+    assert earlier.imputation is None
+    found = av.tl.denoise(mdata, model=earlier, modality="prot", inplace=False)["prot"]
+    np.testing.assert_array_equal(
+        found, av.tl.denoise(mdata, model=replace(model, imputation=None), modality="prot", inplace=False)["prot"]
+    )
+    small = av.tl.minify(mdata, copy=True)
+    np.testing.assert_allclose(
+        av.tl.denoise(small, modality="prot", inplace=False)["prot"], found, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_stored_and_read(half, tmp_path):
+    mdata, _ = half
+    model = av.get.model(mdata)
+    av.io.write_model(mdata, tmp_path / "m")
+    again = av.io.read_model(tmp_path / "m")
+    for name, value in model.imputation._asdict().items():
+        assert torch.equal(getattr(again.imputation, name).nan_to_num(-1), value.nan_to_num(-1)), name
+    assert again.fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    {
+        "genes": lambda t: t + 1_000,
+        "batch": lambda t: t - 1,
+        "latent": lambda t: t[:, :-1],
+        "y": lambda t: t[:-1],
+        "slope": lambda t: t * torch.nan,
+        "measured": lambda t: t.float(),
+        "residuals": lambda t: t[:, :50],
+        "loading": lambda t: t.flatten(),
+    }.items(),
+)
+def test_a_damaged_one_is_refused(half, name, change):
+    model = av.get.model(half[0])
+    weights = model.weights()
+    weights[f"imputation.{name}"] = change(weights[f"imputation.{name}"]).contiguous()
+    with pytest.raises(ValueError, match="damaged"):
+        Model.from_parts(model.facts(), weights, model.history)
+    del weights[f"imputation.{name}"]
+    with pytest.raises(ValueError, match="damaged"):
+        Model.from_parts(model.facts(), weights, model.history)
+
+
+def test_a_query_of_fewer_genes_is_imputed(half):
+    """Mapped onto a reference of stained cells alone; genes in another order and a fifth of them missing."""
+    mdata, truth = half
+    hidden = (mdata.obs["batch"] == HIDDEN).to_numpy()
+    reference = mdata[~hidden].copy()
+    for slot in list(reference.obs):
+        if slot.startswith("totalanvi"):
+            del reference.obs[slot]
+    reference.uns.clear(), reference.obsm.clear()
+    av.tl.totalanvi(reference, batch_key="batch", max_epochs=8)
+    some = np.random.default_rng(0).permutation(80)[:64]
+    query = MuData({"rna": mdata["rna"][hidden][:, some].copy()})
+    query.obs["batch"] = "new"
+    av.tl.map_query(query, reference, max_epochs=3)
+    part, before = av.get.model(query).imputation, av.get.model(reference).imputation
+    assert part.center.shape == (len(av.get.model(query).setup.batches), 64) and not part.measured[-1].any()
+    torch.testing.assert_close(part.latent, before.latent)
+    genes = np.array(av.get.model(query).setup.genes)
+    assert set(genes[part.genes.numpy()]) == set(query["rna"].var_names)
+    av.tl.denoise(query, include_background=True)
+    found = query.obsm["totalanvi_prot_denoised"]
+    # a protein that no type has is background, which nothing foretells
+    told = mdata["prot"].var_names[np.asarray(mdata["prot"].varm["true_markers"]).any(axis=1)]
+
+    def correlation(cells) -> float:
+        pairs = [np.log1p([found[name], truth.loc[cells, name]]) for name in told]
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
+
+    right, wrong = correlation(query.obs_names), correlation(query.obs_names[::-1])
+    assert len(told) > 5 and right > 0.4 > 0.15 > abs(wrong), (len(told), right, wrong)
+
+
+def test_batches_that_measured_and_did_not(half):
+    mdata, _ = half
+    model = av.get.model(mdata)
+    part = model.imputation
+    assert part.measured.tolist() == [[name != HIDDEN] * 20 for name in model.setup.batches]
+    # a stained batch's cell that has no proteins of its own is imputed, one that lacks a single protein is decoded
+    prot = mdata["prot"].copy()
+    prot.X = np.asarray(prot.X, dtype=np.float32)
+    prot.X[0, 3] = np.nan
+    other = MuData({"rna": mdata["rna"].copy(), "prot": prot[:-1].copy()})
+    other.obs["batch"] = mdata.obs["batch"].reindex(other.obs_names)
+    cells = read_cells(Source(other), model.setup)
+    where = pd.DataFrame(imputation._to_impute(part, cells).numpy(), cells.names)
+    assert not where.loc[prot.obs_names[0]].any() and where.loc[prot.obs_names[-1]].all()
+
+
+def test_nothing_is_kept_where_it_would_not_be_used():
+    mdata = cite(300, n_genes=60)
+    av.tl.scanvi(mdata, batch_key="batch", max_epochs=1)
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1, objective="scvi-tools")
+    assert av.get.model(mdata, "scanvi").imputation is None and av.get.model(mdata, "totalvi").imputation is None
+
+
+def test_landmarks_are_bounded(monkeypatch):
+    monkeypatch.setattr(imputation, "LANDMARKS", 60)
+    monkeypatch.setattr(encode, "CHUNK", 64)
+    mdata, _ = partly_stained()
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    part = av.get.model(mdata).imputation
+    assert len(part.y) == len(part.latent) == len(part.components) == len(part.batch) == 60
