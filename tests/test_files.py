@@ -675,7 +675,11 @@ def test_a_name_in_a_card_is_only_a_name(name):
     from anvi.io._card import markdown_table
 
     markdown = pytest.importorskip("markdown_it")
-    html = markdown.MarkdownIt("commonmark").enable("table").render(markdown_table(pd.DataFrame({"class": [name], "n": [3]})))
+    html = (
+        markdown.MarkdownIt("commonmark")
+        .enable("table")
+        .render(markdown_table(pd.DataFrame({"class": [name], "n": [3]})))
+    )
     for tag in ("<img", "<a ", "<h1", "<em>", "<strong>", "<code>", "<s>", "<script"):
         assert tag not in html
     assert html.count("<td>") == 2

@@ -132,6 +132,8 @@ def test_proteins_under_another_name_are_not_ignored(fitted):
     np.testing.assert_array_equal(av.tl.predict(query, model=model, prot_mod="adt", inplace=False), ours)
     renamed = mudata_of({"rna": fitted["rna"].copy(), "prot": fitted["prot"].copy()}, like=fitted)
     renamed["prot"].var_names = [f"{name}_TotalSeqB" for name in renamed["prot"].var_names]
+    np.testing.assert_array_equal(av.tl.predict(renamed, model=model, inplace=False), ours)  # only an affix
+    renamed["prot"].var_names = [f"strange {i}" for i in range(20)]
     with pytest.raises(ValueError, match="None of the model's 20 proteins"):
         av.tl.predict(renamed, model=model)
     rna_only = mudata_of({"rna": fitted["rna"].copy()}, like=fitted)

@@ -180,7 +180,7 @@ def test_bad_intervals(half):
 
 
 def test_models_without_it_decode(half):
-    """Models of schema 2 and minified data answer by the decoder."""
+    """As those of schema 2."""
     mdata, _ = half
     model = av.get.model(mdata)
     weights = {name: value for name, value in model.weights().items() if not name.startswith("imputation.")}
@@ -190,10 +190,16 @@ def test_models_without_it_decode(half):
     np.testing.assert_array_equal(
         found, av.tl.denoise(mdata, model=replace(model, imputation=None), modality="prot", inplace=False)["prot"]
     )
+
+
+def test_minified_data_impute_the_same(half):
+    mdata, _ = half
     small = av.tl.minify(mdata, copy=True)
-    np.testing.assert_allclose(
-        av.tl.denoise(small, modality="prot", inplace=False)["prot"], found, rtol=1e-4, atol=1e-4
-    )
+    for background in (True, False):
+        options = {"modality": "prot", "include_background": background, "inplace": False, "return_interval": 0.9}
+        before, after = av.tl.denoise(mdata, **options), av.tl.denoise(small, **options)
+        for name in ("prot", "prot_lower", "prot_upper"):
+            np.testing.assert_array_equal(after[name], before[name])
 
 
 def test_stored_and_read(half, tmp_path):

@@ -161,6 +161,12 @@ class TestPlan:
         assert Plan().for_cells(128 * 50, warm_start=False).max_epochs == 100
         assert Plan().for_cells(128 * 50, warm_start=False, transfer=True).max_epochs == 40
         assert Plan().for_cells(100, warm_start=False).max_epochs == 400
+        # where cells are few, a step for two cells, and at least 400
+        steps = {
+            n: Plan().for_cells(n, warm_start=False, transfer=True).max_epochs * -(-n // 128)
+            for n in (128, 1280, 2560, 5120)
+        }
+        assert steps == {128: 400, 1280: 640, 2560: 1280, 5120: 2000}
         assert Plan().for_cells(10**6, warm_start=False).max_epochs == 15
         assert Plan(max_epochs=7).for_cells(100, warm_start=False).max_epochs == 7
 

@@ -87,6 +87,7 @@ class Cells:
     label: Tensor  # (cells,) class codes, -1 for unlabelled
     q_mean: Tensor | None = None  # (cells, latent) stored posterior mean, where the counts are gone (minified data)
     q_var: Tensor | None = None  # (cells, latent) stored posterior variance
+    rna_view: Tensor | None = None  # (cells, latent + components) stored, for imputation
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,6 +156,7 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
         label=_labels(source, setup, cells) if labels else torch.full((len(cells),), -1),
         q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
         q_var=None if stored is None else torch.from_numpy(stored.q_var),
+        rna_view=None if stored is None or stored.rna_view is None else torch.from_numpy(stored.rna_view),
         **parts,
     )
 

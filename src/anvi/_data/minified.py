@@ -29,6 +29,7 @@ class Stored(NamedTuple):
     library: np.ndarray  # (cells,) summed RNA counts of the model's genes, or the size factor
     mask_table: np.ndarray | None  # (patterns, proteins) bool: True where measured
     mask_row: np.ndarray | None  # (cells,) pattern of each cell
+    rna_view: np.ndarray | None = None  # (cells, latent + components) what proteins are imputed by, NaN where none are
 
 
 def is_minified(data: Data, setup: Setup, key: str) -> bool:
@@ -93,7 +94,10 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
             f"obs['{slots.mask_code(key)}'] does not go with uns['{key}']['{POSTERIOR}']['measured']: the object is "
             "damaged. Minify it again."
         )
-    return Stored(names.to_numpy(), q_mean, q_var, library, table, code)
+    view = None
+    if slots.rna_view(key) in part.obsm:
+        view = np.asarray(part.obsm[slots.rna_view(key)], np.float32)[row]
+    return Stored(names.to_numpy(), q_mean, q_var, library, table, code, view)
 
 
 def _inside(code: np.ndarray, n: int) -> bool:
@@ -111,6 +115,8 @@ def write_posterior(out: slots.Writer, setup: Setup, key: str, model_id: str, st
     out.obsm(slots.qz_mean(key), stored.q_mean)
     out.obsm(slots.qz_var(key), stored.q_var)
     out.obs(slots.library(key), stored.library.astype(np.float32))
+    if stored.rna_view is not None:
+        out.obsm(slots.rna_view(key), stored.rna_view)
     record: dict = {"model": model_id, "mods": [setup.rna_mod, *([setup.prot_mod] if setup.joint else [])]}
     if setup.joint:
         patterns = [str(i) for i in range(len(stored.mask_table))]

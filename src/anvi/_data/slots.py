@@ -48,6 +48,7 @@ attributions = "{}_attributions".format  # varm, uns, layers (DataFrame, dict, f
 explained = "{}_explained".format  # obs (categorical): what was explained of a cell whose attributions were kept
 qz_mean = "{}_qz_mean".format  # obsm (float32 array): mean of the latent posterior, before the softmax of "ln"
 qz_var = "{}_qz_var".format  # obsm (float32 array): its variance
+rna_view = "{}_rna_view".format  # obsm (float32 array): what proteins are imputed by, of a cell whose counts are gone
 library = "{}_library".format  # obs (float32): summed RNA counts
 mask_code = "{}_measured".format  # obs (categorical): which proteins were measured in a cell whose counts are gone
 
@@ -61,6 +62,7 @@ OF_QUESTIONS = (
     correlation,
     qz_mean,
     qz_var,
+    rna_view,
     attributions,
     explained,
 )

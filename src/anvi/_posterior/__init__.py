@@ -4,6 +4,7 @@
 
     encode        posterior of the latent vector, samples, class probabilities; cells in another batch
     expected      expected expression, foreground, parameters of the likelihoods
+    imputation    proteins that a batch did not measure, from cells that were measured, with intervals
     predictive    counts and rates drawn from the model, and their correlation in bounded memory
     bound         the bound term by term, the likelihood by importance sampling, samples of the posterior
     confidence    calibration, conformal prediction sets, novelty

@@ -135,7 +135,7 @@ def impute(
         `(cells,)` row of each cell in the answer; None: the order of the cells.
     """
     part = model.imputation
-    if part is None or cells.q_mean is not None:
+    if part is None or (cells.q_mean is not None and cells.rna_view is None):
         return None
     where = _to_impute(part, cells)
     index = where.any(1).nonzero().squeeze(1)
@@ -157,6 +157,21 @@ def impute(
             whole[rows[index]] = torch.where(where[index], values.cpu(), torch.nan)
         out.append(whole if whole is None else whole.numpy())
     return Imputed(*out)
+
+
+@torch.no_grad()
+def stored_view(model: Model, cells: Cells) -> np.ndarray | None:
+    """What minified data keep for :func:`impute` `(cells, latent + components)`; None where nothing is imputed."""
+    if model.imputation is None:
+        return None
+    index = _to_impute(model.imputation, cells).any(1).nonzero().squeeze(1)
+    if not len(index):
+        return None
+    part = Imputation(*(tensor.to(cells.label.device) for tensor in model.imputation))
+    view = torch.cat(_view(model, part, cells, index.to(cells.label.device)), dim=1).cpu()
+    out = torch.full((len(cells), view.shape[1]), torch.nan)
+    out[index] = view
+    return out.numpy()
 
 
 def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_batches: int) -> Imputation | None:
@@ -268,6 +283,9 @@ def _loading(x: Tensor, seed: int) -> Tensor:
 
 def _view(model: Model, part: Imputation, cells: Cells, index: Tensor) -> _View:
     """Latent vectors without proteins, and components, of some cells."""
+    if cells.rna_view is not None:
+        stored, n_latent = cells.rna_view[index], part.latent.shape[1]
+        return _View(stored[:, :n_latent], stored[:, n_latent:])
     blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
     latent = [model.network.to_latent(block.q_z.mean) for block in encode.blocks(model, blind, index)]
     components = [x @ part.loading for x in _standardised(cells, index, part)]
@@ -334,16 +352,16 @@ def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Te
 
 def _foreground_share(model: Model, part: Imputation, cells: Cells, index: Tensor) -> Tensor:
     """The decoder's share of foreground `(cells, proteins)`, in the batch that most landmarks are from."""
-    share = torch.zeros(len(index), part.y.shape[1], device=index.device)
+    share = torch.zeros(len(cells), part.y.shape[1], device=index.device)
     for there, columns in _patterns(part.y):
         if not there.any():
             continue
         code = int(part.batch[there].mode().values)
-        for block in encode.blocks(model, cells, index):
+        for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
             z, batch = model.network.to_latent(block.q_z.mean), in_batch(model, block.batch, code)
             parts = [protein_value(model, z, batch, columns, with_background) for with_background in (False, True)]
             share[block.rows][:, columns] = parts[0] / parts[1].clamp(min=1e-12)
-    return share
+    return share[index]
 
 
 def _level(residuals: Tensor, level: float) -> Tensor:

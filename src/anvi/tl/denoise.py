@@ -123,7 +123,7 @@ def denoise(
     Notes
     -----
     What is averaged over samples or batches, or decoded as in another batch, comes from the decoder alone, and so does
-    everything of minified data, and of models that an earlier anvi or scvi-tools fitted. How good imputation is on real
+    everything of models that an earlier anvi or scvi-tools fitted. How good imputation is on real
     queries, and where it fails: `docs/how_good.md`.
 
     Source: Lopez et al. 2018; Gayoso et al. 2021 (proteins). A per-batch efficiency of a model of scvi-tools is left
@@ -181,7 +181,7 @@ def denoise(
     if return_interval is not None and imputed is None:
         raise ValueError(
             f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
-            "cell measured them, or the model or the data cannot (minified, or fitted by an earlier anvi)."
+            "cell measured them, or the model cannot (an earlier anvi or scvi-tools fitted it)."
         )
     if imputed is not None:
         np.copyto(answer.prot, imputed.value[:, columns], where=~np.isnan(imputed.value[:, columns]))

@@ -11,7 +11,7 @@ from anvi._data.containers import Data
 from anvi._data.fits import stored_fits
 from anvi._find import find_model
 from anvi._model import Model
-from anvi._posterior import encode
+from anvi._posterior import encode, imputation
 
 from ._ask import Context, ask
 
@@ -46,6 +46,8 @@ def minify(
 
     `obsm['{key}_qz_mean']`, `obsm['{key}_qz_var']` : float32 arrays (cells, latent)
         Mean and variance of the latent posterior.
+    `obsm['{key}_rna_view']` : float32 array (cells, latent + components)
+        What proteins are imputed by, where any are; NaN for cells where none are.
     `obs['{key}_library']` : float32
         Summed RNA counts of the model's genes.
     `obs['{key}_measured']` : categorical
@@ -116,6 +118,7 @@ def _stored(asked: Context) -> minified.Stored:
         library=_library(cells),
         mask_table=cells.mask_table.cpu().numpy() if joint else None,
         mask_row=cells.mask_row.cpu().numpy() if joint else None,
+        rna_view=imputation.stored_view(asked.model, cells),
     )
 
 
