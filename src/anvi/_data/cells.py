@@ -26,7 +26,7 @@ from .counts import (
     tell_proteins,
 )
 from .minified import Stored
-from .setup import Setup, find_panels, label_column
+from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_column, numeric_column
 
 logger = logging.getLogger("anvi")
 
@@ -215,27 +215,26 @@ def _covariate_codes(source: Source, setup: Setup, cells: pd.Index, batch: Tenso
     return torch.stack(columns, dim=1) if columns else None
 
 
-def _numeric(source: Source, key: str, argument: str, setup: Setup, cells: pd.Index) -> np.ndarray:
-    column = source.column(key, argument, setup.mods).reindex(cells)
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float32, na_value=np.nan)
-    if not np.isfinite(numbers).all():
-        bad = cells[~np.isfinite(numbers)]
-        raise ValueError(f"{argument}: '{key}' is not a finite number in {len(bad)} cells (first: '{bad[0]}').")
-    return numbers
-
-
 def _continuous(source: Source, setup: Setup, cells: pd.Index) -> Tensor | None:
-    columns = [_numeric(source, key, "continuous_covariate_keys", setup, cells) for key in setup.continuous]
-    return torch.from_numpy(np.stack(columns, axis=1)) if columns else None
+    """Continuous covariates `(cells, covariates)`, on the scale of the cells that the model was fitted to."""
+    if not setup.continuous:
+        return None
+    columns = [numeric_column(source, key, "continuous_covariate_keys", setup.mods, cells) for key in setup.continuous]
+    values = np.stack(columns, axis=1)
+    if setup.continuous_scale:
+        mean, deviation = np.array(setup.continuous_scale).T
+        values = (values - mean) / deviation
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _log_library(source: Source, setup: Setup, cells: pd.Index, library: np.ndarray) -> Tensor:
     if setup.size_factor_key is not None:
-        library = _numeric(source, setup.size_factor_key, "size_factor_key", setup, cells)
+        library = numeric_column(source, setup.size_factor_key, "size_factor_key", setup.mods, cells).astype(np.float32)
         if (library <= 0).any():
             raise ValueError(
                 f"size_factor_key: '{setup.size_factor_key}' must be positive, cell '{cells[library <= 0][0]}' is not."
             )
+        library = library * np.float32(setup.size_factor_scale)
     elif not setup.counts and (library <= 0).any():
         raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
     return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
@@ -330,7 +329,7 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
     of_protein_cell = column.loc[proteins.cells]
     strangers = tuple(sorted(set(of_protein_cell.dropna()) - set(setup.panels)))
     if strangers:
-        _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing)
+        _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
         new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)
         code = pd.Index(strangers).get_indexer(column.reindex(cells))
         measured[code >= 0] = new.to_numpy()[code[code >= 0]]

@@ -12,7 +12,7 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Source
 from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
-from .setup import Setup, find_panels, label_column, no_protein_only_cells
+from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_column, no_protein_only_cells
 
 logger = logging.getLogger("anvi")
 
@@ -315,7 +315,7 @@ def _with_panels(
     new = tuple(sorted(set(column) - set(setup.panels)))
     measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
     if new and proteins is not None:
-        _, table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing)
+        _, table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing, ALL_ZERO_CELLS)
         table = pd.DataFrame(table, columns=list(proteins.names))
         measured = table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
     rows = tuple(tuple(row) for row in measured.tolist())

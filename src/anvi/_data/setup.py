@@ -1,6 +1,7 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -15,8 +16,17 @@ from .counts import Proteins, check_feature_types, find_proteins
 logger = logging.getLogger("anvi")
 
 
+ALL_ZERO_CELLS = 20
+"""Cells that a panel of a query must have for a protein that is zero in all of them to count as not measured: in fewer,
+chance makes zeros, and the answer for a cell would depend on which others are asked about."""
+
+
 def find_panels(
-    proteins: Proteins, panel_of_cell: pd.Series | None, names: tuple[str, ...], missing: str
+    proteins: Proteins,
+    panel_of_cell: pd.Series | None,
+    names: tuple[str, ...],
+    missing: str,
+    min_cells: int = 1,
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Work out the table of panels.
 
@@ -31,6 +41,8 @@ def find_panels(
     missing
         "auto": NaN throughout a panel, a protein that is declared unmeasured, or all-zero in a whole panel is not
         measured. "nan": as "auto" without the last.
+    min_cells
+        Of a panel in which zeros throughout mean that a protein was not measured.
 
     Returns
     -------
@@ -46,7 +58,7 @@ def find_panels(
         measured[row] = given.any(0)
         if proteins.declared is not None and measured[row].any():
             measured[row] &= _declared(proteins, name, len(names))
-        if missing == "auto":
+        if missing == "auto" and len(counts) >= min_cells:
             zero = measured[row] & ~np.where(given, counts != 0, False).any(0)
             measured[row] &= ~zero
             if zero.any():
@@ -72,6 +84,13 @@ def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
     raise TypeError("varm['measured'] must be a DataFrame of proteins x panels, as pp.panels writes it.")
 
 
+MEAN_NO_LABEL = {
+    *("", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unlabeled", "unlabelled", "unassigned", "undefined"),
+    *("not assigned", "unannotated", "undetermined", "?", "-"),
+}
+"""Labels, in lower case, that most likely say that a cell has none."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """How a data set was read for a fit, and how any other must be read to be seen with the same eyes."""
@@ -95,7 +114,9 @@ class Setup:
     missing: str = "auto"
     categorical: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (key, categories)
     continuous: tuple[str, ...] = ()
+    continuous_scale: tuple[tuple[float, float], ...] = ()  # mean and deviation of each; empty: taken as they are
     size_factor_key: str | None = None
+    size_factor_scale: float = 1.0  # what size factors are multiplied by, so that they sum to the counts
 
     @property
     def joint(self) -> bool:
@@ -156,9 +177,23 @@ class Setup:
         for row in table:
             if not isinstance(row, tuple) or len(row) != len(self.proteins) or not set(map(type, row)) <= {bool}:
                 raise ValueError("The model's setup is damaged: its table of panels is none of True and False.")
+        scale = self.continuous_scale
+        if not isinstance(scale, tuple) or len(scale) not in (0, len(self.continuous)):
+            raise ValueError("The model's setup is damaged: its covariates have not a scale each.")
+        for pair in scale:
+            if not isinstance(pair, tuple) or len(pair) != 2 or not all(_is_finite(number) for number in pair):
+                raise ValueError("The model's setup is damaged: a covariate's mean and deviation are no numbers.")
+            if not pair[1] > 0:
+                raise ValueError("The model's setup is damaged: a covariate's deviation is not above 0.")
+        if not _is_finite(self.size_factor_scale) or not self.size_factor_scale > 0:
+            raise ValueError("The model's setup is damaged: its scale of size factors is not above 0.")
         if not isinstance(self.counts, bool):
             raise ValueError("The model's setup is damaged: its counts is not True or False.")
         return self
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def _tuples(value):
@@ -182,6 +217,7 @@ def find_setup(
     prot_mod: str = "prot",
     prot_obsm: str | None = None,
     counts: bool = True,
+    standardise: bool = False,
 ) -> Setup:
     """Look through an object and write down what a fit needs to know.
 
@@ -194,6 +230,11 @@ def find_setup(
         labels from.
     """
     source = Source.of(data)
+    one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
+    one_each |= {"size_factor_key": size_factor_key, "unlabeled_category": unlabeled_category}
+    for argument, value in (one_each | {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}).items():
+        if value is not None and not isinstance(value, str | int | float):
+            raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r}.")
     source.check_layer(layer)
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
@@ -205,6 +246,15 @@ def find_setup(
             raise ValueError(f"{where} has no {what}s.")
         containers.unique_names(names, f"{where}.{axis}_names", what)
     mods = (rna_mod, prot_mod)
+    continuous = {
+        key: _scale(source, key, mods, rna.obs_names)
+        for key in _several(continuous_covariate_keys, "continuous_covariate_keys")
+    }
+    if standardise:
+        constant = [key for key, (_, deviation) in continuous.items() if deviation == 0]
+        if constant:
+            logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
+        continuous = {key: scale for key, scale in continuous.items() if key not in constant}
     setup = Setup(
         genes=tuple(map(str, rna.var_names)),
         rna_mod=rna_mod,
@@ -222,7 +272,8 @@ def find_setup(
             (key, _categories(source, key, "categorical_covariate_keys", mods, rna.obs_names))
             for key in _several(categorical_covariate_keys, "categorical_covariate_keys")
         ),
-        continuous=tuple(_several(continuous_covariate_keys, "continuous_covariate_keys")),
+        continuous=tuple(continuous),
+        continuous_scale=tuple(continuous.values()) if standardise else (),
         size_factor_key=size_factor_key,
         missing=missing,
     )
@@ -253,6 +304,23 @@ def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: st
         raise ValueError(f"No protein was measured in any cell of {proteins.where}: use tl.scvi or tl.scanvi instead.")
     measured = _tuples(measured.tolist())
     return replace(setup, proteins=tuple(proteins.names), panel_key=panel_key, panels=panels, measured=measured)
+
+
+def numeric_column(source: Source, key: str, argument: str, mods: tuple[str, ...], cells: pd.Index) -> np.ndarray:
+    """A column of numbers `(cells,)`, float64; a ValueError names the first cell that has none."""
+    numbers = pd.to_numeric(source.column(key, argument, mods).reindex(cells), errors="coerce")
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not np.isfinite(values).all():
+        bad = cells[~np.isfinite(values)]
+        raise ValueError(f"{argument}: '{key}' is not a finite number in {len(bad)} cells (first: '{bad[0]}').")
+    return values
+
+
+def _scale(source: Source, key: str, mods: tuple[str, ...], cells: pd.Index) -> tuple[float, float]:
+    """Mean and standard deviation of a continuous covariate; a deviation that is rounding is 0."""
+    values = numeric_column(source, key, "continuous_covariate_keys", mods, cells)
+    mean, deviation = float(values.mean()), float(values.std())
+    return mean, deviation if deviation > 1e-9 * abs(mean) else 0.0
 
 
 def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
@@ -288,6 +356,12 @@ def _classes(source: Source, key: str | None, unlabeled: str, mods, cells: pd.In
             f"labels_key='{key}' has a single label, '{counts.index[0]}': there is nothing to tell apart. "
             "Give at least two, or use tl.totalvi or tl.scvi."
         )
+    for value, n in counts.items():
+        if str(value).strip().casefold() in MEAN_NO_LABEL:
+            logger.warning(
+                f"labels_key='{key}': {n} cells are labelled '{value}', which is taken as a cell type like any other. "
+                f"If it means that they have no label: unlabeled_category='{value}', or set them to NaN"
+            )
     written = pd.Index(counts.index).map(slots.column_name)
     if written.has_duplicates:
         alike = " and ".join(map(repr, counts.index[written.duplicated(keep=False)][:2]))

@@ -87,7 +87,7 @@ class Options(TypedDict, total=False):
     max_retries: int
 
 
-SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "proteins", "counts"}
+SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "proteins", "counts", "standardise"}
 """Arguments of a fit that say where things are in the object; the others are options of network and training."""
 
 
@@ -123,12 +123,22 @@ def run_fit(
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
     proteins = name in ("totalvi", "totalanvi")
-    setup = find_setup(source, proteins=proteins, counts=network_options.get("gene_likelihood") != "normal", **where)
+    as_published = network_options.get("objective") == "scvi-tools"  # which takes covariates as they are
+    counts = network_options.get("gene_likelihood") != "normal"
+    setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, **where)
     first = None if init is None else find_model(source, init, "init")[0]
+    if first is not None and first.setup.continuous == setup.continuous:
+        setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)
     if config.has_labels:
         check_no_own_label(source, setup, key)
     cells = read_cells(source, setup, labels=True)
+    if setup.size_factor_key is not None and counts and not as_published:
+        # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
+        scale = float(cells.x.values.double().sum() / cells.log_library.double().exp().sum())
+        scale = scale if first is None else first.setup.size_factor_scale
+        setup = replace(setup, size_factor_scale=scale)
+        cells = replace(cells, log_library=cells.log_library + math.log(scale))
     known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
     colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
     del source  # and the proteins that it keeps

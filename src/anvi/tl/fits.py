@@ -53,9 +53,10 @@ FIT = """batch_key
 layer
     Layer with raw counts; a dict gives one per modality; None takes `.X`.
 categorical_covariate_keys, continuous_covariate_keys
-    Lists of further columns to correct for; continuous ones are used as they are.
+    Lists of further columns to correct for; continuous ones are standardised by
+    the mean and deviation of these cells, which the model keeps for queries (not with `objective="scvi-tools"`).
 size_factor_key
-    Column with the size factor of each cell, in place of its library size.
+    Column with the size factor of each cell, in place of its library size; in any unit.
 n_latent
     Dimensions of the latent space; None: {n_latent}.
 gene_likelihood

@@ -1,0 +1,94 @@
+"""Other people's data, once wrong answers without a word: covariates, size factors, labels, keys, tiny queries."""
+
+import numpy as np
+import pytest
+from helpers import cite
+
+import anvi as av
+from anvi._data.setup import ALL_ZERO_CELLS, Setup
+
+
+def with_covariate(values, **options):
+    mdata = cite(300)
+    mdata.obs["age"] = values(np.random.default_rng(0).normal(size=300))
+    av.tl.totalanvi(mdata, batch_key="batch", continuous_covariate_keys=["age"], max_epochs=2, **options)
+    return mdata
+
+
+def test_the_unit_of_a_continuous_covariate_does_not_matter():
+    days, years = with_covariate(lambda z: 20_000 + 5_000 * z), with_covariate(lambda z: (20_000 + 5_000 * z) / 365.25)
+    np.testing.assert_allclose(days.obsm["X_totalanvi"], years.obsm["X_totalanvi"], atol=1e-3)
+    setup = av.get.model(days).setup
+    ((mean, deviation),) = setup.continuous_scale
+    assert mean == pytest.approx(days.obs["age"].mean()) and deviation == pytest.approx(days.obs["age"].std(ddof=0))
+    assert Setup.from_dict(setup.to_dict()) == setup
+
+
+def test_a_query_is_put_on_the_scale_of_the_fit():
+    """One cell alone has a deviation of 0: its answer is that among the others."""
+    mdata = with_covariate(lambda z: 20_000 + 5_000 * z)
+    some = mdata[:40].copy()
+    av.tl.latent(some, model=av.get.model(mdata), key_added="again")
+    np.testing.assert_allclose(some.obsm["X_again"], mdata.obsm["X_totalanvi"][:40], atol=1e-4)
+
+
+def test_covariates_of_the_published_objective_stay_as_they_are():
+    mdata = with_covariate(lambda z: z, objective="scvi-tools")
+    assert av.get.model(mdata).setup.continuous_scale == ()
+
+
+def test_a_constant_covariate_is_left_out_with_a_word(caplog):
+    mdata = with_covariate(lambda z: np.full(len(z), 2019.0))
+    assert av.get.model(mdata).setup.continuous == ()
+    assert "continuous covariate age: the same in all cells, so it is left out" in caplog.text
+
+
+@pytest.mark.parametrize("scale", [[(0.0, 0.0)], [(0.0, -1.0)], [(float("nan"), 1.0)], [(0.0,)], [], [("a", 1.0)]])
+def test_a_damaged_scale_is_refused(scale):
+    setup = Setup(genes=("a",), batches=("all",), continuous=("x", "y")).to_dict()
+    with pytest.raises(ValueError, match="setup is damaged"):
+        Setup.from_dict(setup | {"continuous_scale": [*scale, *scale, (0.0, 1.0)]})
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e3])
+def test_the_unit_of_size_factors_does_not_matter(unit):
+    def fit(unit):
+        mdata = cite(300)
+        totals = np.asarray(mdata["rna"].X.sum(1)).ravel()
+        mdata["rna"].obs["size"] = totals * unit
+        av.tl.scvi(mdata, size_factor_key="size", max_epochs=2)
+        return mdata["rna"].obsm["X_scvi"], av.get.model(mdata)
+
+    (expected, _), (found, model) = fit(1.0), fit(unit)
+    # a few steps carry the rounding of the scale to 32 bits this far; a wrong unit moves the latent vectors by 1
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert model.setup.size_factor_scale == pytest.approx(1 / unit, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", ["nan", "None", "NA", "unknown", "unassigned", "Unassigned", "unlabeled"])
+def test_labels_that_mean_none_are_told(value, caplog):
+    mdata = cite(300)
+    labels = mdata.obs["cell_type"].astype(str).replace("Unknown", value)
+    mdata.obs["cell_type"] = labels
+    report = str(av.pp.check(mdata, batch_key="batch"))
+    n = (labels == value).sum()
+    assert f"{n} cells are labelled '{value}'" in caplog.text and f"unlabeled_category='{value}'" in caplog.text
+    caplog.clear()
+    assert report and av.pp.check(mdata, unlabeled_category=value) is not None  # the advice
+    assert "are labelled" not in caplog.text
+
+
+@pytest.mark.parametrize("argument", ["unlabeled_category", "batch_key", "labels_key", "rna_mod"])
+def test_keys_of_the_wrong_kind(argument, no_training):
+    with pytest.raises(TypeError, match=argument):
+        av.tl.totalanvi(cite(200), **{"batch_key": "batch", argument: ["Unknown"]})
+
+
+def test_in_a_few_cells_a_protein_of_zeros_is_measured(fitted):
+    """What a query says of a cell does not depend on whether another cell has a count of a rare protein."""
+    model = av.get.model(fitted, "totalanvi")
+    cells = fitted["prot"].obs_names[: ALL_ZERO_CELLS - 1]
+    pair, alone = fitted[cells].copy(), fitted[cells[:1]].copy()
+    for part in (pair, alone):
+        av.tl.predict(part, model=model, key_added="few")
+    np.testing.assert_allclose(np.asarray(pair.obsm["few_proba"])[0], np.asarray(alone.obsm["few_proba"])[0], atol=1e-5)
