@@ -398,16 +398,16 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_880,
-    "_data": 2_880,
-    "_fit": 960,
-    "_posterior": 2_000,
+    "": 1_930,
+    "_data": 2_950,
+    "_fit": 970,
+    "_posterior": 1_910,
     "io": 1_120,
     "metrics": 1_030,
     "nn": 1_570,
-    "pl": 2_150,
+    "pl": 2_100,
     "pp": 400,
-    "tl": 1_900,
+    "tl": 1_800,
 }
 
 
@@ -478,7 +478,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 13  # of AnnData and MuData outside _data, pp and io; to fall to 6
 
 
-WALK = {"files": 31, "lines": 2_750}
+WALK = {"files": 32, "lines": 2_950}
 
 
 def test_a_fit_is_a_short_walk():
