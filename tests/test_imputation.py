@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from helpers import cite
 from mudata import MuData, read_h5mu
 from sklearn.linear_model import Ridge
@@ -14,8 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 import anvi as av
 from anvi._data.cells import read_cells
 from anvi._data.containers import Source
+from anvi._data.select import find_features
 from anvi._model import Imputation, Model
-from anvi._posterior import encode, imputation
+from anvi._posterior import encode, expected, imputation
 
 HIDDEN = "batch_1"
 
@@ -94,9 +96,9 @@ def test_against_numpy_and_scikit_learn(half):
             errors[penalty] = np.mean(((y[:, j] - hat @ y[:, j]) / (1 - np.diag(hat))) ** 2)
         best = Ridge(alpha=min(errors, key=errors.get) * unit).fit(c, y[:, j])
         line[:, j] = best.predict(components.loc[asked].to_numpy())
-    expected = np.expm1(np.clip(2 / 3 * y[near].mean(1) + line / 3, 0, None))
+    by_hand = np.expm1(np.clip(2 / 3 * y[near].mean(1) + line / 3, 0, None))
     found = av.tl.denoise(mdata, modality="prot", include_background=True, inplace=False)["prot"].to_pandas()
-    np.testing.assert_allclose(found.loc[asked, stained.columns], expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found.loc[asked, stained.columns], by_hand, rtol=2e-3, atol=2e-3)
 
 
 def test_only_what_was_not_measured_is_imputed(half):
@@ -268,20 +270,45 @@ def test_a_query_of_fewer_genes_is_imputed(half):
     assert len(told) > 5 and right > 0.4 > 0.15 > abs(wrong), (len(told), right, wrong)
 
 
-def test_batches_that_measured_and_did_not(half):
+def test_whose_proteins_are_imputed(half):
+    """A batch without proteins, cells without any, proteins that a batch never measured; nothing that was measured."""
+    mdata, truth = half
+    model = av.get.model(mdata)
+    assert model.imputation.measured.tolist() == [[name != HIDDEN] * 20 for name in model.setup.batches]
+    counts = truth.reindex(mdata.obs_names)
+    hidden = mdata.obs_names[(mdata.obs["batch"] == HIDDEN).to_numpy()]
+    stained = mdata["prot"].obs_names
+    counts.loc[hidden, counts.columns[5:]] = np.nan  # five proteins of the batch that the fit saw without any
+    counts.loc[stained[0], "P03"] = np.nan
+    counts = counts.drop(index=stained[-1])
+    other = MuData({"rna": mdata["rna"].copy(), "prot": AnnData(counts.astype(np.float32))})
+    other.obs["batch"] = mdata.obs["batch"].reindex(other.obs_names)
+    cells = read_cells(Source(other), replace(model.setup, measured=((True,) * 20,) * len(model.setup.panels)))
+    where = pd.DataFrame(imputation._to_impute(model.imputation, cells).numpy(), cells.names, model.setup.proteins)
+    assert not where.loc[stained[:-1]].any(axis=None) and where.loc[stained[-1]].all()
+    assert (where.loc[hidden].to_numpy() == counts.loc[hidden, list(model.setup.proteins)].isna().to_numpy()).all()
+
+    # cells with other proteins: half of the logarithm is decoded
+    found = pd.DataFrame(imputation.impute(model, cells).value, cells.names).loc[hidden].iloc[:, 5:]
+    blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
+    alone = pd.DataFrame(imputation.impute(model, blind).value, cells.names).loc[hidden].iloc[:, 5:]
+    decoded = expected.expected_expression(
+        model, cells, find_features(model.setup, None, "prot"), include_background=True
+    )
+    decoded = pd.DataFrame(decoded.prot, cells.names).loc[hidden].iloc[:, 5:]
+    np.testing.assert_allclose(np.log1p(found), (np.log1p(alone) + np.log1p(decoded)) / 2, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mapped_batch_measures_what_the_reference_or_the_query_did(half):
     mdata, _ = half
     model = av.get.model(mdata)
-    part = model.imputation
-    assert part.measured.tolist() == [[name != HIDDEN] * 20 for name in model.setup.batches]
-    # a stained batch's cell that has no proteins of its own is imputed, one that lacks a single protein is decoded
-    prot = mdata["prot"].copy()
-    prot.X = np.asarray(prot.X, dtype=np.float32)
-    prot.X[0, 3] = np.nan
-    other = MuData({"rna": mdata["rna"].copy(), "prot": prot[:-1].copy()})
-    other.obs["batch"] = mdata.obs["batch"].reindex(other.obs_names)
-    cells = read_cells(Source(other), model.setup)
-    where = pd.DataFrame(imputation._to_impute(part, cells).numpy(), cells.names)
-    assert not where.loc[prot.obs_names[0]].any() and where.loc[prot.obs_names[-1]].all()
+    cells = read_cells(Source(mdata), model.setup)
+    blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
+    before = model.imputation
+    for some, expected_rows in ((blind, before.measured), (cells, before.measured)):
+        after = imputation.widened(before, np.arange(80), some, 3)
+        assert after.measured[:2].equal(expected_rows) and not after.measured[2].any()
+        assert after.center[:2].equal(before.center) and after.center.shape == (3, 80)
 
 
 def test_nothing_is_kept_where_it_would_not_be_used():

@@ -8,6 +8,7 @@ components alone, which holds where no measured cell is near::
 
     log1p(y) = 2/3 mean of the 30 nearest + 1/3 ridge regression
 
+Of a cell with other proteins, of which neighbours by RNA know nothing, it is the mean of that and of what is decoded.
 Components are taken of log-normalised genes, each standardised within its batch. Held-out measured cells tell how far
 off this is: intervals are split-conformal, with the scatter of the neighbours for a unit (Lei et al. 2018,
 Distribution-free predictive inference for regression).
@@ -145,6 +146,10 @@ def impute(
     part = Imputation(*(tensor.to(device) for tensor in part))
     asked = index.to(device)
     found, spread = _predict(part, _view(model, part, cells, asked))
+    partly = cells.mask_table.any(1)[cells.mask_row[asked]]
+    if partly.any():
+        decoded = _decoded(model, cells, asked, None, True).log1p()
+        found = torch.where(partly[:, None], (found + decoded) / 2, found)
     value = found.clamp(min=0).expm1()
     if not include_background:
         value = value * _foreground_share(model, part, cells, asked)
@@ -352,16 +357,22 @@ def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Te
 
 def _foreground_share(model: Model, part: Imputation, cells: Cells, index: Tensor) -> Tensor:
     """The decoder's share of foreground `(cells, proteins)`, in the batch that most landmarks are from."""
-    share = torch.zeros(len(cells), part.y.shape[1], device=index.device)
+    share = torch.zeros(len(index), part.y.shape[1], device=index.device)
     for there, columns in _patterns(part.y):
-        if not there.any():
-            continue
-        code = int(part.batch[there].mode().values)
-        for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
-            z, batch = model.network.to_latent(block.q_z.mean), in_batch(model, block.batch, code)
-            parts = [protein_value(model, z, batch, columns, with_background) for with_background in (False, True)]
-            share[block.rows][:, columns] = parts[0] / parts[1].clamp(min=1e-12)
-    return share[index]
+        if there.any():
+            code = int(part.batch[there].mode().values)
+            whole = _decoded(model, cells, index, code, True)[:, columns].clamp(min=1e-12)
+            share[:, columns] = _decoded(model, cells, index, code, False)[:, columns] / whole
+    return share
+
+
+def _decoded(model: Model, cells: Cells, index: Tensor, code: int | None, include_background: bool) -> Tensor:
+    """What the decoder says of some cells `(cells, proteins)`, in a batch or their own."""
+    out = torch.zeros(len(cells), model.config.n_proteins, device=index.device)
+    for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
+        batch = block.batch if code is None else in_batch(model, block.batch, code)
+        out[block.rows] = protein_value(model, model.network.to_latent(block.q_z.mean), batch, None, include_background)
+    return out[index]
 
 
 def _level(residuals: Tensor, level: float) -> Tensor:

@@ -53,7 +53,8 @@ def denoise(
 
     Proteins that nothing was measured of, neither in the cell's batch nor (for cells without any) in the cell, are not
     decoded but imputed: two thirds the mean log count of the 30 nearest measured cells, in latent vectors and principal
-    components of RNA together, and one third a ridge regression on these components. With `include_background` it is a
+    components of RNA together, and one third a ridge regression on these components; for cells with other proteins, the
+    mean of that and of the decoded log count. With `include_background` it is a
     count as the measured cells have it; without, the decoder's share of foreground of that.
 
     Parameters
