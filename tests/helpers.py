@@ -55,6 +55,13 @@ def dense(matrix) -> np.ndarray:
     return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
 
 
+def assert_whole(fig) -> None:
+    """Raise if something of a figure is cut off."""
+    fig.draw_without_rendering()
+    box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
+
+
 def contents(data: AnnData | MuData, where: str = "") -> dict[str, object]:
     """Everything that an object holds, by slot, copied: to see later whether it was touched."""
     found: dict[str, object] = {f"{where}uns {key}": _copied(value) for key, value in data.uns.items()}
@@ -91,6 +98,7 @@ def assert_same(one, other, where: str = "") -> None:
             np.testing.assert_array_equal(getattr(one, part), getattr(other, part), err_msg=where)
     elif isinstance(one, np.ndarray):
         assert one.dtype == other.dtype, where
-        np.testing.assert_array_equal(one, other, err_msg=where)
+        for field in one.dtype.names or [...]:  # NaN is not equal to itself within a record
+            np.testing.assert_array_equal(one[field], other[field], err_msg=where)
     else:
         assert one == other, where

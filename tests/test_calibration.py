@@ -63,31 +63,24 @@ def test_reliability_by_a_loop():
     assert expected_error(table) == pytest.approx(error)
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    mdata = av.datasets.synthetic_cite(1_500, n_genes=120)
-    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=6, train_size=0.8)
-    return mdata
-
-
-def test_a_fit_writes_reliability_before_and_after(fitted):
-    table = fitted.uns["totalanvi"]["calibration"]
+def test_a_fit_writes_reliability_before_and_after(labelled):
+    table = labelled.uns["totalanvi"]["calibration"]
     assert set(table["cells_seen"]) == {"with_proteins", "without_proteins"} and set(table["when"]) == {
         "before",
         "after",
     }
     counts = table.groupby(["cells_seen", "when"])["cells"].sum()
     assert counts.nunique() == 1 and counts.iloc[0] % len(confidence.JUDGED_ON) == 0
-    assert min(av.get.model(fitted).info["temperature"].values()) > 0
+    assert min(av.get.model(labelled).info["temperature"].values()) > 0
 
 
-def test_cells_get_the_temperature_of_their_kind(fitted):
-    model = av.get.model(fitted)
+def test_cells_get_the_temperature_of_their_kind(labelled):
+    model = av.get.model(labelled)
     model.info["temperature"] = {"with_proteins": 2.0, "without_proteins": 5.0}
-    soft = av.tl.predict(fitted, model=model, inplace=False)
+    soft = av.tl.predict(labelled, model=model, inplace=False)
     model.info["temperature"] = None
-    raw = av.tl.predict(fitted, model=model, inplace=False)
-    measured = pd.Series(fitted.obs["batch"] != "batch_2", raw.index)  # the last batch has RNA only
+    raw = av.tl.predict(labelled, model=model, inplace=False)
+    measured = pd.Series(labelled.obs["batch"] != "batch_2", raw.index)  # the last batch has RNA only
     assert measured.any() and not measured.all()
     for kind, t in ((measured, 2.0), (~measured, 5.0)):
         expected = raw[kind] ** (1 / t)
@@ -96,13 +89,13 @@ def test_cells_get_the_temperature_of_their_kind(fitted):
     assert (soft.idxmax(axis=1) == raw.idxmax(axis=1)).all()
 
 
-def test_margin_and_entropy_by_hand(fitted):
-    proba = av.get.proba(fitted).to_numpy()
+def test_margin_and_entropy_by_hand(labelled):
+    proba, obs = av.get.proba(labelled).to_numpy(), labelled.obs
     for i in (0, 700, 1_499):
         first, second = sorted(proba[i])[::-1][:2]
-        assert fitted.obs["totalanvi_margin"].iloc[i] == pytest.approx(first - second, abs=1e-5)
+        assert obs["totalanvi_margin"].iloc[i] == pytest.approx(first - second, abs=1e-5)
         terms = [p * np.log(p) for p in proba[i] if p > 0]
-        assert fitted.obs["totalanvi_entropy"].iloc[i] == pytest.approx(-sum(terms) / np.log(proba.shape[1]), abs=1e-4)
+        assert obs["totalanvi_entropy"].iloc[i] == pytest.approx(-sum(terms) / np.log(proba.shape[1]), abs=1e-4)
 
 
 def test_few_labelled_cells_leave_probabilities_as_they_are(caplog):
@@ -115,15 +108,15 @@ def test_few_labelled_cells_leave_probabilities_as_they_are(caplog):
     assert "totalanvi_novelty" not in mdata.obs
 
 
-def test_it_survives_a_file(fitted, tmp_path):
+def test_it_survives_a_file(labelled, tmp_path):
     import mudata
 
-    fitted.write(tmp_path / "x.h5mu")
+    labelled.write(tmp_path / "x.h5mu")
     back = mudata.read(tmp_path / "x.h5mu")
     av.tl.predict(back)
-    pd.testing.assert_frame_equal(av.get.proba(back), av.get.proba(fitted), atol=1e-6)
-    pd.testing.assert_series_equal(back.obs["totalanvi_novelty"], fitted.obs["totalanvi_novelty"], rtol=1e-4)
-    assert len(back.uns["totalanvi"]["calibration"]) == len(fitted.uns["totalanvi"]["calibration"])
+    pd.testing.assert_frame_equal(av.get.proba(back), av.get.proba(labelled), atol=1e-6)
+    pd.testing.assert_series_equal(back.obs["totalanvi_novelty"], labelled.obs["totalanvi_novelty"], rtol=1e-4)
+    assert len(back.uns["totalanvi"]["calibration"]) == len(labelled.uns["totalanvi"]["calibration"])
 
 
 def test_of_many_held_out_cells_some_will_do():

@@ -5,7 +5,6 @@ import inspect
 import logging
 import math
 
-import matplotlib
 import mudata
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from matplotlib import pyplot as plt
 import anvi as av
 from anvi._posterior import differential
 
-matplotlib.use("Agg")
 KEY = "rank_genes_groups"
 SLASH = "NK/T"
 FEW = {"n_samples": 60}

@@ -2,7 +2,6 @@
 
 import warnings
 
-import matplotlib
 import mudata
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ from helpers import assert_same, cite, contents, dense, quiet_mudata
 
 import anvi as av
 
-matplotlib.use("Agg")
 SLASH = "NK/T"
 SLOT = "totalanvi_attributions"
 QUICK = {"n_cells": 8, "n_steps": 4}
@@ -214,7 +212,6 @@ def test_scanpy_reads_and_draws_it(mdata):
             warnings.simplefilter("ignore")
             sc.pl.rank_genes_groups(mdata[mod], key=SLOT, show=False)
             sc.pl.rank_genes_groups_dotplot(mdata[mod], key=SLOT, n_genes=2, dendrogram=False, show=False)
-        matplotlib.pyplot.close("all")
 
 
 # what is refused --------------------------------------------------------------------------------------------------

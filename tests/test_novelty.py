@@ -18,20 +18,9 @@ from anvi._model import Landmarks
 from anvi._posterior import confidence, encode
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    """A fit whose reference lacks a type; the cells of the type are there without a label."""
-    mdata = av.datasets.synthetic_cite(2_000, n_genes=150)
-    truth = mdata.obs["true_cell_type"].astype(str).to_numpy()
-    mdata.obs["known"] = np.where(truth == "B", "Unknown", truth)
-    mdata.obs["known"] = mdata.obs["known"].where(mdata.obs["cell_type"].astype(str) != "Unknown", "Unknown")
-    av.tl.totalanvi(mdata, "known", batch_key="batch", max_epochs=15, train_size=0.8)
-    return mdata
-
-
-def test_scores_by_a_loop(fitted):
-    model = av.get.model(fitted)
-    cells = read_cells(fitted, model.setup, labels=True)
+def test_scores_by_a_loop(labelled):
+    model = av.get.model(labelled)
+    cells = read_cells(labelled, model.setup, labels=True)
     found_by = encode.embed(model, cells)
     latent, proba = found_by.mean, found_by.proba.astype(float)
     found = confidence.novelty(model, cells, latent, found_by.proba)
@@ -56,9 +45,9 @@ def test_scores_by_a_loop(fitted):
         assert found.kind[i] == kind
 
 
-def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(fitted):
-    model = av.get.model(fitted)
-    cells = read_cells(fitted, model.setup)
+def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(labelled):
+    model = av.get.model(labelled)
+    cells = read_cells(labelled, model.setup)
     cells = replace(cells, batch=torch.zeros_like(cells.batch), mask_table=torch.zeros_like(cells.mask_table))
     near = model.landmarks.centre[-1, 0].numpy()
     # every cell at a distance of its own from one centre, spread as that of held-out cells
@@ -89,9 +78,9 @@ def test_the_limit_keeps_the_stated_share_of_held_out_cells():
     assert not some.unassigned(0).any()
 
 
-def test_a_type_without_labels_is_far(fitted):
-    truth, score = fitted.obs["true_cell_type"].astype(str), fitted.obs["totalanvi_novelty"]
-    hidden = fitted.obs["known"].astype(str) == "Unknown"
+def test_a_type_without_labels_is_far(labelled):
+    truth, score = labelled.obs["true_cell_type"].astype(str), labelled.obs["totalanvi_novelty"]
+    hidden = labelled.obs["known"].astype(str) == "Unknown"
     assert roc_auc_score((truth == "B")[hidden], score[hidden]) > 0.9
     rng = np.random.default_rng(0)
     shuffled = rng.permutation((truth == "B")[hidden])
@@ -99,20 +88,20 @@ def test_a_type_without_labels_is_far(fitted):
     assert abs(roc_auc_score(shuffled, score[hidden]) - 0.5) < 0.1
 
 
-def test_unassigned_is_a_label_and_never_a_prediction(fitted):
-    labels, far = fitted.obs["totalanvi_label"].astype(str), fitted.obs["totalanvi_novelty"] > 1
-    known = fitted.obs["known"].astype(str)
+def test_unassigned_is_a_label_and_never_a_prediction(labelled):
+    labels, far = labelled.obs["totalanvi_label"].astype(str), labelled.obs["totalanvi_novelty"] > 1
+    known = labelled.obs["known"].astype(str)
     assert ((labels == "Unassigned") == (far & (known == "Unknown"))).all() and (labels == "Unassigned").any()
-    assert "Unassigned" not in set(fitted.obs["totalanvi_prediction"])
+    assert "Unassigned" not in set(labelled.obs["totalanvi_prediction"])
     assert (labels[known != "Unknown"] == known[known != "Unknown"]).all()
 
 
-def test_predict_takes_another_share(fitted):
-    copy = fitted.copy()
+def test_predict_takes_another_share(labelled):
+    copy = labelled.copy()
     av.tl.predict(copy, false_rejects=0)
     assert "Unassigned" not in set(copy.obs["totalanvi_label"])
     av.tl.predict(copy, false_rejects=0.3)
-    assert (copy.obs["totalanvi_label"] == "Unassigned").sum() > (fitted.obs["totalanvi_label"] == "Unassigned").sum()
+    assert (copy.obs["totalanvi_label"] == "Unassigned").sum() > (labelled.obs["totalanvi_label"] == "Unassigned").sum()
     with pytest.raises(ValueError, match="false_rejects=1.5"):
         av.tl.predict(copy, false_rejects=1.5)
 
@@ -170,9 +159,9 @@ def test_a_direction_in_which_classes_hardly_scatter_counts_for_more():
     assert across > 3 * along  # six times as near by the ruler
 
 
-def of_schema_1(fitted):
+def of_schema_1(labelled):
     """The model as it was stored when landmarks were single cells."""
-    model = av.get.model(fitted)
+    model = av.get.model(labelled)
     weights = {name: value for name, value in model.weights().items() if name not in CENTRES}
     weights["landmarks.latent"] = torch.zeros(2, 30, 20)
     return av.Model.from_parts(model.facts() | {"schema": 1}, weights, model.history), weights
@@ -181,10 +170,10 @@ def of_schema_1(fitted):
 CENTRES = ("landmarks.centre", "landmarks.whiten")
 
 
-def test_a_model_of_schema_1_stays_the_same_and_tells_nothing_of_novelty(fitted, caplog):
-    earlier, weights = of_schema_1(fitted)
+def test_a_model_of_schema_1_stays_the_same_and_tells_nothing_of_novelty(labelled, caplog):
+    earlier, weights = of_schema_1(labelled)
     assert earlier.weights().keys() == weights.keys()  # and with them the fingerprint, by which minified data know it
-    copy = fitted.copy()
+    copy = labelled.copy()
     copy.uns["totalanvi"]["model"] = {  # as it was stored before there were checksums
         "config": json.dumps(earlier.facts() | {"schema": 1}),
         "weights": np.frombuffer(save(earlier.weights()), dtype=np.uint8).copy(),
@@ -193,19 +182,19 @@ def test_a_model_of_schema_1_stays_the_same_and_tells_nothing_of_novelty(fitted,
     av.tl.predict(copy, coverage=0.9)  # the cells of prediction sets are still there
     assert "of an earlier anvi: no novelty" in caplog.text
     assert "totalanvi_novelty" not in copy.obs and "Unassigned" not in set(copy.obs["totalanvi_label"])
-    pd.testing.assert_series_equal(copy.obs["totalanvi_prediction"], fitted.obs["totalanvi_prediction"])
+    pd.testing.assert_series_equal(copy.obs["totalanvi_prediction"], labelled.obs["totalanvi_prediction"])
 
 
-def test_minified_data_of_schema_1_still_answer(fitted, tmp_path):
-    earlier, _ = of_schema_1(fitted)
-    copy = fitted.copy()
+def test_minified_data_of_schema_1_still_answer(labelled, tmp_path):
+    earlier, _ = of_schema_1(labelled)
+    copy = labelled.copy()
     copy.uns["totalanvi"]["model"] = earlier.to_slot()
     small = av.tl.minify(copy, copy=True)
     with quiet_mudata():
         small.write_h5mu(tmp_path / "small.h5mu")
         back = mudata.read_h5mu(tmp_path / "small.h5mu")
     av.tl.predict(back)
-    pd.testing.assert_series_equal(back.obs["totalanvi_prediction"], fitted.obs["totalanvi_prediction"])
+    pd.testing.assert_series_equal(back.obs["totalanvi_prediction"], labelled.obs["totalanvi_prediction"])
 
 
 @pytest.mark.parametrize(
@@ -231,8 +220,8 @@ def test_minified_data_of_schema_1_still_answer(fitted, tmp_path):
         {"stranger": torch.zeros(1)},
     ],
 )
-def test_landmarks_that_do_not_fit_are_refused(fitted, changed):
-    model = av.get.model(fitted)
+def test_landmarks_that_do_not_fit_are_refused(labelled, changed):
+    model = av.get.model(labelled)
     weights = model.weights() | {f"landmarks.{name}": value for name, value in changed.items()}
     weights = {name: value for name, value in weights.items() if value is not None}
     with pytest.raises(ValueError, match="damaged"):
@@ -253,7 +242,7 @@ def test_a_score_does_not_depend_on_who_else_is_asked():
     np.testing.assert_allclose(together[:50], alone, rtol=1e-5)
 
 
-def test_a_model_without_landmarks_says_nothing(fitted):
-    model = replace(av.get.model(fitted), landmarks=None)
-    cells = read_cells(fitted, model.setup)
+def test_a_model_without_landmarks_says_nothing(labelled):
+    model = replace(av.get.model(labelled), landmarks=None)
+    cells = read_cells(labelled, model.setup)
     assert confidence.novelty(model, cells, np.zeros((len(cells), 20)), np.ones((len(cells), 1))) is None

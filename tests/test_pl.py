@@ -1,6 +1,7 @@
 import ast
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -8,32 +9,53 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
-from helpers import assert_same, cite, contents, quiet_mudata
+from helpers import assert_same, assert_whole, cite, contents, quiet_mudata
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from mudata import MuData, read_h5mu
+from mudata import MuData, read_h5mu, read_zarr
 
 import anvi as av
 from anvi._data import fits as stored
 from anvi.pl import _figure
 from anvi.pl.history import robust_limits
 
-matplotlib.use("Agg")
-PLOTS = ["predictions", "history", "confusion", "panels"]
+OF_A_FIT = {"model": "totalanvi"}
+PLOTS = {
+    "predictions": partial(av.pl.predictions, **OF_A_FIT),
+    "history": partial(av.pl.history, **OF_A_FIT),
+    "confusion": partial(av.pl.confusion, **OF_A_FIT),
+    "panels": partial(av.pl.panels, **OF_A_FIT),
+    "calibration": partial(av.pl.calibration, **OF_A_FIT),
+    "correlation": partial(av.pl.correlation, **OF_A_FIT),
+    "foreground": partial(av.pl.foreground, **OF_A_FIT),
+    "criticism": partial(av.pl.criticism, **OF_A_FIT),
+    "attributions, heatmap": partial(av.pl.attributions, kind="heatmap", **OF_A_FIT),
+    "attributions, bar": partial(av.pl.attributions, kind="bar", **OF_A_FIT),
+    "attributions, dot": partial(av.pl.attributions, kind="dot", **OF_A_FIT),
+    "differential expression, volcano": partial(av.pl.differential_expression, kind="volcano"),
+    "differential expression, dot": partial(av.pl.differential_expression, kind="dot"),
+    "embedding": partial(av.pl.embedding, color="rna:G001"),
+}
+EVERY_PLOT = pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
 SLASH = "NK/T"
 
 
 @pytest.fixture(scope="module")
 def fits() -> MuData:
-    """totalanvi in the global slots, scanvi in the RNA modality, a class with "/": never written to."""
+    """totalanvi and all that is drawn of it, scanvi in the RNA modality, a class with "/": never written to."""
     mdata = cite(600)
     for column in ("cell_type", "true_cell_type"):
         mdata.obs[column] = mdata.obs[column].cat.rename_categories({"NK": SLASH})
     with warnings.catch_warnings(), av.settings.override(progress=False, device="cpu", verbosity=0):
         warnings.filterwarnings("ignore", message="Class names with '/'")
-        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=6)
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=6, train_size=0.8)
+        av.tl.foreground(mdata)
+        av.tl.feature_correlation(mdata, n_samples=1)
+        av.tl.attributions(mdata, n_cells=5, n_steps=5)
+        av.tl.differential_expression(mdata, "true_cell_type", n_samples=100)
+        av.metrics.criticism(mdata, n_samples=2)
         av.tl.scanvi(mdata, batch_key="batch", max_epochs=2)
     rng = np.random.default_rng(0)
     mdata.obsm["X_umap"] = rng.normal(size=(600, 2)).astype(np.float32)
@@ -46,13 +68,13 @@ def mdata(fits) -> MuData:
     return fits.copy()
 
 
-@pytest.fixture(scope="module")
-def from_file(fits, tmp_path_factory) -> MuData:
+@pytest.fixture(scope="module", params=["h5mu", "zarr"])
+def from_file(fits, tmp_path_factory, request) -> MuData:
     """The same, written and read."""
-    path = tmp_path_factory.mktemp("pl") / "fits.h5mu"
+    path = tmp_path_factory.mktemp("pl") / f"fits.{request.param}"
     with quiet_mudata():
-        fits.write(path)
-        return read_h5mu(path)
+        fits.write(path) if request.param == "h5mu" else fits.write_zarr(path)
+        return read_h5mu(path) if request.param == "h5mu" else read_zarr(path)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +83,6 @@ def adata(fits) -> AnnData:
     adata = fits["rna"].copy()
     adata.obs["cell_type"] = fits.obs["cell_type"]
     return adata
-
-
-@pytest.fixture(autouse=True)
-def close():
-    """Every test starts without figures."""
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 def fake(n_obs=400, n_classes=30, n_proteins=200, n_panels=4) -> MuData:
@@ -131,25 +145,39 @@ def legend_names(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def inside(fig: Figure) -> bool:
-    """Whether nothing is cut off."""
-    fig.draw_without_rendering()
-    box = fig.get_tightbbox()
-    width, height = fig.get_size_inches()
-    return box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-
-
 # --- what holds for all plots
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-def test_every_plot_on_mudata_in_memory_and_from_a_file(plot, fits, from_file):
+def pixels(fig: Figure) -> np.ndarray:
+    fig.set_dpi(50)
+    fig.canvas.draw()
+    return np.asarray(fig.canvas.buffer_rgba()).copy()
+
+
+@EVERY_PLOT
+def test_every_plot_is_whole_writes_nothing_and_is_the_same_from_a_file(draw, fits, from_file):
+    pictures = []
     for data in (fits, from_file):
         before = contents(data)
-        fig = getattr(av.pl, plot)(data, model="totalanvi", return_fig=True)
+        fig = draw(data, return_fig=True)
         assert isinstance(fig, Figure)
         assert_same(contents(data), before)
-    assert inside(fig)
+        assert_whole(fig)
+        pictures.append(pixels(fig))
+    np.testing.assert_array_equal(*pictures)
+    assert pictures[0].std() > 5  # there is something to be seen
+
+
+@EVERY_PLOT
+def test_the_users_axes_are_used(draw, fits):
+    n = np.size(draw(fits, show=False))
+    fig, given = plt.subplots(1, n, squeeze=False)
+    open_before = plt.get_fignums()
+    axes = draw(fits, ax=given.ravel()[0] if n == 1 else list(given.ravel()))
+    assert list(np.ravel(axes)) == list(given.ravel()) and plt.get_fignums() == open_before
+    if draw.func is not av.pl.embedding:  # scanpy answers for that
+        with pytest.raises(ValueError, match=f"{n} Axes"):
+            draw(fits, ax=list(plt.subplots(1, n + 1)[1]))
 
 
 @pytest.mark.parametrize("plot", ["predictions", "history", "confusion"])
@@ -169,15 +197,14 @@ def test_anndata(plot, adata, tmp_path):
         assert_same(contents(data), before)
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-def test_returns_axes_without_a_screen_and_none_when_shown(plot, fits, monkeypatch):
+@EVERY_PLOT
+def test_returns_axes_without_a_screen_and_none_when_shown(draw, fits, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
-    draw = getattr(av.pl, plot)
-    axes = draw(fits, model="totalanvi")
+    axes = draw(fits)
     assert all(isinstance(ax, Axes) for ax in np.ravel(axes))
     assert not shown and plt.get_fignums() == [1]  # one figure, no more
-    assert draw(fits, model="totalanvi", show=True) is None
+    assert draw(fits, show=True) is None
     assert shown == [True]
 
 
@@ -187,10 +214,11 @@ def test_show_none_shows_where_there_is_a_screen(monkeypatch):
     assert not _figure.can_show(own=False)  # a figure of the user, who shows it when it is complete
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-def test_nothing_fitted_names_the_next_command(plot):
-    with pytest.raises(KeyError, match=r"run av\.tl\.totalanvi\(mdata\)"):
-        getattr(av.pl, plot)(cite())
+@EVERY_PLOT
+def test_nothing_there_names_the_next_command(draw):
+    options = {name: value for name, value in draw.keywords.items() if name != "model"}
+    with pytest.raises(KeyError, match=r"run (av\.(tl|metrics)\.\w+|sc\.pp\.neighbors)\("):
+        draw.func(cite(), **options)
     assert not plt.get_fignums()
 
 
@@ -205,10 +233,10 @@ def test_several_fits_are_listed(plot, fits):
     assert not plt.get_fignums()
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-def test_only_mudata_and_anndata(plot):
+@EVERY_PLOT
+def test_only_mudata_and_anndata(draw):
     with pytest.raises(TypeError, match="MuData or an AnnData"):
-        getattr(av.pl, plot)(pd.DataFrame())
+        draw(pd.DataFrame())
 
 
 def test_plots_need_neither_torch_nor_the_model():
@@ -299,7 +327,7 @@ def test_umap_under_either_name_and_in_a_modality(mdata):
 @pytest.mark.parametrize("n_classes", [6, 30, 100])
 def test_legend_is_outside_and_whole(n_classes):
     fig = av.pl.predictions(fake(1500, n_classes), return_fig=True)
-    assert inside(fig)
+    assert_whole(fig)
     panels = [ax for ax in fig.axes if ax.get_title()]
     legend = panels[1].get_legend()
     box = legend.get_window_extent()
@@ -368,15 +396,9 @@ def test_points_depend_on_the_number_of_cells():
     assert not _figure.point_style(10_000)["rasterized"] and _figure.point_style(10_001)["rasterized"]
 
 
-def test_own_axes(fits):
-    fig, axes = plt.subplots(1, 3)
-    assert list(av.pl.predictions(fits, model="totalanvi", ax=axes)) == list(axes)
-    assert av.pl.confusion(fits, model="totalanvi", ax=axes[0]) is axes[0]
-    assert av.pl.history(fits, model="totalanvi", terms="loss", ax=axes[1]) is axes[1]
-    assert av.pl.panels(fits, ax=axes[2]) is axes[2]
-    assert plt.get_fignums() == [fig.number]
+def test_what_the_users_axes_are_for_is_said(fits):
     with pytest.raises(ValueError, match="ax= must hold 3 Axes, one for each of labels, prediction, confidence; got 1"):
-        av.pl.predictions(fits, model="totalanvi", ax=axes[0])
+        av.pl.predictions(fits, model="totalanvi", ax=plt.subplots()[1])
 
 
 # --- colours
@@ -452,7 +474,7 @@ def test_history_of_one_epoch_without_validation_cells(mdata):
     mdata.uns["totalanvi"]["history"] = table
     fig = av.pl.history(mdata, model="totalanvi", terms="loss", return_fig=True)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["train"]
-    assert inside(fig)
+    assert_whole(fig)
 
 
 def test_early_values_do_not_squash_the_rest(mdata):
@@ -535,7 +557,7 @@ def test_confusion_without_such_cells(mdata):
 @pytest.mark.parametrize("n_classes", [2, 20, 30])
 def test_confusion_of_many_classes(n_classes):
     fig = av.pl.confusion(fake(1000, n_classes), return_fig=True)
-    assert inside(fig)
+    assert_whole(fig)
     ax = fig.axes[0]
     assert bool(ax.texts) == (n_classes <= 20)
     labels = [text.get_window_extent() for text in ax.get_yticklabels()]
@@ -586,7 +608,7 @@ def test_cells_without_proteins_are_told_from_the_others():
 @pytest.mark.parametrize(("n_proteins", "n_panels"), [(14, 2), (14, 1), (80, 3), (200, 20)])
 def test_panels_of_any_size(n_proteins, n_panels):
     fig = av.pl.panels(fake(300, 6, n_proteins, n_panels), return_fig=True)
-    assert inside(fig)
+    assert_whole(fig)
     ax = fig.axes[0]
     names = [text.get_text() for text in ax.get_xticklabels()]
     assert (len(names) == n_proteins) == (n_proteins <= 80)
@@ -692,7 +714,7 @@ def test_embedding_legends_are_whole_and_do_not_lie_over_panels():
     mdata = fake(300, 30)
     for color in (["cell_type"], ["cell_type", "totalanvi_prediction", "batch"]):
         fig = av.pl.embedding(mdata, color=color, return_fig=True)
-        assert inside(fig)
+        assert_whole(fig)
         for ax in fig.axes:
             box = ax.get_legend().get_window_extent()
             assert not any(other.get_window_extent().overlaps(box) for other in fig.axes)

@@ -2,19 +2,16 @@
 
 import warnings
 
-import matplotlib
 import numpy as np
 import pytest
-from helpers import cite, contents, quiet_mudata
+from helpers import assert_whole, cite, quiet_mudata
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from mudata import read_h5mu
 
 import anvi as av
 
-matplotlib.use("Agg")
 KINDS = ("heatmap", "bar", "dot")
 SLASH = "NK/T"
 
@@ -35,49 +32,15 @@ def written(tmp_path_factory):
             return read_h5mu(path)
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
 def labels(ax: Axes, axis: str = "y") -> list[str]:
     return [text.get_text() for text in getattr(ax, f"get_{axis}ticklabels")()]
-
-
-def cut_off(fig: Figure) -> list[str]:
-    """Tick labels and titles that are drawn partly outside the figure."""
-    fig.canvas.draw()
-    renderer, width, height = fig.canvas.get_renderer(), *fig.canvas.get_width_height()
-    outside, box = [], fig._suptitle.get_window_extent(renderer)
-    if box.x0 < 0 or box.x1 > width or box.y1 > height:
-        outside.append(fig.get_suptitle())
-    for ax in fig.axes:
-        shown = []  # ticks beyond the limits are not drawn
-        for axis, limits in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
-            shown += [tick.label1 for tick in axis.get_major_ticks() if limits[0] <= tick.get_loc() <= limits[1]]
-        for text in [*shown, ax._left_title]:
-            if text.get_text() and text.get_visible() and ax.get_visible():
-                box = text.get_window_extent(renderer)
-                if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
-                    outside.append(text.get_text())
-    return outside
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_whole_and_changes_nothing(written, kind):
-    before, found = set(contents(written)), av.get.attributions(written, per_cell=True)
-    axes = av.pl.attributions(written, kind=kind, show=False)
-    assert axes.shape == ((6, 2) if kind == "bar" else (2,))
-    assert cut_off(axes.flat[0].figure) == []
-    assert set(contents(written)) == before and av.get.attributions(written, per_cell=True).equals(found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_figures_are_whole(written, kind):
     for n_features in (1, 3):
         fig = av.pl.attributions(written, SLASH, kind=kind, n_features=n_features, return_fig=True)
-        assert cut_off(fig) == []
+        assert_whole(fig)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +114,7 @@ def test_one_cell(written):
         np.testing.assert_allclose([bar.get_width() for bar in ax.patches], wanted, rtol=1e-5)
         counts = written[mod][name].to_df().iloc[0][wanted.index]
         assert [float(text.split(" (")[1][:-1]) for text in labels(ax)] == counts.round(0).tolist()
-    assert cut_off(axes[0].figure) == []
+    assert_whole(axes[0].figure)
     measured = set(written["prot"].obs_names)
     alone = next(cell for cell in found["obs"].values if cell not in measured)
     assert len(av.pl.attributions(written, cell=alone, show=False)) == 1  # RNA only
@@ -181,19 +144,6 @@ def test_a_contrast_says_so():
         av.pl.attributions(mdata, "pDC")
 
 
-@pytest.mark.parametrize(("kind", "n"), [("heatmap", 2), ("bar", 2), ("dot", 2)])
-def test_given_axes_are_used(written, kind, n):
-    _, given = plt.subplots(1, n)
-    axes = av.pl.attributions(written, "B", kind=kind, ax=list(given))
-    assert list(axes.flat) == list(given)
-    with pytest.raises(ValueError, match=str(n)):
-        av.pl.attributions(written, "B", kind=kind, ax=list(given) + [given[0]])
-
-
-def test_figures_are_returned(written):
-    assert isinstance(av.pl.attributions(written, return_fig=True), Figure)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -210,8 +160,3 @@ def test_what_is_not_there_is_said(written, options, error, match):
     with pytest.raises(error, match=match):
         av.pl.attributions(written, show=False, **options)
     assert plt.get_fignums() == []
-
-
-def test_without_attributions():
-    with pytest.raises(KeyError, match=r"run av.tl.attributions\(data\) first"):
-        av.pl.attributions(cite(60))

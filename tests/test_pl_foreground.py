@@ -1,25 +1,12 @@
 """What the hills hold against sums by numpy, which proteins and cells are drawn, errors, and the layout."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_same, cite, contents, mudata_of, quiet_mudata
+from helpers import assert_whole, cite, mudata_of
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from mudata import read_h5mu
 
 import anvi as av
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def close():
-    """Every test starts without figures."""
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -70,24 +57,13 @@ def test_hills_stand_over_their_counts(mdata):
     assert ax.get_title() == f"P01: {share:.0%}"
 
 
-def test_the_order_of_cells_and_files_change_nothing(mdata, tmp_path):
+def test_the_order_of_cells_changes_nothing(mdata):
     expected = drawn(mdata)
-    with quiet_mudata():
-        mdata.write(tmp_path / "x.h5mu")
-        back = read_h5mu(tmp_path / "x.h5mu")
-    assert drawn(back) == expected
     prot = mdata["prot"][np.random.default_rng(0).permutation(mdata["prot"].n_obs)].copy()
     other = mudata_of({"rna": mdata["rna"], "prot": prot}, mdata)
     other.uns["totalvi"] = mdata.uns["totalvi"]
     other.obsm["totalvi_prot_foreground"] = mdata.obsm["totalvi_prot_foreground"].loc[other.obs_names]
     assert drawn(other) == expected
-
-
-def test_nothing_is_written(mdata):
-    before = contents(mdata)
-    drawn(mdata)
-    for slot, value in contents(mdata).items():
-        assert_same(value, before[slot], slot)
 
 
 def test_some_proteins_in_the_order_that_is_asked_for(mdata):
@@ -163,15 +139,9 @@ def test_errors(fitted):
 
 @pytest.mark.parametrize("n", [1, 2, 6, 20])
 def test_layout(mdata, n):
-    """Nothing is cut off, rows are even, and the user's axes are used."""
+    """Nothing is cut off, and rows are even."""
     names = mdata["prot"].var_names[:n].tolist()
     fig = av.pl.foreground(mdata, model="totalvi", proteins=names, return_fig=True)
-    assert isinstance(fig, Figure)
-    fig.draw_without_rendering()
-    box = fig.get_tightbbox()
-    assert box.x0 >= -0.02 and box.y0 >= -0.02
-    assert (np.array([box.x1, box.y1]) <= fig.get_size_inches() + 0.02).all()
+    assert_whole(fig)
     rows = pd.Series([round(ax.get_position().y0, 3) for ax in fig.axes[:n]])
     assert rows.value_counts().max() - rows.value_counts().min() <= 1
-    own = plt.subplots(1, n, squeeze=False)[1].ravel()
-    assert list(av.pl.foreground(mdata, model="totalvi", proteins=names, ax=own)) == list(own)

@@ -49,20 +49,13 @@ def test_a_class_without_held_out_cells_is_never_left_out():
     assert low == pytest.approx(float(own[0, 14])) and none == 0
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    mdata = av.datasets.synthetic_cite(2_000, n_genes=120)
-    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=12, train_size=0.7)
-    return mdata
-
-
-def test_sets_cover_the_truth_and_grow_with_the_coverage(fitted):
-    validation = (fitted.obs["totalanvi_split"] == "validation").to_numpy()
-    truth = fitted.obs["true_cell_type"].astype(str)
+def test_sets_cover_the_truth_and_grow_with_the_coverage(labelled):
+    validation = (labelled.obs["totalanvi_split"] == "validation").to_numpy()
+    truth = labelled.obs["true_cell_type"].astype(str)
     sizes = []
     for coverage in (0.6, 0.8, 0.95):
-        av.tl.predict(fitted, coverage=coverage)
-        sets = fitted.obsm["totalanvi_sets"]
+        av.tl.predict(labelled, coverage=coverage)
+        sets = labelled.obsm["totalanvi_sets"]
         assert set(np.unique(sets)) <= {0, 1}
         sizes.append(float(sets.to_numpy().sum(1).mean()))
         for name in sets:
@@ -71,14 +64,14 @@ def test_sets_cover_the_truth_and_grow_with_the_coverage(fitted):
             # cells as they are, which is easier than thinned ones; two standard errors of n cells and n held-out ones
             assert sets.loc[of_class, name].mean() >= coverage - 2 * np.sqrt(2 * coverage * (1 - coverage) / n)
     assert sizes[0] < sizes[1] < sizes[2] < len(sets.columns)
-    returned = av.tl.predict(fitted, coverage=0.95, inplace=False)
-    np.testing.assert_array_equal(returned, fitted.obsm["totalanvi_sets"])
+    returned = av.tl.predict(labelled, coverage=0.95, inplace=False)
+    np.testing.assert_array_equal(returned, labelled.obsm["totalanvi_sets"])
 
 
-def test_another_prediction_takes_the_sets_away(fitted):
-    av.tl.predict(fitted, coverage=0.9)
-    av.tl.predict(fitted)
-    assert "totalanvi_sets" not in fitted.obsm
+def test_another_prediction_takes_the_sets_away(labelled):
+    av.tl.predict(labelled, coverage=0.9)
+    av.tl.predict(labelled)
+    assert "totalanvi_sets" not in labelled.obsm
 
 
 def test_a_refit_takes_the_sets_away_and_leaves_the_users_own():
@@ -93,32 +86,32 @@ def test_a_refit_takes_the_sets_away_and_leaves_the_users_own():
     assert "scanvi_sets" not in mdata["rna"].obsm
 
 
-def test_a_model_stored_without_sets_still_loads(fitted):
-    model = av.get.model(fitted)
+def test_a_model_stored_without_sets_still_loads(labelled):
+    model = av.get.model(labelled)
     weights = {name: value for name, value in model.weights().items() if name != "landmarks.own"}
     back = av.Model.from_parts(model.facts(), weights, model.history)
     assert back.landmarks.own is None and "landmarks.own" not in back.weights()
     with pytest.raises(ValueError, match="keeps no labelled validation cells"):
-        av.tl.predict(fitted, model=back, coverage=0.9)
+        av.tl.predict(labelled, model=back, coverage=0.9)
 
 
-def test_sets_survive_a_file_and_come_from_a_model_alone(fitted, tmp_path):
+def test_sets_survive_a_file_and_come_from_a_model_alone(labelled, tmp_path):
     import mudata
 
-    av.tl.predict(fitted, coverage=0.9)
-    fitted.write(tmp_path / "x.h5mu")
+    av.tl.predict(labelled, coverage=0.9)
+    labelled.write(tmp_path / "x.h5mu")
     back = mudata.read(tmp_path / "x.h5mu")
-    before = fitted.obsm["totalanvi_sets"].to_numpy()
+    before = labelled.obsm["totalanvi_sets"].to_numpy()
     np.testing.assert_array_equal(back.obsm["totalanvi_sets"], before)
-    av.write_model(fitted, tmp_path / "model")
+    av.write_model(labelled, tmp_path / "model")
     again = av.tl.predict(back, model=av.read_model(tmp_path / "model"), coverage=0.9, inplace=False)
     np.testing.assert_array_equal(again, before)
 
 
 @pytest.mark.parametrize("coverage", [0, 0.999, 1, 1.5, -0.1])
-def test_bad_coverage(fitted, coverage):
+def test_bad_coverage(labelled, coverage):
     with pytest.raises(ValueError, match="share of cells"):
-        av.tl.predict(fitted, coverage=coverage)
+        av.tl.predict(labelled, coverage=coverage)
 
 
 def test_a_model_without_held_out_labels_says_so():
