@@ -52,7 +52,7 @@ class TestForms:
         with pytest.raises(ValueError, match="non-integer.*pass layer='raw'"):
             check(form(np.log1p(COUNTS)), adata=adata)
         del adata.layers["raw"]
-        with pytest.raises(ValueError, match="Put the raw counts there"):
+        with pytest.raises(ValueError, match="They look like logarithms"):
             check(form(np.log1p(COUNTS)), adata=adata)
 
 

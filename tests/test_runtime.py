@@ -103,6 +103,14 @@ def test_what_settles_the_threads(four_cores):
     assert set(steps(_runtime.Threads(torch.device("cpu")), four_cores, {1: 1.0}, 20)) == {1}
 
 
+def test_a_fit_may_use_cores_that_were_busy_when_it_began(four_cores, monkeypatch):
+    monkeypatch.setattr(_runtime, "idle_cores", lambda limit: 1)
+    with _runtime.own_torch():
+        assert four_cores["n"] == 1
+        assert _runtime.Threads(torch.device("cpu")).candidates == [1, 2, 4]
+    assert four_cores["n"] == 4
+
+
 # the caller's torch -----------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
 """Other people's data, once wrong answers without a word: covariates, size factors, labels, keys, tiny queries."""
 
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
+import scanpy as sc
 from helpers import cite
 
 import anvi as av
@@ -92,3 +95,88 @@ def test_in_a_few_cells_a_protein_of_zeros_is_measured(fitted):
     for part in (pair, alone):
         av.tl.predict(part, model=model, key_added="few")
     np.testing.assert_allclose(np.asarray(pair.obsm["few_proba"])[0], np.asarray(alone.obsm["few_proba"])[0], atol=1e-5)
+
+
+# names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["batch", "cell_type"])
+def test_a_column_that_stands_twice(key, no_training):
+    adata = cite(200)["rna"].copy()
+    adata.obs["batch"], adata.obs["cell_type"] = "one", np.arange(200) % 3
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+    adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+    with pytest.raises(ValueError, match=f"'{key}' stands twice in data.obs") as error:
+        av.tl.scanvi(adata, batch_key="batch")
+    exec(str(error.value).split("Keep the first: ")[1], {"data": adata})  # the advice
+    assert "ready to fit" in str(av.pp.check(adata, batch_key="batch"))
+
+
+@pytest.mark.parametrize("longer", ["rna", "prot"])
+def test_barcodes_that_differ_by_a_suffix(longer, no_training):
+    whole = av.datasets.synthetic_cite(200, n_genes=40, n_batches=1, n_panels=1, rna_only_batch=False)
+    mods = {mod: whole[mod].copy() for mod in ("rna", "prot")}
+    mods[longer].obs_names = [f"{name}-1" for name in mods[longer].obs_names]
+    mdata = mudata.MuData(mods)
+    with pytest.raises(ValueError, match="None of the 200 cells that have proteins") as error:
+        av.tl.totalvi(mdata)
+    there = {"mdata": mdata, "mudata": mudata}
+    exec(str(error.value).split("Make them the same: ")[1].rstrip("."), there)
+    assert "ready to fit" in str(av.pp.check(there["mdata"], labels_key=None))
+
+
+@pytest.mark.parametrize("groups", [3, "3", [3], np.array([3])], ids=["number", "text", "list", "array"])
+@pytest.mark.parametrize("reference", [4, "4"], ids=["number", "text"])
+def test_groups_that_are_numbers(fitted, groups, reference):
+    fitted.obs["leiden"] = np.arange(300) % 6
+    options = {"model": "totalvi", "n_samples": 50, "inplace": False}
+    found = av.tl.differential_expression(fitted, "leiden", groups=groups, reference=reference, **options)["rna"]
+    assert list(found["group"].cat.categories) == ["3"]
+
+
+def test_a_folder_of_scvi_tools_is_called_so(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match="av.io.from_scvi_tools"):
+        av.read_model(tmp_path)
+
+
+# values that are no counts ----------------------------------------------------------------------------------------
+
+
+def normalised(keep):
+    adata = cite(200)["rna"].copy()
+    if keep:
+        adata.raw = adata.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    return adata
+
+
+def test_log_values_with_counts_in_raw(no_training):
+    data = normalised(keep=True)
+    with pytest.raises(ValueError, match="Counts seem to be in .raw: ") as error:
+        av.tl.scvi(data)
+    exec(str(error.value).split("in .raw: ")[1], {"data": data})
+    assert "ready to fit" in str(av.pp.check(data, labels_key=None))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_nobody_is_told_to_round_what_were_no_counts(scaled, no_training):
+    data = normalised(keep=False)
+    if scaled:
+        data.X = data.X.toarray()
+        sc.pp.scale(data)
+    with pytest.raises(ValueError, match="scaled" if scaled else "logarithms") as error:
+        av.tl.scvi(data)
+    assert "rint" not in str(error.value)
+
+
+def test_corrected_counts_may_be_rounded(no_training):
+    data = cite(200)["rna"].copy()
+    data.X = data.X.toarray() * 0.9
+    data.X[0, 0] = 40.5
+    with pytest.raises(ValueError, match="numpy.rint") as error:
+        av.tl.scvi(data)
+    exec(str(error.value).split("rounded: ")[1].rstrip("."), {"data": data, "numpy": np})
+    data = data[np.asarray(data.X.sum(1)).ravel() > 0].copy()
+    assert "ready to fit" in str(av.pp.check(data, labels_key=None))

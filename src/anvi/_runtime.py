@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ WORTH = 0.9
 # the caller's torch -----------------------------------------------------------------------------------------------
 
 _LOCK = threading.Lock()
+_CALLERS_THREADS: ContextVar[int | None] = ContextVar("anvi_threads", default=None)
 _USERS = {"count": 0, "dtype": torch.float32}
 
 
@@ -46,6 +48,7 @@ def own_torch() -> Iterator[None]:
         _USERS["count"] += 1
         torch.set_default_dtype(torch.float32)
     before = torch.get_num_threads()
+    token = _CALLERS_THREADS.set(_CALLERS_THREADS.get() or before)  # of the outermost verb
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -55,6 +58,7 @@ def own_torch() -> Iterator[None]:
             _set_threads(settings.n_threads or idle_cores(before))
             yield
     finally:
+        _CALLERS_THREADS.reset(token)
         _set_threads(before)
         with _LOCK:
             _USERS["count"] -= 1
@@ -124,7 +128,8 @@ class Threads:
     """
 
     def __init__(self, device: torch.device, chosen: int = 0):
-        limit = min(torch.get_num_threads(), usable_cores())
+        # not what was idle when the verb began: that may change
+        limit = min(_CALLERS_THREADS.get() or torch.get_num_threads(), usable_cores())
         self.n = chosen or settings.n_threads or limit
         self.candidates = [] if device.type != "cpu" or chosen or settings.n_threads else _halvings(limit)
         if len(self.candidates) == 1:

@@ -97,6 +97,10 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
     FileNotFoundError: nowhere has no config.json: it is no model folder of anvi.
     """
     path = newest(Path(path))
+    if not (path / CONFIG).is_file() and any(path.glob("*model*.pt")):
+        raise FileNotFoundError(
+            f"{path} has no {CONFIG}: it is a model folder of scvi-tools. Open it with av.io.from_scvi_tools('{path}')."
+        )
     for name in (CONFIG, WEIGHTS, HISTORY):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} has no {name}: it is no model folder of anvi.")

@@ -150,6 +150,13 @@ class Source:
             return self.columns[key].reindex(self.obs_names)
         tables = self._tables(mods)
         own = self.own_column(key)
+        looked_in = tables if own is None else {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs}
+        for table, obs in looked_in.items():
+            if (obs.columns == (key if own is None else own[1])).sum() > 1:
+                raise ValueError(
+                    f"{argument}='{key}' stands twice in {table}, as joining tables can make it. Keep the first: "
+                    f"{table} = {table}.loc[:, ~{table}.columns.duplicated()]"
+                )
         copies = {table: obs[key] for table, obs in tables.items() if key in obs}
         if own is not None:
             copies = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs[own[1]]}

@@ -182,7 +182,7 @@ def check_counts(
             raise ValueError(
                 f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
                 f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more. "
-                f"{_advice(adata, where, mod, missing_allowed)}"
+                f"{_advice(values, adata, where, mod, missing_allowed)}"
             )
 
 
@@ -218,12 +218,30 @@ def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
 
 
-def _advice(adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
+def _advice(values: np.ndarray, adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
+    """What to do about values that are no counts, by what they look like; never what makes garbage pass."""
     for name, layer in {} if adata is None else adata.layers.items():
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
             argument = f"'{name}'" if mod is None else f"{{'{mod}': '{name}'}}"
             return f"Counts seem to be in layer '{name}': pass layer={argument}."
+    part = where.rpartition(".X")[0]
+    if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
+        if looks_like_counts(adata.raw.X, missing_allowed=missing_allowed):
+            return f"Counts seem to be in .raw: {where} = {part}.raw[:, {part}.var_names].X"
+    sample = values[:BLOCK]
+    sample = sample[np.isfinite(sample) & (sample != 0)]
+    if len(sample) and (sample < 0).any():
+        return "They look scaled or centred; rounding makes no counts of them. Take the object from before that."
+    if len(sample) and sample.max() < LARGEST_LOG and (sample != np.rint(sample)).mean() > 0.5:
+        return (
+            "They look like logarithms (log1p of normalised counts); rounding makes no counts of them. Take the object "
+            "from before sc.pp.log1p and sc.pp.normalize_total, or keep its counts in a layer."
+        )
     return f"Put the raw counts there; corrected counts can be rounded: {where} = numpy.rint({where})."
+
+
+LARGEST_LOG = 20.0
+"""No log1p of normalised counts is as large; corrected counts of a data set nearly always are, somewhere."""
 
 
 def _row_and_column(counts, position: int) -> tuple[int, int]:

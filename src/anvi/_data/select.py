@@ -327,15 +327,16 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     text = source.text(key, "groupby", mods)
     categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
-    if isinstance(groups, str):
-        asked = [] if groups == "all" else [groups]
+    reference = str(reference)
+    if isinstance(groups, str | int | float):
+        asked = [] if groups == "all" else [str(groups)]
     else:
         asked = list(dict.fromkeys(map(str, groups)))
-    for name in [*asked, *([] if reference == REST else [str(reference)])]:
+    for name in [*asked, *([] if reference == REST else [reference])]:
         if name not in categories:
             known = ", ".join(map(repr, categories[:15]))
             raise ValueError(f"groupby='{key}' has no cells with the value '{name}'; it has {known}.")
-    named = {*asked, str(reference)}
+    named = {*asked, reference}
     eligible = [name for name in categories if name not in nobody or name in named]
     names = [name for name in (asked or eligible) if name != reference or reference == REST]
     if not names or len(eligible) < 2:
@@ -351,7 +352,7 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     outside = [taking_part & ~mask if reference == REST else (text == reference).to_numpy() for mask in inside]
     own = source.own_column(key)
     column = pd.Series(pd.Categorical(text, categories=categories), index=source.obs_names)
-    return Groups(names, inside, outside, str(reference), key if own is None else own[1], column)
+    return Groups(names, inside, outside, reference, key if own is None else own[1], column)
 
 
 def _pushed(part: AnnData, key: str) -> bool:

@@ -392,6 +392,19 @@ def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> pd.Serie
 def no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:
     """Raise a ValueError if a cell has proteins and no RNA."""
     alone = proteins.cells.difference(rna.obs_names)
+    if len(alone) == len(proteins.cells) and len(alone):
+        there, here = str(proteins.cells[0]), pd.Index(rna.obs_names.astype(str))
+        longer = next((name for name in here if name.startswith(there) or there.startswith(name)), None)
+        remedy = "write them alike in both"
+        if longer is not None:
+            suffix = longer[len(there) :] or there[len(longer) :]
+            shorter = "prot" if longer.startswith(there) else "rna"
+            remedy = f"mdata['{shorter}'].obs_names += '{suffix}'; mdata = mudata.MuData(dict(mdata.mod))"
+        raise ValueError(
+            f"None of the {len(alone)} cells that have proteins is among the {len(here)} with RNA: their names are "
+            f"written differently, '{there}' in {proteins.where} and '{longer or here[0]}' in the RNA. "
+            f"Make them the same: {remedy}."
+        )
     if len(alone):
         raise ValueError(
             f"{len(alone)} cells have proteins but no RNA (first: '{alone[0]}'). The model needs RNA for every cell; "
