@@ -2,6 +2,7 @@
 # Everything that wants a GPU, in about ten minutes, the most telling first; what fails is noted and the rest goes on.
 #   benchmarks/on_gpu.sh                 into benchmarks/results/gpu_*.json, with a summary in gpu_summary.txt
 #   benchmarks/on_gpu.sh --rehearse      the same on the pretend device of the tests, small, into a temporary folder
+#   benchmarks/on_gpu.sh kernels million only these steps, by their names in the summary
 # scvi-tools is timed beside it where it can be imported. No network is needed.
 set -u
 cd "$(dirname "$0")/.."
@@ -10,7 +11,9 @@ out=benchmarks/results
 if [ "${1:-}" = "--rehearse" ]; then
   rehearse=(--rehearse)
   out=$(mktemp -d)
+  shift
 fi
+only=" $* "
 python=${PYTHON:-python}
 mkdir -p "$out"
 summary=$out/gpu_summary.txt
@@ -18,10 +21,11 @@ echo "step seconds status" > "$summary"
 
 step() { # NAME LIMIT_SECONDS COMMAND...
   local name=$1 limit=$2 begun=$SECONDS status=ok
+  [ "$only" = "  " ] || [[ "$only" == *" $name "* ]] || return 0
   shift 2
   [ ${#rehearse[@]} -gt 0 ] && limit=900 # a rehearsal takes the time of a CPU, which may be busy
   echo "== $name: $*"
-  timeout "$limit" "$@" > "$out/gpu_$name.log" 2>&1 || status="failed ($?)"
+  timeout -s INT -k 10 "$limit" "$@" > "$out/gpu_$name.log" 2>&1 || status="failed ($?)"
   tail -n 12 "$out/gpu_$name.log"
   echo "$name $((SECONDS - begun)) $status" | tee -a "$summary"
 }
@@ -39,7 +43,7 @@ peer=()
 if [ ${#rehearse[@]} -gt 0 ]; then
   step tests 900 "$python" -m pytest -q -x -p no:cacheprovider tests/test_gpu.py -k "replays_are_eager and scvi and plain"
 else
-  step tests 240 "$python" -m pytest -q -m gpu -p no:cacheprovider
+  step tests 240 "$python" -m pytest -q -m gpu --tb=short -p no:cacheprovider
 fi
 step kernels 90 "$python" benchmarks/on_gpu.py kernels "${rehearse[@]}" --out "$out/gpu_kernels.json"
 for size in 128 1024; do
