@@ -402,19 +402,28 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+class _Several(argparse.Action):
+    """Values as a list, but for a single one that is a word of its own."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 and values[0] in self.const else values)
+
+
 def _argument_type(annotation: object) -> dict:
     """What argparse must know of a type; what can be written as text is text."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    for kind in typing.get_args(annotation) if union else (annotation,):
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    words = [word for kind in kinds if typing.get_origin(kind) is typing.Literal for word in typing.get_args(kind)]
+    for kind in kinds:
         origin = typing.get_origin(kind)
         if kind is bool:
             return {"action": argparse.BooleanOptionalAction}
         if kind in (int, float):
             return {"type": kind}
-        if origin is typing.Literal:
-            return {"choices": typing.get_args(kind)}
+        if origin is typing.Literal and len(kinds) - (type(None) in kinds) == 1:
+            return {"choices": words}
         if kind is not str and isinstance(origin, type) and not issubclass(origin, Mapping):
-            return {"nargs": "+"}
+            return {"nargs": "+", "action": _Several, "const": words}
     return {}
 
 

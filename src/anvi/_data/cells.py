@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from anvi.nn import Entries
@@ -26,7 +27,7 @@ from .counts import (
     tell_proteins,
 )
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_column, numeric_column
+from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, label_column, numeric_column
 
 logger = logging.getLogger("anvi")
 
@@ -164,14 +165,12 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
 def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
-    counts = canonical(stored_counts(rna, setup.rna_layer, where), slot)
+    counts = stored_counts(rna, setup.rna_layer, where)
     check_counts_are_there(counts, source, slot)
-    if setup.counts:
-        check_counts(counts, rna.obs_names, rna.var_names, slot, rna, mod=None if source.alone else setup.rna_mod)
-    genes = pd.Index(setup.genes)
-    if not genes.equals(pd.Index(rna.var_names.astype(str))):
+    genes, names = pd.Index(setup.genes), rna.var_names.astype(str)
+    if not genes.equals(names):
         containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
-        column = rna.var_names.astype(str).get_indexer(genes)
+        column = names.get_indexer(genes)
         absent = genes[column < 0]
         if len(absent):
             raise ValueError(
@@ -179,13 +178,22 @@ def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
                 "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
                 "is mapped with av.tl.map_query(query, reference)."
             )
-        counts = canonical(counts[:, column], slot)
+        counts = counts[:, column]  # of the others nothing is copied
+    counts = canonical(counts, slot)
+    if setup.counts:
+        check_counts(counts, rna.obs_names, genes, slot, rna, mod=None if source.alone else setup.rna_mod)
     library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
-    check_no_empty_cells(library, rna.obs_names, slot)
+    check_no_empty_cells(library, rna.obs_names, slot, "" if len(genes) == len(names) else _in_code(rna, genes))
     # torch wants arrays that it may write to, although nothing here does
     indices, values = (part if part.flags.writeable else part.copy() for part in (counts.indices, counts.data))
     indptr = torch.from_numpy(counts.indptr.astype(np.int64))
     return CSR(indptr, torch.from_numpy(indices), torch.from_numpy(values), len(genes)), library
+
+
+def _in_code(rna: AnnData, genes: pd.Index) -> str:
+    """How a user would write a choice of genes, `{}` being the modality."""
+    variable = VARIABLE in rna.var and set(genes) == set(rna.var_names[rna.var[VARIABLE].eq(True).fillna(False)])
+    return f"{{}}.var['{VARIABLE}'].eq(True)" if variable else "genes"
 
 
 def _codes(source: Source, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:

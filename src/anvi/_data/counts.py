@@ -198,15 +198,23 @@ def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, 
     return zip(OFFENCES, each, strict=True)
 
 
-def check_no_empty_cells(sums: np.ndarray, cell_names, where: str) -> None:
-    """Raise a ValueError if a cell has no RNA count at all."""
+def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str = "") -> None:
+    """Raise a ValueError if a cell has no RNA count at all; `chosen` is code for the genes, where they are a choice."""
     empty = np.flatnonzero(sums == 0)
-    if len(empty):
-        shown = ", ".join(f"'{cell_names[i]}'" for i in empty[:3])
-        raise ValueError(
-            f"{where} has {len(empty)} cells without a single count ({shown}{', ...' if len(empty) > 3 else ''}). "
-            "Remove them first, e.g. sc.pp.filter_cells(mdata['rna'], min_counts=1); mdata.update()."
+    if not len(empty):
+        return
+    shown = ", ".join(f"'{cell_names[i]}'" for i in empty[:3]) + (", ..." if len(empty) > 3 else "")
+    remedy = "Remove them first, e.g. sc.pp.filter_cells(mdata['rna'], min_counts=1); mdata.update()."
+    if chosen:
+        part, slot = where.split(".", 1)
+        part, data = ("adata", "adata") if part == "data" else (part, "mdata")
+        remedy = (
+            "Choose more genes, or leave these cells out: "
+            f"seen = numpy.ravel({part}[:, {chosen.format(part)}].{slot}.sum(1)) > 0; "
+            f"{data} = {data}[{data}.obs_names.isin({part}.obs_names[seen])].copy()"
         )
+    of = " in the genes of the model" if chosen else ""
+    raise ValueError(f"{where} has {len(empty)} cells without a single count{of} ({shown}). {remedy}")
 
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:

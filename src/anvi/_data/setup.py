@@ -1,9 +1,11 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
+import difflib
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,10 @@ from .counts import Proteins, check_feature_types, find_proteins
 
 logger = logging.getLogger("anvi")
 
+Genes: TypeAlias = Literal["auto", "highly_variable", "all"] | Sequence[str]
+VARIABLE = "highly_variable"
+"""The column of var in which scanpy marks the genes that it chose, and the word that asks for them."""
+MANY_GENES = 10_000
 
 ALL_ZERO_CELLS = 20
 """Cells that a panel of a query must have for a protein that is zero in all of them to count as not measured: in fewer,
@@ -210,6 +216,7 @@ def find_setup(
     panel_key: str | None = None,
     missing: str = "auto",
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
     size_factor_key: str | None = None,
@@ -256,7 +263,7 @@ def find_setup(
             logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
         continuous = {key: scale for key, scale in continuous.items() if key not in constant}
     setup = Setup(
-        genes=tuple(map(str, rna.var_names)),
+        genes=choose_genes(rna, genes, where),
         rna_mod=rna_mod,
         prot_mod=prot_mod,
         prot_obsm=prot_obsm,
@@ -288,6 +295,84 @@ def find_setup(
     no_protein_only_cells(found, rna)
     slots.check_storable(found.names, found.where)
     return _with_panels(source, setup, found, panel_key)
+
+
+def choose_genes(rna: AnnData, genes: Genes, where: str) -> tuple[str, ...]:
+    """Names of the genes that a fit is to have, in the order of the object.
+
+    Parameters
+    ----------
+    rna
+        The modality.
+    genes
+        "highly_variable": those that `var["highly_variable"]` marks; "auto": these where there is such a column, else
+        all; "all"; or names.
+    where
+        What the user calls `rna`, for messages.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If there is no such column or gene, the column is no yes and no, or nothing is chosen.
+    """
+    names = rna.var_names.astype(str)
+    if not isinstance(genes, str):
+        asked = pd.Index(list(map(str, genes)))
+        absent = asked[~asked.isin(names)]
+        if len(absent):
+            near = difflib.get_close_matches(absent[0], names, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise KeyError(f"genes: {len(absent)} are not in {where}.var_names (first: '{absent[0]}').{hint}")
+        chosen = names.isin(asked)
+    elif genes not in ("auto", VARIABLE, "all"):
+        raise ValueError(f"genes='{genes}' is not one of 'auto', '{VARIABLE}', 'all'; several names make a list.")
+    elif genes == "all" or (genes == "auto" and VARIABLE not in rna.var):
+        return tuple(names)
+    elif VARIABLE not in rna.var:
+        raise KeyError(
+            f"genes='{VARIABLE}': there is no {where}.var['{VARIABLE}']. {_selection(where)} writes it from raw counts."
+        )
+    else:
+        column = rna.var[VARIABLE]
+        known = column.dropna()
+        if not known.isin([True, False]).all():
+            raise ValueError(
+                f"{where}.var['{VARIABLE}'] holds {known[~known.isin([True, False])].iloc[0]!r}: it must say True or "
+                "False of each gene. genes='all' does without it."
+            )
+        chosen = column.eq(True).fillna(False).to_numpy(dtype=bool)  # a gene that it says nothing of is not chosen
+    if not chosen.any():
+        what = f"{where}.var['{VARIABLE}'] marks no gene" if isinstance(genes, str) else "genes names none"
+        raise ValueError(f"{what}; genes='all' takes all {len(names)}.")
+    return tuple(names[chosen])
+
+
+def tell_genes(rna: AnnData, setup: Setup, genes: Genes) -> str:
+    """How many genes a fit has, and why these, in one line."""
+    n, of = len(setup.genes), rna.n_vars
+    if isinstance(genes, str):
+        if genes == "all" or VARIABLE not in rna.var:
+            return f"all {n} genes"
+        return f"{n} of {of} genes: those of var['{VARIABLE}'] (genes='all' takes all)"
+    return f"{n} of {of} genes: those that genes= names"
+
+
+def too_many_genes(setup: Setup, n_cells: int, where: str, *, alone: bool) -> str | None:
+    """What to say where there are more genes than cells to learn them from; None where there are not."""
+    n = len(setup.genes)
+    if n <= max(MANY_GENES, n_cells):
+        return None
+    data = "adata" if alone else where
+    return (
+        f"{n} genes are many for {n_cells} cells: the fit is slow and learns rare genes by heart. Choose the variable "
+        f"ones first, from raw counts; fits then take them by themselves: {_selection(data, setup)}"
+    )
+
+
+def _selection(data: str, setup: Setup | None = None) -> str:
+    """The command that chooses variable genes from raw counts."""
+    layer = "" if setup is None or setup.rna_layer is None else f", layer='{setup.rna_layer}'"
+    return f"sc.experimental.pp.highly_variable_genes({data}, n_top_genes=4000{layer})"
 
 
 def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:

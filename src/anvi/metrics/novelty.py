@@ -138,6 +138,7 @@ def _setup_arguments(setup: Setup) -> dict:
     covariates = [key for key, _ in setup.categorical]
     return {
         "labels_key": LEFT_OUT,
+        "genes": setup.genes,
         "unlabeled_category": setup.unlabeled_category,
         "batch_key": setup.batch_key,
         "panel_key": setup.panel_key,

@@ -9,7 +9,7 @@ import pandas as pd
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
-from anvi._data.setup import find_setup, label_column
+from anvi._data.setup import Genes, find_setup, label_column, tell_genes, too_many_genes
 
 
 @dataclass
@@ -52,6 +52,7 @@ def check(
     unlabeled_category: str = "Unknown",
     missing: str = "auto",
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     rna_mod: str = "rna",
     prot_mod: str = "prot",
     prot_obsm: str | None = None,
@@ -64,8 +65,20 @@ def check(
         MuData or AnnData.
     labels_key
         Column with cell types; None for models without labels.
-    batch_key, panel_key, unlabeled_category, missing, layer, rna_mod, prot_mod, prot_obsm
-        As in the fits.
+    batch_key, panel_key
+        Columns with the batch and the antibody panel of each cell.
+    unlabeled_category
+        The label of cells whose type is to be predicted.
+    missing
+        What counts as not measured: "auto" or "nan", as in the fits.
+    layer
+        Layer with raw counts; a dict gives one per modality; None takes `.X`.
+    genes
+        "auto", "highly_variable", "all" or a list of names, as in the fits.
+    rna_mod, prot_mod
+        Names of the modalities.
+    prot_obsm
+        For an AnnData: where in obsm the protein counts are.
 
     Returns
     -------
@@ -88,6 +101,7 @@ def check(
         "unlabeled_category": unlabeled_category,
         "missing": missing,
         "layer": layer,
+        "genes": genes,
         "rna_mod": rna_mod,
         "prot_mod": prot_mod,
         "prot_obsm": prot_obsm,
@@ -115,6 +129,10 @@ def check(
     )
     if not setup:
         return report
+    rna, name = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
+    report.facts.append(tell_genes(rna, setup, genes))
+    if many := too_many_genes(setup, rna.n_obs, name, alone=source.alone):
+        report.notes.append(many)
     if batch_key and batches:
         column = source.text(batch_key, "batch_key", mods)
         report.cells_per_batch = column.value_counts()

@@ -25,7 +25,7 @@ from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own_label
 from anvi._data.predictions import colors_of, write_colors, write_predictions
-from anvi._data.setup import Setup, find_setup, known_labels
+from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, known_labels, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
@@ -125,8 +125,11 @@ def run_fit(
     proteins = name in ("totalvi", "totalanvi")
     as_published = network_options.get("objective") == "scvi-tools"  # which takes covariates as they are
     counts = network_options.get("gene_likelihood") != "normal"
-    setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, **where)
     first = None if init is None else find_model(source, init, "init")[0]
+    genes = where.pop("genes", "auto")
+    if genes == "auto" and (first is not None or as_published):
+        genes = "all" if first is None else first.setup.genes  # scvi-tools takes all that there are
+    setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, genes=genes, **where)
     if first is not None and first.setup.continuous == setup.continuous:
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)
@@ -141,8 +144,9 @@ def run_fit(
         cells = replace(cells, log_library=cells.log_library + math.log(scale))
     known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
     colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
+    _log_data(source, cells, setup, genes)
+    n_genes = source.modality(setup.rna_mod, "rna_mod").n_vars
     del source  # and the proteins that it keeps
-    _log_data(cells, setup)
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
     train_cells, validation_cells = split(cells, plan.train_size, generator(split_seed))
@@ -173,7 +177,10 @@ def run_fit(
             deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
             fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
         )
-    info = {"key": key} | info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, where_to)
+    choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"
+    info = {"key": key, "genes": choice} | info_of(
+        cells, plan, seed, history, time.monotonic() - training, train_cells, where_to
+    )
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
@@ -286,8 +293,11 @@ def seed_of(random_state: RandomState) -> int:
     return int(random_state)
 
 
-def _log_data(cells: Cells, setup: Setup) -> None:
-    parts = [f"{len(cells)} cells", f"{len(setup.genes)} genes"]
+def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
+    rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
+    if many := too_many_genes(setup, len(cells), where, alone=source.alone):
+        logger.warning(many)
+    parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
         n_measured = int(cells.measured.any(1).sum())
         parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some)")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from anvi._data.containers import Data
+from anvi._data.setup import Genes
 from anvi._model import Model
 from anvi.nn.config import Dispersion, GeneLikelihood
 
@@ -52,6 +53,10 @@ FIT = """batch_key
     Column with the batch of each cell, found in `mdata.obs` or a modality's obs; None for one batch.
 layer
     Layer with raw counts; a dict gives one per modality; None takes `.X`.
+genes
+    "highly_variable": those that `var["highly_variable"]` of the RNA marks; "auto": these, where there is such a column
+    (not with `objective="scvi-tools"`; with `init`, the genes of its model); "all"; or a list of names. The model has
+    no others, library sizes are sums over them, and of the others nothing is copied.
 categorical_covariate_keys, continuous_covariate_keys
     Lists of further columns to correct for; continuous ones are standardised by
     the mean and deviation of these cells, which the model keeps for queries (not with `objective="scvi-tools"`).
@@ -142,6 +147,7 @@ def scanvi(
     rna_mod: str = "rna",
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     categorical_covariate_keys: list[str] | None = None,
     continuous_covariate_keys: list[str] | None = None,
     size_factor_key: str | None = None,
@@ -227,6 +233,7 @@ def scvi(
     rna_mod: str = "rna",
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     categorical_covariate_keys: list[str] | None = None,
     continuous_covariate_keys: list[str] | None = None,
     size_factor_key: str | None = None,
@@ -310,6 +317,7 @@ def totalanvi(
     prot_obsm: str | None = None,
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     categorical_covariate_keys: list[str] | None = None,
     continuous_covariate_keys: list[str] | None = None,
     size_factor_key: str | None = None,
@@ -403,6 +411,7 @@ def totalvi(
     prot_obsm: str | None = None,
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
+    genes: Genes = "auto",
     categorical_covariate_keys: list[str] | None = None,
     continuous_covariate_keys: list[str] | None = None,
     size_factor_key: str | None = None,
