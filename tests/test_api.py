@@ -515,3 +515,44 @@ def test_a_folder_says_what_its_files_are(folder):
     listing = ast.get_docstring(ast.parse((SOURCE / folder / "__init__.py").read_text()))
     files = {file.stem for file in (SOURCE / folder).glob("*.py")} - {"__init__"}
     assert sorted(name for name in files if f"{name} " not in listing) == []
+
+
+# docs -------------------------------------------------------------------------------------------------------------
+
+DOCS = SOURCE.parents[1] / "docs"
+
+
+def listed(page: Path) -> set[Path]:
+    """The pages that the toctrees of a page name."""
+    trees = re.findall(r"```{toctree}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    names = [line.strip() for tree in trees for line in tree.splitlines() if line.strip() and not line.startswith(":")]
+    found = [page.parent / f"{name}{suffix}" for name in names for suffix in (".md", ".ipynb")]
+    return {path.resolve() for path in found if path.is_file()}
+
+
+def test_every_page_is_in_a_toctree():
+    pages = [path.resolve() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)]
+    pages = {path for path in pages if not {"_build", "jupyter_execute", ".ipynb_checkpoints"} & set(path.parts)}
+    reached = {(DOCS / "index.md").resolve()}
+    waiting = list(reached)
+    while waiting:
+        page = waiting.pop()
+        new = listed(page) - reached if page.suffix == ".md" else set()
+        reached |= new
+        waiting += new
+    lost = sorted(str(path.relative_to(DOCS.resolve())) for path in pages - reached)
+    assert not lost, f"name these in a toctree, such as that of docs/user_guide.md: {', '.join(lost)}"
+
+
+def test_the_api_page_lists_every_public_name():
+    page = (DOCS / "api.md").read_text("utf-8")
+    shown = re.findall(r"^    ((?:\w+\.)?\w+)$", page, re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    wanted = {"Model", "settings.Settings"}
+    for namespace in (*NAMESPACES, "io", "nn", "datasets"):
+        module = getattr(av, namespace)
+        names = getattr(module, "__all__", None) or [
+            name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")
+        ]
+        wanted |= {f"{namespace}.{name}" for name in names if callable(getattr(module, name))}
+    assert set(shown) == wanted, "docs/api.md lists what is public, each on a line of its own"

@@ -35,7 +35,7 @@ class Settings:
     """CPU threads of a verb; None: cores that are usable and idle, and for fits what their first steps tell. The last
     digits of a fit depend on it."""
     data_dir: str | None = os.environ.get("ANVI_DATA_DIR")
-    """Folder with the real data sets of :mod:`anvi.datasets`."""
+    """Folder with the real data sets of `anvi.datasets`."""
 
     def __setattr__(self, name: str, value) -> None:
         self._check(name)

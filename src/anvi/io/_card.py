@@ -258,7 +258,6 @@ def model_card(
     Notes
     -----
     Reads `uns[key]`, there `criticism` (which `metrics.criticism` writes), and what `metrics.classification` reads.
-    Source: spec section 5.5.
 
     Examples
     --------

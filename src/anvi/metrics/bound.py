@@ -34,7 +34,7 @@ def elbo(
 
     Nothing is weighed or left out: `elbo` is minus the sum of all other entries, which are costs. Unlike scvi-tools'
     numbers for models with labels, the reconstruction is the likelihood alone, and the bound has the terms of z and of
-    the library size. Source: spec sections 3.8 and 6 (B1, B2).
+    the library size.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def reconstruction_error(
     """Minus the log-likelihood of the counts given the latent space, by modality, in nats per cell; lower is better.
 
     The expectation over the posterior of everything latent, and nothing else: no divergence is part of it. Labels are
-    looked at only where dispersions depend on them. Source: spec section 6 (B2).
+    looked at only where dispersions depend on them.
 
     Parameters
     ----------
@@ -172,8 +172,8 @@ def marginal_likelihood(
 
     Importance sampling: the log of the mean over draws of p(counts, latents) / q(latents), latents being z, and where
     the model has them the library size, the background of every measured protein, and for each class its u. A model
-    with labels is taken at its word: its prior of z is that of the class mixture, not N(0, I). Source: spec section 6
-    (B3, B4); Burda et al. 2016.
+    with labels is taken at its word: its prior of z is that of the class mixture, not N(0, I). Source: Burda et
+    al. 2016.
 
     The estimate of a cell is below the truth on average and rises with `n_samples`, so compare numbers of equal
     `n_samples` only. A cell whose `effective_samples` is close to 1 rests on a single draw.

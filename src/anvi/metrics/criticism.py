@@ -46,7 +46,6 @@ def criticism(
 
     Every cell is drawn `n_samples` times, RNA and proteins, block by block, so that memory does not grow with the
     number of draws. `docs/metrics.md` has every definition, what the checks see and what they do not.
-    Source: spec sections 5.5 and 6 (B17).
 
     Parameters
     ----------

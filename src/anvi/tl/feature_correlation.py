@@ -80,7 +80,7 @@ def feature_correlation(
 
     Returns
     -------
-    None; with `features` or `inplace=False` a DataArray (feature, feature_) with the coordinates `modality` and
+    None; with `features` or `inplace=False` a DataArray `(feature, feature_)` with the coordinates `modality` and
     `modality_`. A feature that never changes has NaN. Without `features`, `inplace` sets:
 
     `mdata.varp['{key}_correlation']` : float32 array (features, features)

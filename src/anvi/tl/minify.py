@@ -25,7 +25,7 @@ def minify(
 
     Everything that starts from the latent space goes on as before and gives the same answers: `tl.latent`,
     `tl.predict` and what decodes. What looks at counts (fits, `metrics.elbo`, `metrics.marginal_likelihood`,
-    `metrics.reconstruction_error`, attributions, other models) raises an error that says so. Source: spec section 5.3.
+    `metrics.reconstruction_error`, attributions, other models) raises an error that says so.
 
     Parameters
     ----------
