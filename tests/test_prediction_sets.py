@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import anvi as av
-from anvi._posterior.confidence import PER_CLASS, own_probability, thresholds
+from anvi._posterior.confidence import PER_CLASS, merged_classes, own_probability, thresholds
 
 
 def test_own_probabilities_by_a_loop():
@@ -37,16 +37,95 @@ def test_a_new_cell_is_covered_as_often_as_stated(n, coverage):
         new = rng.integers(n + 1)
         own = torch.full((1, PER_CLASS), torch.nan)
         own[0, :n] = torch.from_numpy(np.delete(values, new))
-        covered += values[new] >= float(thresholds(own, coverage)[0])
+        covered += values[new] >= float(thresholds(own, coverage, merged_classes(np.array([n]), coverage))[0])
     share, error = covered / repeats, 3 * np.sqrt(0.25 / repeats)
     assert coverage - error <= share <= coverage + 1 / (n + 1) + error
 
 
-def test_a_class_without_held_out_cells_is_never_left_out():
+@pytest.mark.parametrize(
+    ("held_out", "coverage", "merged"),
+    [
+        ([9, 9, 50], 0.9, []),  # of 9 and a new one each is the lowest once in ten times
+        ([8, 40, 50], 0.9, [0, 1]),  # too few alone: with the next smallest
+        ([0, 5, 4, 50, 60], 0.9, [0, 1, 2]),  # enough together
+        ([3, 3, 3, 3], 0.9, [0, 1, 2, 3]),
+        ([19, 18, 200], 0.95, [0, 1]),
+        ([3, 3], 0.9, [0, 1]),  # never enough
+        ([1, 1], 0.5, []),
+    ],
+)
+def test_which_classes_share_a_threshold(held_out, coverage, merged):
+    assert np.flatnonzero(merged_classes(np.array(held_out), coverage)).tolist() == merged
+
+
+def test_rare_classes_are_covered_together_as_often_as_stated():
+    rng, coverage, repeats = np.random.default_rng(2), 0.9, 3_000
+    sizes, middle = (5, 3, 4), (0.5, 0.7, 0.9)  # of what cells of the classes give their own
+    covered = n = 0
+    for _ in range(repeats):
+        # a cell of any of the classes is new, as likely as any other
+        code = np.repeat(np.arange(3), sizes)
+        values = np.clip(rng.normal(np.array(middle)[code], 0.1), 0, 1).astype(np.float32)
+        new = rng.integers(len(code))
+        own = torch.full((4, PER_CLASS), torch.nan)
+        own[3, :60] = torch.from_numpy(rng.random(60).astype(np.float32)).sort().values
+        for c in range(3):
+            kept = values[(code == c) & (np.arange(len(code)) != new)]
+            own[c, : len(kept)] = torch.from_numpy(np.sort(kept))
+        merged = merged_classes(own.isfinite().sum(1).numpy(), coverage)
+        assert merged.tolist() == [True, True, True, False]
+        limit = thresholds(own, coverage, merged)
+        together = np.sort(np.delete(values, new))[0]  # of eleven and a new one, one in ten
+        lowest = [min(together, float(own[c].nan_to_num(2).min())) for c in range(3)]
+        np.testing.assert_array_equal(limit[:3].numpy(), np.array(lowest, np.float32))
+        covered, n = covered + (values[new] >= float(limit[code[new]])), n + 1
+    assert covered / n >= coverage - 3 * np.sqrt(0.25 / n)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_a_class_with_few_held_out_cells_alone_is_covered_as_its_number_allows(n):
+    rng, repeats = np.random.default_rng(3), 4_000
+    covered = 0
+    for _ in range(repeats):
+        values, new = rng.random(n + 1).astype(np.float32), rng.integers(n + 1)
+        own = torch.full((2, PER_CLASS), torch.nan)
+        own[0, :n], own[1, :50] = torch.from_numpy(np.delete(values, new)), 0.999  # the others are all sure
+        covered += values[new] >= float(thresholds(own, 0.95, np.array([True, True]))[0])
+    assert covered / repeats >= n / (n + 1) - 3 * np.sqrt(0.25 / repeats)
+
+
+def test_with_too_few_cells_in_all_nothing_is_left_out():
     own = torch.full((2, PER_CLASS), torch.nan)
-    own[0, :150] = torch.linspace(0.5, 1, 150)
-    low, none = thresholds(own, 0.9).tolist()
-    assert low == pytest.approx(float(own[0, 14])) and none == 0
+    own[:, :3] = 0.9
+    assert thresholds(own, 0.95, merged_classes(np.array([3, 3]), 0.95)).tolist() == [0, 0]
+
+
+def test_rare_classes_are_in_few_sets_and_a_set_can_be_empty(labelled, caplog):
+    """`labelled` has a class with few held-out cells, which is in all sets if it may never be left out."""
+    model = av.get.model(labelled)
+    held_out = model.landmarks.own[0].isfinite().sum(1).numpy()
+    rare = [name for name, n in zip(model.classes, held_out, strict=True) if n < 19]
+    assert rare
+    with caplog.at_level("INFO", "anvi"):
+        av.tl.predict(labelled, coverage=0.95)
+    told = [line for line in caplog.messages if "too few cells were held out" in line]
+    assert len(told) == 1 and all(name in told[0] for name in rare)
+    promise = labelled.uns["totalanvi"]["sets"]["promise"]
+    np.testing.assert_array_equal(promise["held_out"], held_out)
+    for name, row in promise.iterrows():
+        n = row["held_out"]
+        assert row["coverage"] == pytest.approx(0.95 if n >= 19 else n / (n + 1))
+        assert set(rare) <= set(row["together"].split(" + ")) if name in rare else name in row["together"]
+    sets = labelled.obsm["totalanvi_sets"]
+    assert (sets[rare].mean() < 0.3).all()
+    # cells of no class: counts that are shuffled among genes
+    strange = labelled.copy()
+    rng = np.random.default_rng(0)
+    x = np.asarray(strange["rna"].X.todense() if hasattr(strange["rna"].X, "todense") else strange["rna"].X)
+    strange["rna"].X = x[:, rng.permutation(x.shape[1])]
+    strange.mod["prot"].X = strange["prot"].X[:, rng.permutation(strange["prot"].n_vars)]
+    av.tl.predict(strange, model=model, coverage=0.6)
+    assert (strange.obsm["totalanvi_sets"].sum(axis=1) == 0).any()
 
 
 def test_sets_cover_the_truth_and_grow_with_the_coverage(labelled):
@@ -61,8 +140,9 @@ def test_sets_cover_the_truth_and_grow_with_the_coverage(labelled):
         for name in sets:
             of_class = validation & (truth == name).to_numpy()
             n = int(of_class.sum())
+            least = float(labelled.uns["totalanvi"]["sets"]["promise"].loc[name, "coverage"])
             # cells as they are, which is easier than thinned ones; two standard errors of n cells and n held-out ones
-            assert sets.loc[of_class, name].mean() >= coverage - 2 * np.sqrt(2 * coverage * (1 - coverage) / n)
+            assert sets.loc[of_class, name].mean() >= least - 2 * np.sqrt(2 * least * (1 - least) / n)
     assert sizes[0] < sizes[1] < sizes[2] < len(sets.columns)
     returned = av.tl.predict(labelled, coverage=0.95, inplace=False)
     np.testing.assert_array_equal(returned, labelled.obsm["totalanvi_sets"])
@@ -70,8 +150,9 @@ def test_sets_cover_the_truth_and_grow_with_the_coverage(labelled):
 
 def test_another_prediction_takes_the_sets_away(labelled):
     av.tl.predict(labelled, coverage=0.9)
+    assert labelled.uns["totalanvi"]["sets"]["coverage"] == 0.9
     av.tl.predict(labelled)
-    assert "totalanvi_sets" not in labelled.obsm
+    assert "totalanvi_sets" not in labelled.obsm and "sets" not in labelled.uns["totalanvi"]
 
 
 def test_a_refit_takes_the_sets_away_and_leaves_the_users_own():

@@ -67,7 +67,7 @@ OF_QUESTIONS = (
     explained,
 )
 """Slots that questions to a fit are answered in; a new fit under the key removes them."""
-ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism")
+ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
 """Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """What text in a file cannot have in it: it ends there, or is no text."""
@@ -266,9 +266,14 @@ class Writer:
         self.home.uns[slot] = value
         self.written.append(f"uns['{slot}']")
 
-    def params(self, key: str, question: str, values: dict | bool) -> None:
-        """How a question was asked, beside the fit in `uns[key]`; values are flat, or flat per modality."""
-        self.home.uns[key] = dict(self.home.uns.get(key, {})) | {question: values}
+    def params(self, key: str, question: str, values: dict | bool | None) -> None:
+        """How a question was asked, beside the fit in `uns[key]`; flat or flat per modality; None: forgotten."""
+        entry = dict(self.home.uns.get(key, {}))
+        if values is None:
+            if entry.pop(question, None) is not None:
+                self.home.uns[key] = entry
+            return
+        self.home.uns[key] = entry | {question: values}
         self.written.append(f"uns['{key}']['{question}']")
 
     def _named(self, mod: str, slot: str) -> str:

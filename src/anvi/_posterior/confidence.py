@@ -126,27 +126,68 @@ def own_probability(proba: Tensor, target: Tensor, seed: int) -> Tensor:
     return out
 
 
-def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> np.ndarray:
-    """Which classes each cell may be, by its calibrated probabilities `(cells, classes)` bool."""
+class PredictionSets(NamedTuple):
+    """Which classes cells may be, and what is promised of that."""
+
+    inside: np.ndarray  # (cells, classes) bool
+    promise: pd.DataFrame  # (classes,) held_out cells, coverage of the class alone, those that reach all of it together
+
+
+def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> PredictionSets:
+    """Which classes each cell may be, by its calibrated probabilities `(cells, classes)`."""
     own = model.landmarks.own  # (kinds, classes, held-out cells)
-    limit = torch.stack([thresholds(some, coverage) for some in own]).numpy()  # (kinds, classes)
-    mute = [name for name, low in zip(model.classes, limit.min(0), strict=True) if low == 0]
-    if mute:
-        logger.info(f"too few held-out cells to leave out {', '.join(mute)}: in every set at coverage={coverage}")
-    return proba >= limit[encode.kind_of(model, cells)]
+    held_out = own[0].isfinite().sum(1).numpy()
+    merged = merged_classes(held_out, coverage)
+    limit = torch.stack([thresholds(some, coverage, merged) for some in own]).numpy()  # (kinds, classes)
+    names = np.array(model.classes, dtype=object)
+    alone = np.minimum(coverage, held_out / (held_out + 1))
+    few = [f"{names[i]} ({alone[i]:.2g})" for i in np.flatnonzero(alone < coverage)]
+    if (limit == 0).any():
+        logger.warning(
+            f"coverage={coverage} needs more than {held_out.sum()} held-out cells: some classes are in all sets"
+        )
+    elif few:
+        logger.info(
+            f"prediction sets: of {', '.join(few)} too few cells were held out for coverage={coverage} of each; it "
+            f"holds of {', '.join(names[merged])} together"
+        )
+    together = np.where(merged, " + ".join(names[merged]), names)
+    promise = {"held_out": held_out, "coverage": alone, "together": together}
+    return PredictionSets(proba >= limit[encode.kind_of(model, cells)], pd.DataFrame(promise, pd.Index(names)))
 
 
-def thresholds(own: Tensor, coverage: float) -> Tensor:
-    """Probabilities below which a class is left out `(classes,)`; 0 where too few held-out cells can tell.
+def merged_classes(held_out: np.ndarray, coverage: float) -> np.ndarray:
+    """Classes that are looked at together `(classes,)`: those with too few held-out cells, and next ones as needed.
 
-    Of n held-out cells and a new one, each is as likely as the others to be among the k lowest.
+    Of n cells and a new one the new is the lowest once in n + 1 times, so that n must be 1 / (1 - coverage) - 1.
     """
-    found = torch.zeros(len(own))
-    for code, values in enumerate(own):
-        n = int(values.isfinite().sum())
-        k = min(n, math.floor((n + 1) * (1 - coverage) + 1e-9))
-        if k > 0:
-            found[code] = values[k - 1]
+    least = math.ceil(1 / (1 - coverage) - 1 - 1e-9)
+    merged = held_out < least
+    for code in np.argsort(held_out, kind="stable"):
+        if not merged.any() or held_out[merged].sum() >= least:
+            break
+        merged[code] = True
+    return merged
+
+
+def thresholds(own: Tensor, coverage: float, merged: np.ndarray) -> Tensor:
+    """Probabilities below which a class is left out `(classes,)`.
+
+    Of n held-out cells and a new one, each is as likely as the others to be among the k lowest. Of a merged class, the
+    lower of what its own cells say (the lowest, if they are few: they then cover n / (n + 1) of its cells) and what the
+    cells of all merged classes do; 0 where even these are too few.
+    """
+
+    def kth_lowest(values: Tensor, least: int) -> float:
+        values = values[values.isfinite()].sort().values
+        k = min(len(values), max(least, math.floor((len(values) + 1) * (1 - coverage) + 1e-9)))
+        return float(values[k - 1]) if k > 0 else math.inf
+
+    found = torch.tensor([kth_lowest(values, 1) for values in own])
+    if merged.any():
+        shared = torch.from_numpy(merged)
+        together = kth_lowest(own[shared].flatten(), 0)
+        found[shared] = found[shared].clamp(max=together if together < math.inf else 0.0)
     return found
 
 

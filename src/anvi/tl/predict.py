@@ -53,6 +53,7 @@ def predict(
     coverage
         Also write (or return) prediction sets: the classes that a cell may be, its own among them in this share of
         cells, class by class, if they are to the model as held-out cells are that were thinned as queries often are.
+        Of classes with fewer held-out cells than 1 / (1 - coverage) - 1 it holds together; of each alone, n / (n + 1).
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -84,7 +85,10 @@ def predict(
     `obsm['{key}_proba']` : DataFrame (cells, classes)
         With `soft`: all probabilities.
     `obsm['{key}_sets']` : DataFrame (cells, classes)
-        With `coverage`: 1 for the classes in the set of the cell, else 0.
+        With `coverage`: 1 for the classes in the set of the cell, else 0; a cell without any fits no class.
+    `uns[key]['sets']` : dict
+        With `coverage`: `coverage`, and `promise`, for each class the held-out cells, what is promised of it alone, and
+        with which classes together the coverage holds.
 
     Raises
     ------
@@ -126,15 +130,17 @@ def predict(
     sets = None if coverage is None else prediction_sets(fitted, cells, embedding.proba, coverage)
     if not inplace:
         if sets is not None:
-            return asked.table(sets.astype(np.float32), fitted.classes, cells.names)
+            return asked.table(sets.inside.astype(np.float32), fitted.classes, cells.names)
         table = asked.table(embedding.proba, fitted.classes, cells.names)
         if soft:
             return table
         return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
     known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
     far = novelty_of(fitted, cells, embedding, false_rejects)
+    inside = None if sets is None else sets.inside
     with asked.writer(cells.names) as out:
-        write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=sets)
+        write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=inside)
+        out.params(asked.to, "sets", None if sets is None else {"coverage": coverage, "promise": sets.promise})
     return None
 
 
