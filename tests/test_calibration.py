@@ -1,5 +1,7 @@
 """Temperatures and reliability, beside a search over a grid and loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +25,7 @@ def problem(n: int = 4_000, true_temperature: float = 2.0, seed: int = 0):
 @pytest.mark.parametrize("true_temperature", [0.5, 1.3, 2.0, 4.0])
 def test_the_temperature_is_found(true_temperature):
     logits, target = problem(true_temperature=true_temperature)
-    found = confidence.fit_temperature(logits, target)
+    found = confidence.fit_temperature(encode.Votes(logits, None), target)
     # the standard error of a temperature from 4,000 cells is about 3 %
     assert found == pytest.approx(true_temperature, rel=0.1)
     grid = np.linspace(0.2, 8, 781)
@@ -35,7 +37,7 @@ def test_the_temperature_is_found(true_temperature):
 
 def test_few_cells_move_the_temperature_little():
     logits, target = problem(true_temperature=4.0)
-    few, more, many = (confidence.fit_temperature(logits[:n], target[:n]) for n in (3, 30, 3_000))
+    few, more, many = (confidence.fit_temperature(encode.Votes(logits[:n], None), target[:n]) for n in (3, 30, 3_000))
     assert abs(np.log(few)) < np.log(more) < np.log(many)
     log_t = np.linspace(-3, 3, 60_001)
     surprise = [
@@ -75,7 +77,7 @@ def test_a_fit_writes_reliability_before_and_after(labelled):
 
 
 def test_cells_get_the_temperature_of_their_kind(labelled):
-    model = av.get.model(labelled)
+    model = replace(av.get.model(labelled), neighbors=None)
     model.info["temperature"] = {"with_proteins": 2.0, "without_proteins": 5.0}
     soft = av.tl.predict(labelled, model=model, inplace=False)
     model.info["temperature"] = None

@@ -17,12 +17,12 @@ from . import _files
 from ._data.setup import Setup
 from .nn import PRESETS, VAE, Config
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the stored form; raised when an older anvi could not read it."""
 SEALED = "anvi safetensors, sealed"
 """Format of the slot whose weights have a checksum; before, it was "anvi safetensors"."""
-LANDMARKS, IMPUTATION = "landmarks", "imputation"
-"""Prefixes of the landmarks, and of what proteins are imputed by, among the stored tensors."""
+LANDMARKS, NEIGHBORS, IMPUTATION = "landmarks", "neighbors", "imputation"
+"""Prefixes of the landmarks, of labelled cells, and of what proteins are imputed by, among the stored tensors."""
 
 
 class NewerSchema(ValueError):
@@ -41,6 +41,14 @@ class Landmarks(NamedTuple):
     centre: Tensor | None = None  # (kinds, classes with training cells, latent) mean of a class
     whiten: Tensor | None = None  # (kinds, latent, latent) times this, cells scatter by 1 in every direction
     latent: Tensor | None = None  # (kinds, landmarks, latent) of schema 1
+
+
+class Neighbors(NamedTuple):
+    """Labelled training cells, whose labels have a say in those of their neighbours; none in models of schema 3."""
+
+    latent: Tensor  # (cells, latent) posterior means, before the softmax of a logistic-normal one
+    label: Tensor  # (cells,) class codes
+    weight: Tensor  # (cells,) how many training cells each one stands for
 
 
 class Imputation(NamedTuple):
@@ -85,6 +93,7 @@ class Model:
     info: dict
     landmarks: Landmarks | None = None
     imputation: Imputation | None = None
+    neighbors: Neighbors | None = None
 
     @property
     def config(self) -> Config:
@@ -122,9 +131,10 @@ class Model:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the network, the landmarks and what imputes proteins, on the CPU."""
+        """Parameters and buffers of the network, landmarks, labelled cells and what imputes proteins, on the CPU."""
         tensors = self.network.state_dict()
-        for prefix, part in ((LANDMARKS, self.landmarks), (IMPUTATION, self.imputation)):
+        parts = {LANDMARKS: self.landmarks, NEIGHBORS: self.neighbors, IMPUTATION: self.imputation}
+        for prefix, part in parts.items():
             stored = {} if part is None else part._asdict()
             tensors |= {f"{prefix}.{name}": value for name, value in stored.items() if value is not None}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -154,10 +164,10 @@ class Model:
             _check_sizes(config, setup)
             _check_info(facts["info"])
             _check_history(history)
-            check_numbers({name: value for name, value in weights.items() if not name.startswith(f"{IMPUTATION}.")})
+            own, marks, labelled, imputing = _parted(weights, LANDMARKS, NEIGHBORS, IMPUTATION)
+            check_numbers(own | {f"{LANDMARKS}.{name}": value for name, value in marks.items()})
             with torch.device("meta"):  # sizes only: what does not fit the weights takes no memory
                 network = VAE(config)
-            own, marks, imputing = _parted(weights, LANDMARKS, IMPUTATION)
             network.load_state_dict(own, assign=True)
             landmarks = Landmarks(**marks) if marks else None
             if landmarks is not None:
@@ -165,7 +175,10 @@ class Model:
             imputation = Imputation(**imputing) if imputing else None
             if imputation is not None:
                 _check_imputation(imputation, config)
-            return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks, imputation)
+            neighbors = Neighbors(**labelled) if labelled else None
+            if neighbors is not None:
+                _check_neighbors(neighbors, facts["info"], config)
+            return cls(facts["name"], setup, network.eval(), history, facts["info"], landmarks, imputation, neighbors)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"The stored model is damaged ({type(error).__name__}: {error}). Fit again.") from error
         except RuntimeError as error:
@@ -295,6 +308,18 @@ def _check_imputation(part: Imputation, config: Config) -> None:
         fit &= code.dtype == torch.int64 and code.shape == (length,) and bool(((code >= 0) & (code < limit)).all())
     if not fit or not all(bool(getattr(part, name).isfinite().all()) for name in sizes if name != "y"):
         raise ValueError("The stored model is damaged: its imputation does not fit its network. Fit again.")
+
+
+def _check_neighbors(part: Neighbors, info: dict, config: Config) -> None:
+    """Raise a ValueError unless the cells have the network's sizes and classes, and it is known how many are asked."""
+    n, k = len(part.label), info.get("n_neighbors")
+    fit = _has_size(part.latent, (n, config.n_latent)) and _has_size(part.weight, (n,))
+    fit &= (
+        part.label.dtype == torch.int64 and part.label.shape == (n,) and isinstance(k, int) and k > 0 and k is not True
+    )
+    fit = fit and bool(((part.label >= 0) & (part.label < config.n_labels)).all())
+    if not fit or not bool(part.latent.isfinite().all() and part.weight.isfinite().all() and (part.weight > 0).all()):
+        raise ValueError("The stored model is damaged: its labelled cells do not fit its network. Fit again.")
 
 
 def _check_landmarks(landmarks: Landmarks, config: Config) -> None:

@@ -30,6 +30,7 @@ class Plan:
     thin_counts: float | None = None  # share of cells of whose RNA counts the encoder sees only some in a step
     max_kl_weight: float | None = None  # where the weight of the divergences stops rising
     adversary: bool | None = None  # None: where panels differ
+    n_neighbors: int = 5  # labelled training cells that have a say in a cell's label; 0: the classifier alone
     max_grad_norm: float = 50.0
     max_retries: int = 3
 
@@ -70,7 +71,7 @@ class Plan:
         )
 
     def _check(self) -> None:
-        for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "max_retries"):
+        for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "n_neighbors", "max_retries"):
             if not isinstance(getattr(self, name), int | np.integer | None):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a whole number.")
         for name in ("batch_size", "lr", "adam_eps", "max_grad_norm"):
@@ -81,7 +82,14 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.batch_size < 2:
             raise ValueError("batch_size=1 leaves batch norm nothing to work with; use at least 2.")
-        not_negative = ("warmup", "weight_decay", "classification_ratio", "protein_weight", "max_retries")
+        not_negative = (
+            "warmup",
+            "weight_decay",
+            "classification_ratio",
+            "protein_weight",
+            "n_neighbors",
+            "max_retries",
+        )
         for name in (*not_negative, *(["labelled_batch_size"] if self.labelled_batch_size is not None else [])):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")

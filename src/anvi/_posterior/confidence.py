@@ -14,11 +14,10 @@ from torch import Tensor
 from anvi._data.cells import Cells
 from anvi._data.downsample import Shift, downsampled
 from anvi._data.predictions import NoveltyScores, reliability
-from anvi._model import Landmarks, Model
-from anvi.nn import Draws
+from anvi._model import Landmarks, Model, Neighbors
 
 from . import encode
-from .encode import Embedding
+from .encode import Embedding, Votes
 
 logger = logging.getLogger("anvi")
 
@@ -41,6 +40,7 @@ def calibrated(
     if len(known) < MIN_VALIDATION:
         logger.info(f"fewer than {MIN_VALIDATION} labelled validation cells: probabilities are not calibrated")
         return model, None
+    model = with_neighbors(model, cells, train, seed)
     temperature, table, own = calibrate(model, cells, known, seed)
     model = replace(model, info=model.info | {"temperature": temperature})
     return replace(model, landmarks=fit_landmarks(model, cells, train, known, own, seed)), table
@@ -73,37 +73,56 @@ def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dic
     for proteins in (True, False) if model.config.has_protein else (False,):
         # fit on some shifts
         name = encode.GROUPS[proteins]
-        logits, target = _logits(model, cells, known, FITTED_ON, proteins, seed)
-        temperature[name] = fit_temperature(logits, target)
-        proba = (logits[one_shift].float() / temperature[name]).softmax(-1)  # rounded as those of a query are
+        votes, target = _votes(model, cells, known, FITTED_ON, proteins, seed)
+        temperature[name] = fit_temperature(votes, target)
+        # rounded as those of a query are
+        proba = Votes(*(None if part is None else part[one_shift].float() for part in votes)).proba(temperature[name])
         own.append(own_probability(proba, target[one_shift], seed))
         # judge on others
-        logits, target = _logits(model, cells, known, JUDGED_ON, proteins, seed + 1)
+        votes, target = _votes(model, cells, known, JUDGED_ON, proteins, seed + 1)
         for when, t in (("before", 1.0), ("after", temperature[name])):
-            confidence, predicted = (logits / t).softmax(-1).max(-1)
+            confidence, predicted = votes.proba(t).max(-1)
             table = reliability(confidence.numpy(), (predicted == target).numpy())
             tables.append(table.assign(cells_seen=name, when=when))
     return temperature, pd.concat(tables, ignore_index=True), torch.stack(own)
 
 
-def _logits(model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int):
-    """Logits `(shifts x cells, classes)` and classes of some cells under several shifts, one after the other."""
-    logits, target = [], []
+def _votes(
+    model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int
+) -> tuple[Votes, Tensor]:
+    """What says of which class some cells are under several shifts `(shifts x cells, ...)`, and their classes."""
+    near, parts, target = encode.neighbors_of(model), [], []
     for i, shift in enumerate(shifts):
         query = _as_query(cells, index, shift, proteins, seed, i)
-        logits += [model.network.labels.classify(block.q_z.mean, Draws()) for block in encode.blocks(model, query)]
+        parts += [Votes.of(model, near, block.q_z.mean) for block in encode.blocks(model, query)]
         target.append(query.label)
-    return torch.cat(logits).double().cpu(), torch.cat(target).cpu()
+    columns = (None if part[0] is None else torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    return Votes(*columns), torch.cat(target).cpu()
 
 
-def fit_temperature(logits: Tensor, target: Tensor) -> float:
-    """The most probable temperature of logits `(cells, classes)`; hundreds of cells overrule its prior around 1."""
+def fit_temperature(votes: Votes, target: Tensor) -> float:
+    """The temperature that makes the classes of cells most probable; hundreds of cells overrule its prior around 1."""
 
     def loss(log_t: float) -> float:
-        surprise = float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), target, reduction="sum"))
-        return surprise + 0.5 * (log_t / PRIOR_SPREAD) ** 2
+        own = votes.proba(float(np.exp(log_t))).gather(1, target[:, None])
+        return -float(own.clamp(min=1e-300).log().sum()) + 0.5 * (log_t / PRIOR_SPREAD) ** 2
 
     return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20.0), np.log(20.0)), method="bounded").x))
+
+
+# label transfer from neighbours -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def with_neighbors(model: Model, cells: Cells, trained: Tensor, seed: int) -> Model:
+    """The model with labelled training cells to ask beside its classifier; unless it is asked alone."""
+    if not model.info.get("n_neighbors") or model.config.objective != "bound":
+        return model
+    chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    latent = torch.cat([block.q_z.mean for block in encode.blocks(model, cells, chosen)])
+    label = cells.label[chosen]
+    there, kept = cells.label[trained][cells.label[trained] >= 0].bincount(), label.bincount()
+    return replace(model, neighbors=Neighbors(latent.cpu(), label.cpu(), (there / kept.clamp(min=1))[label].cpu()))
 
 
 # conformal prediction sets ------------------------------------------------------------------------------------------
@@ -268,6 +287,11 @@ def novelty_of(model: Model, cells: Cells, embedding: Embedding, false_rejects: 
     if model.landmarks is not None and model.landmarks.centre is None:
         logger.warning(
             "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
+    elif model.info.get("n_neighbors") is None and "temperature" in model.info:
+        logger.warning(
+            "the model is of an earlier anvi: its classifier labels cells alone, without the help of labelled "
+            "neighbours, until it is fitted again"
         )
     found = novelty(model, cells, embedding.mean, embedding.proba)
     return None if found is None else NoveltyScores(found.score, found.unassigned(false_rejects))

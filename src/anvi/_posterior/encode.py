@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anvi._data.batches import take
 from anvi._data.cells import Cells
-from anvi._model import Model
+from anvi._model import Model, Neighbors
 from anvi.nn import Batch, Draws, Gaussian
 
 
@@ -84,6 +84,36 @@ def sample_z(model: Model, block: Block, seed: int, sample: int) -> Tensor:
     return model.network.to_latent(mean + var.sqrt() * draw)
 
 
+class Votes(NamedTuple):
+    """What says of which class cells are: the classifier, and labelled training cells near by."""
+
+    logits: Tensor  # (cells, classes) of the classifier
+    shares: Tensor | None  # (cells, classes) of the neighbours' labels; None: the classifier alone
+
+    @classmethod
+    def of(cls, model: Model, neighbors: Neighbors | None, z: Tensor) -> "Votes":
+        """Ask about latent vectors, before the softmax of a logistic-normal one `(cells, latent)`."""
+        logits = model.network.labels.classify(z, Draws())
+        if neighbors is None:
+            return cls(logits, None)
+        # by differences: which cells are nearest must not depend on the others of a chunk
+        distance = torch.cdist(z, neighbors.latent, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distance.topk(min(model.info["n_neighbors"], len(neighbors.label)), largest=False).indices
+        shares = torch.zeros_like(logits).scatter_add_(1, neighbors.label[nearest], neighbors.weight[nearest])
+        return cls(logits, shares / shares.sum(1, keepdim=True))
+
+    def proba(self, temperature: Tensor | float) -> Tensor:
+        """Class probabilities `(cells, classes)`: the classifier's at a temperature, and the mean of both."""
+        own = (self.logits / temperature).softmax(-1)
+        return own if self.shares is None else (own + self.shares) / 2
+
+
+def neighbors_of(model: Model) -> Neighbors | None:
+    """The labelled cells of a model, where its network is."""
+    device = next(model.network.parameters()).device
+    return None if model.neighbors is None else Neighbors(*(part.to(device) for part in model.neighbors))
+
+
 class Embedding(NamedTuple):
     """What the encoder says of each cell."""
 
@@ -99,6 +129,7 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
     Returns arrays in the order of the cells. A logistic-normal latent is returned as the softmax of the mean.
     """
     network, temperature = model.network, temperatures(model, cells)
+    near = neighbors_of(model)
     mean, var = (_empty(model, len(cells), network.config.n_latent) for _ in range(2))
     proba = None if network.labels is None else _empty(model, len(cells), network.config.n_labels)
     for block in blocks(model, cells):
@@ -106,9 +137,8 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
         var[block.rows] = block.q_z.var.cpu()
         if proba is not None:
             z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
-            logits = network.labels.classify(z, Draws())
-            logits = logits if temperature is None else logits / temperature[block.index]
-            proba[block.rows] = logits.softmax(-1).cpu()
+            votes = Votes.of(model, near, z)
+            proba[block.rows] = votes.proba(1.0 if temperature is None else temperature[block.index]).cpu()
     for part, what in ((mean, "latent vector"), (var, "latent variance"), (proba, "probabilities")):
         if part is not None and not bool(part.isfinite().all()):
             cell = cells.names[int((~part.isfinite().all(1)).nonzero()[0])]
@@ -129,7 +159,7 @@ def _empty(model: Model, *shape: int) -> Tensor:
 
 
 def temperatures(model: Model, cells: Cells) -> Tensor | None:
-    """What the logits of each cell are divided by `(cells, 1)`; None where no temperature was fitted."""
+    """What the classifier's logits of each cell are divided by `(cells, 1)`; None where no temperature was fitted."""
     fitted = model.info.get("temperature")
     if not fitted:
         return None

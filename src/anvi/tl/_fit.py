@@ -49,6 +49,7 @@ OF_LABELS = (
     "classification_ratio",
     "labelled_batch_size",
     "label_smoothing",
+    "n_neighbors",
 )
 OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "efficiency")
 
@@ -83,6 +84,7 @@ class Options(TypedDict, total=False):
     label_smoothing: float
     max_kl_weight: float
     adversary: bool
+    n_neighbors: int
     max_grad_norm: float
     max_retries: int
 

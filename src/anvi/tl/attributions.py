@@ -56,8 +56,8 @@ def attributions(
     derivative by i along the straight line from b to x. The attributions of a cell sum to logit(x) - logit(b): they say
     how many logits each feature contributes, for (above 0) or against (below 0). A feature may contribute by its
     presence (x_i > b_i: CD19 in a B cell) or by its absence (CD3 in a B cell); rankings are by presence, tables hold
-    both together. The logit is that of the full encoder and classifier at the posterior mean; covariates and the mask
-    of measured proteins are held fixed.
+    both together. The logit is that of the full encoder and classifier at the posterior mean, without the
+    labelled neighbours that have a say in predictions; covariates and the mask of measured proteins are held fixed.
 
     Parameters
     ----------

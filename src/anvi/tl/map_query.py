@@ -213,7 +213,11 @@ def map_query(
     }
     info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
     imputing = imputation.widened(source.imputation, found.genes, cells, trained.network.config.n_batches)
-    mapped = Model(source.name, found.setup, trained.network, trained.history, info, source.landmarks, imputing)
+    # a network that is trained as a whole no longer puts cells where those of the reference lie
+    still = freeze == "reference"
+    info["n_neighbors"] = source.info.get("n_neighbors") if still else 0
+    parts = (source.landmarks, imputing, source.neighbors if still else None)
+    mapped = Model(source.name, found.setup, trained.network, trained.history, info, *parts)
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write
     query = slots.own(query, copy)

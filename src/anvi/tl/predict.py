@@ -73,7 +73,8 @@ def predict(
     `obs['{key}_prediction']` : categorical
         Most probable class.
     `obs['{key}_confidence']` : float32
-        Its probability, calibrated where the fit had labelled validation cells enough.
+        Its probability: the mean of the classifier's and of the labels of the nearest labelled training cells,
+        calibrated, where the fit had labelled validation cells enough; else the classifier's own.
     `obs['{key}_margin']`, `obs['{key}_entropy']` : float32
         Difference between the two highest probabilities; entropy of all, 0 for sure and 1 for all alike.
     `obs['{key}_novelty']` : float32
