@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import cite
 
 import anvi as av
@@ -59,3 +60,31 @@ def test_history(fitted):
         history["epoch"] = -1
         assert (home.uns[key]["history"]["epoch"] >= 0).all()  # a table of its own
     assert history["train_elbo"].dtype == np.float64
+
+
+def test_batch_representation():
+    mdata = av.datasets.synthetic_cite(200, n_genes=30)
+    mdata.obs["sex"] = ["f", "m"] * 100
+    av.tl.totalvi(mdata, batch_key="batch", categorical_covariate_keys=["sex"], max_epochs=1)
+    table, model = av.get.batch_representation(mdata), av.get.model(mdata)
+    assert table.index.tolist() == list(model.setup.batches)
+    # what a layer makes of nothing, in one batch less in another
+    for layer in table.columns.unique("layer"):
+        part = model.network.get_submodule(layer)
+        nothing = torch.zeros(2, part.weight.shape[1])
+        sex = len(table) + torch.zeros(2, dtype=torch.long)
+        out = part(nothing, torch.stack([torch.tensor([0, 2]), sex], 1)).detach().numpy()
+        np.testing.assert_allclose(out[1] - out[0], table[layer].iloc[2] - table[layer].iloc[0], atol=1e-6)
+    widths = [
+        part.covariates.numel() // 5
+        for part in model.network.modules()
+        if getattr(part, "covariates", None) is not None
+    ]
+    assert sum(widths) == table.shape[1]
+
+
+def test_one_batch_has_no_representation():
+    mdata = av.datasets.synthetic_cite(100, n_genes=30)
+    av.tl.scvi(mdata, max_epochs=1)
+    with pytest.raises(ValueError, match="batch_key="):
+        av.get.batch_representation(mdata)

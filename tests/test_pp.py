@@ -25,6 +25,12 @@ def test_check_is_content_with_good_data_and_writes_nothing(mdata):
     assert before == (list(mdata.obs), list(mdata.uns), list(mdata.obsm), [list(mod.obs) for mod in mdata.mod.values()])
 
 
+def test_check_says_what_a_bug_report_needs(mdata):
+    report = av.pp.check(mdata)
+    assert f"anvi {av.__version__}, torch " in repr(report)
+    assert all(name in report.session for name in ("mudata", "torch", "numpy", "Python", "CPU"))
+
+
 def test_check_finds_every_problem_in_one_go(mdata):
     mdata["rna"].X[0, 0] = -1
     report = av.pp.check(mdata, labels_key="celltype", batch_key="bach")

@@ -287,7 +287,7 @@ def _settings(pairs: list[str], verb: Callable) -> dict:
     found, own = {}, inspect.signature(verb).parameters
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name in ("copy", "data"):
+        if not equals or name in ("callback", "copy", "data"):
             raise UsageError(f"--set {pair}: this takes NAME=VALUE with an option of the fit, e.g. --set n_hidden=256.")
         try:
             found[name] = json.loads(value)
@@ -332,7 +332,7 @@ def _add_fit(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of the fit, value in JSON"
     )
-    _add_options(one, av.tl.totalanvi, "data", "copy", "model_kwargs")
+    _add_options(one, av.tl.totalanvi, "data", "copy", "callback", "model_kwargs")
 
 
 def _add_predict(one: argparse.ArgumentParser) -> None:

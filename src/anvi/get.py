@@ -145,7 +145,17 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
     return pd.Series(values, asked.names, name=f"{asked.key}_library_size").reindex(asked.obs_names)
 
 
-__all__ = ["attributions", "de", "denoised", "history", "library_size", "likelihood_parameters", "model", "proba"]
+__all__ = [
+    "attributions",
+    "batch_representation",
+    "de",
+    "denoised",
+    "history",
+    "library_size",
+    "likelihood_parameters",
+    "model",
+    "proba",
+]
 
 
 def model(data: Data, key: str | None = None) -> Model:
@@ -275,6 +285,48 @@ def de(
         table.insert(0, "modality", mod)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def batch_representation(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
+    """What a model has learnt of each batch: all numbers of it that stand for a batch, side by side.
+
+    A batch shifts the units of each layer that it is injected into. Batches with similar rows are alike to the model;
+    distances between rows can be clustered, or drawn by their principal components.
+
+    Parameters
+    ----------
+    data
+        A fitted object.
+    model
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model there.
+
+    Returns
+    -------
+    DataFrame (batches, units), float32; the columns are layer and unit.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such model, or it was fitted to a single batch.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalvi(mdata, batch_key="batch", max_epochs=2)
+    >>> av.get.batch_representation(mdata).index.tolist()
+    ['batch_0', 'batch_1', 'batch_2']
+    """
+    fitted, key = find_model(data, model)
+    batches = list(fitted.setup.batches)
+    if len(batches) < 2:
+        raise ValueError(f"The model '{key}' was fitted to one batch; fit with batch_key= to tell several apart.")
+    tables = {
+        name.removesuffix(".covariates"): pd.DataFrame(rows[: len(batches)].numpy(), batches)  # batches come first
+        for name, rows in fitted.network.state_dict().items()
+        if name.endswith(".covariates") and not name.startswith("labels.")
+    }
+    return pd.concat(tables, axis=1, names=["layer", "unit"])
 
 
 def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:

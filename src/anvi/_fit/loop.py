@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ def fit(
     checkpoint: Path | None = None,
     fingerprint: str = "",
     deadline: float = math.inf,
+    callback: Callable[[dict[str, float]], object] | None = None,
 ) -> pd.DataFrame:
     """Train the network in place and leave the best weights in it.
 
@@ -191,6 +192,8 @@ def fit(
         What data and model a checkpoint must belong to.
     deadline
         When to end at the latest, by `time.monotonic()`.
+    callback
+        Called after every epoch with a copy of its row.
 
     Returns
     -------
@@ -220,6 +223,8 @@ def fit(
                 run = _runner(network, device)  # rolling back has replaced tensors that a graph points at
                 continue
             progress.advance(row)
+            if callback is not None:
+                callback(dict(row))
             if stop.reason is not None and not state.finished:
                 break
             threads.epoch()

@@ -1,7 +1,9 @@
 """pp.check."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,13 @@ class Report:
     def ok(self) -> bool:
         """Whether a fit would start."""
         return not self.problems
+
+    @property
+    def session(self) -> str:
+        """Versions of what is imported and of all that it rests on, Python and the machine: for bug reports."""
+        import session_info2
+
+        return str(session_info2.session_info(cpu=True, dependencies=True))
 
     def __repr__(self) -> str:
         lines = [*self.facts]
@@ -93,7 +102,7 @@ def check(
     True
     """
     source = Source(data)
-    report = Report(facts=[_shape(source)])
+    report = Report(facts=[_shape(source), _versions()])
     mods = (rna_mod, prot_mod)
     proteins = prot_obsm is not None if source.alone else prot_mod in source.mods
     where = {
@@ -158,6 +167,11 @@ def _tried(report: Report, step: Callable):
         if text not in report.problems:
             report.problems.append(text)
         return None
+
+
+def _versions() -> str:
+    names = ("anvi", "torch", "mudata", "anndata")
+    return ", ".join(f"{name} {version(name)}" for name in names) + f", Python {platform.python_version()}"
 
 
 def _shape(source: Source) -> str:

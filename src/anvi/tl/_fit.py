@@ -8,7 +8,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from anvi.settings import choose_device, settings
 logger = logging.getLogger("anvi")
 
 RandomState = int | np.random.Generator | None
+Callback = Callable[[dict[str, float]], object]
 OF_LABELS = (
     "linear_classifier",
     "label_prior",
@@ -107,6 +108,7 @@ def run_fit(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    callback: Callback | None = None,
     **arguments,
 ) -> Data | None:
     """Fit one of the four models with the arguments of its public verb, and write what belongs to a fit."""
@@ -115,6 +117,8 @@ def run_fit(
     begun = time.monotonic()
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes={max_minutes} must be above 0.")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} is no function; it is called with the history row of every epoch.")
     if train not in ("all", "label_nets"):
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if train == "label_nets" and init is None:
@@ -177,6 +181,7 @@ def run_fit(
             random_state=fit_seed,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
+            callback=callback,
             fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
         )
     choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"

@@ -9,7 +9,7 @@ from anvi._data.setup import Genes
 from anvi._model import Model
 from anvi.nn.config import Dispersion, GeneLikelihood
 
-from ._fit import Options, RandomState, run_fit
+from ._fit import Callback, Options, RandomState, run_fit
 
 DATA = """data
     MuData with RNA counts in `mdata['rna']` and protein counts in `mdata['prot']`; cells without proteins, NaN
@@ -92,6 +92,9 @@ checkpoint
 max_minutes
     End the training in that time after the call, as Ctrl-C does: after the step that is running, with the best weights
     so far. With `checkpoint`, the same call goes on later.
+callback
+    Called after every epoch with its row of the history, a dict of numbers (`epoch`, `train_loss`, `validation_loss`,
+    ...), as trackers want it: `wandb.log`. What it raises ends the fit, and nothing is written.
 **model_kwargs
     Rarer options of the network (:class:`anvi.nn.Config`: `n_hidden`, `n_layers_encoder`, `use_layer_norm`, `library`,
     `objective`, ...) and of the training (`weight_decay`, `warmup`, `patience`, `adversary`, ...); an unknown name is
@@ -165,6 +168,7 @@ def scanvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit scANVI: RNA counts and partly known cell types; predict the type of every cell.
@@ -251,6 +255,7 @@ def scvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit scVI: a latent space of RNA counts, corrected for batches.
@@ -335,6 +340,7 @@ def totalanvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit TotalANVI: RNA and protein counts and partly known cell types; predict the type of every cell.
@@ -429,6 +435,7 @@ def totalvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
     """Fit totalVI: a joint latent space of RNA and protein counts, with protein background told from foreground.
