@@ -215,7 +215,7 @@ def queries(rehearse: bool) -> dict:
 
 
 def kernels(rehearse: bool) -> dict:
-    """Kernels of a replayed step, the ten that take longest, milliseconds on the device and on the host."""
+    """Kernels of a replayed step, the thirty that take longest, milliseconds on the device and on the host."""
     result = {}
     sizes = SMALL if rehearse else {"cells": 10_000, "genes": 4_000, "proteins": 100, "labels": 6, "batches": 2}
     for model in MODELS:
@@ -259,7 +259,7 @@ def _profiled(replays, n: int) -> dict:
         "device_ms_per_step": sum(spent.values()) / n / 1e3,
         "top": [
             {"name": name[:120], "us_per_step": us / n, "per_step": times[name] / n}
-            for name, us in spent.most_common(10)
+            for name, us in spent.most_common(30)
         ],
     }
 

@@ -15,6 +15,7 @@ if [ "${1:-}" = "--rehearse" ]; then
 fi
 only=" $* "
 python=${PYTHON:-python}
+export PYTHONFAULTHANDLER=1 # a crash says where
 mkdir -p "$out"
 summary=$out/gpu_summary.txt
 echo "step seconds status" > "$summary"

@@ -173,7 +173,7 @@ def test_the_graph_gives_the_eager_numbers(prepared, name):
     from anvi._fit.graph import CapturedStep
 
     results = []
-    for run in (step.run_step, CapturedStep()):
+    for run in (step.run_step, CapturedStep(torch.device("cuda", torch.cuda.current_device()))):
         state, cells, minibatches, group, plan = prepared(name, device="cuda", adversary=False)
         losses = [
             float(run(state, cells, choice, group, Weights(0.5), plan, fooling=False).loss)

@@ -86,15 +86,15 @@ class ProteinDecoder(nn.Module):
             log_back=log_back,
             log_fore=log_back + factor.log(),
             mixing=self.mixing(mixing_features, codes),
-            log_phi=self.log_phi[batch] if self.dispersion == "protein-batch" else self.log_phi[0],
+            log_phi=sparse.rows(self.log_phi, batch) if self.dispersion == "protein-batch" else self.log_phi[0],
         )
 
     def log_prob(self, y: Tensor, rates: ProteinRates, batch: Tensor, eps: float = 0.0) -> Tensor:
         """Log-probability of every protein count `(cells, proteins)`; masks are the caller's."""
         log_back, log_fore = rates.log_back, rates.log_fore
         if self.log_efficiency is not None:
-            log_back = log_back + self.log_efficiency[batch]
-            log_fore = log_fore + self.log_efficiency[batch]
+            log_efficiency = sparse.rows(self.log_efficiency, batch)
+            log_back, log_fore = log_back + log_efficiency, log_fore + log_efficiency
         if eps:
             floor = torch.full_like(log_back, eps).log()
             log_back, log_fore = torch.logaddexp(log_back, floor), torch.logaddexp(log_fore, floor)
@@ -102,5 +102,5 @@ class ProteinDecoder(nn.Module):
 
     def kl_background(self, rates: ProteinRates, panel: Tensor) -> Tensor:
         """KL of each protein's log background from its panel's prior `(cells, proteins)`."""
-        prior_mean, prior_scale = self.prior_mean[panel], self.prior_log_scale.exp()[panel]
+        prior_mean, prior_scale = (sparse.rows(table, panel) for table in (self.prior_mean, self.prior_log_scale.exp()))
         return likelihoods.kl_normal(rates.back_mean, rates.back_scale, prior_mean, prior_scale)

@@ -123,9 +123,9 @@ class RNADecoder(nn.Module):
             return self.log_theta_head(h, codes, columns)
         table = self.log_theta if columns is None else self.log_theta[:, columns]
         if self.dispersion == "gene-batch":
-            return table[batch]
+            return sparse.rows(table, batch)
         if self.dispersion == "gene-label":
-            return table[label]  # code -1 (unlabelled) takes the last row
+            return sparse.rows(table, label.remainder(len(table)))  # code -1 (unlabelled) takes the last row
         return table[0]
 
     def log_prob(self, batch: Batch, rates: RNARates, log_library: Tensor, eps: float = 0.0) -> Tensor:

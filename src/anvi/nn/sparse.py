@@ -100,6 +100,13 @@ def _kernels(device: torch.device) -> ModuleType | None:
     return kernels
 
 
+def rows(table: Tensor, code: Tensor) -> Tensor:
+    """The rows `code` of a table of parameters; on a GPU without a backward pass that sorts."""
+    if (kernels := kernels_for(table)) is None:
+        return table[code]
+    return kernels.add_rows(table.new_zeros(len(code), table.shape[1]), table, code)
+
+
 def poisson(entries: Entries, log_mean: Tensor) -> Tensor:
     """Log-probability of each cell's counts under Poissons, summed over genes `(cells,)`."""
     row, column, count = entries

@@ -114,12 +114,18 @@ class VAE(nn.Module):
     def _fill_features(self, batch: Batch, out: Tensor) -> None:
         """The same as `_features`, from the non-zero counts, into zeros `(cells, features)`."""
         config, (row, column, count) = self.config, batch.seen or batch.entries
+        x, at = out[:, : config.n_genes], row * out.shape[1] + column
+        if config.has_protein and out.is_cuda:  # there, counts that are added up at one address would take turns
+            out.view(-1).scatter_add_(0, at, count)
+            x.div_(1 + x.mean(1, keepdim=True)).log1p_()
+        else:
+            if config.has_protein:
+                total = count.new_zeros(len(out)).index_add_(0, row, count)
+                count = count / (1 + total / config.n_genes)[row]
+            out.view(-1).scatter_add_(0, at, count.log1p())
         if config.has_protein:
-            total = count.new_zeros(len(out)).index_add_(0, row, count)
-            count = count / (1 + total / config.n_genes)[row]
             y, mean = self._protein_features(batch)
             torch.log1p(y / (1 + mean), out=out[:, config.n_genes : config.n_genes + config.n_proteins])
-        out.view(-1).scatter_add_(0, row * out.shape[1] + column, count.log1p())
         if config.encode_covariates and batch.continuous is not None:
             out[:, -config.n_continuous :] = batch.continuous
 
