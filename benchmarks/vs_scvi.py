@@ -34,6 +34,7 @@ from anvi._data.setup import find_setup
 from anvi._fit import loop
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
+from anvi._fit.step import run_step
 from anvi._runtime import Stop, Threads
 from anvi.nn import Weights
 
@@ -237,6 +238,7 @@ def parts_of_step(ours: Ours) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile, supported_activities
 
     gpu = ours.cells.label.is_cuda and ProfilerActivity.CUDA in supported_activities()
+    ours.run = run_step  # a graph that was captured before the profiler began crashes inside CUPTI
     with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as profiler:
         ours.epoch()
     events = profiler.key_averages()

@@ -343,7 +343,7 @@ def test_what_is_set_back_is_captured_anew(gpu, start, counted, monkeypatch):
 
     def validate(network, *args):
         calls.append(None)
-        seen.append({name: value.clone() for name, value in network.named_parameters()})
+        seen.append({name: value.detach().clone() for name, value in network.named_parameters()})
         row = original(network, *args)
         return row | {"validation_loss": float("inf")} if len(calls) == 2 else row
 
