@@ -314,16 +314,17 @@ def _add_rows_forward(out, table, code, n, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _add_rows_backward(grad, code, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One category: the sum of its rows."""
-    category = tl.program_id(0)
+    """One category: the sum of its rows, or of every so-manieth block of them."""
+    category, part = tl.program_id(0), tl.program_id(2)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), out.dtype.element_ty)
-    for start in range(0, rows, ROWS):
+    for start in range(part * ROWS, rows, tl.num_programs(2) * ROWS):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         own = tl.load(code + row, mask=row < rows, other=-1) == category
         at = row[:, None] * width + column[None, :]
         total += tl.load(grad + at, mask=own[:, None] & (column < width)[None, :], other=0)
-    tl.store(out + category * width + column, tl.sum(total, 0), mask=column < width)
+    row_out = part * tl.num_programs(0) + category
+    tl.store(out + row_out * width + column, tl.sum(total, 0), mask=column < width)
 
 
 class _AddRows(Function):
@@ -345,11 +346,13 @@ class _AddRows(Function):
             return grad, None, None
         categories, width = ctx.shape
         grad = grad.contiguous()
-        of_table = grad.new_empty(categories, width)
-        _add_rows_backward[categories, triton.cdiv(width, 32)](
-            grad, code, of_table, len(grad), width, ROWS=128, COLUMNS=32
+        # few categories alone would leave most of a GPU idle while they go through thousands of rows
+        n_parts = min(16, max(1, len(grad) // 256))
+        of_parts = grad.new_empty(n_parts, categories, width)
+        _add_rows_backward[categories, triton.cdiv(width, 32), n_parts](
+            grad, code, of_parts, len(grad), width, ROWS=128, COLUMNS=32
         )
-        return grad, of_table, None
+        return grad, of_parts[0] if n_parts == 1 else of_parts.sum(0), None
 
 
 @triton.jit
