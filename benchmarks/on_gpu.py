@@ -214,6 +214,21 @@ def queries(rehearse: bool) -> dict:
     return result
 
 
+def fit(rehearse: bool) -> dict:
+    """Seconds of a whole default fit by the verb, answers written, and of the same once more."""
+    n_cells, n_genes = (300, 60) if rehearse else (10_000, 4_000)
+    mdata = av.datasets.synthetic_cite(n_cells, n_genes=n_genes, n_proteins=12 if rehearse else 100)
+    options = {"max_epochs": 2} if rehearse else {}
+    result = {"cells": n_cells, "genes": n_genes}
+    for model in ("totalanvi", "scanvi"):
+        verb = getattr(av.tl, model)
+        keys = {"batch_key": "batch", "labels_key": "cell_type", "device": "cuda"} | options
+        result[model] = [seconds_of(lambda verb=verb, keys=keys: verb(mdata, **keys)) for _ in range(2)]
+        result[f"{model}_epochs"] = len(av.get.history(mdata, model=model))
+        print(model, result[model], flush=True)
+    return result
+
+
 def kernels(rehearse: bool) -> dict:
     """Kernels of a replayed step, the thirty that take longest, milliseconds on the device and on the host."""
     result = {}
@@ -238,6 +253,11 @@ def kernels(rehearse: bool) -> dict:
             row["kernels_per_step"] = ours.run.graph.n_kernels
         else:
             row |= _profiled(replays, len(choices))
+        for precision in ("tf32", "bf16"):
+            with av.settings.override(precision=precision):
+                ours.run = loop._runner(ours.state.network, torch.device("cuda", torch.cuda.current_device()))
+                replays()
+                row[f"ms_per_step_{precision}"] = 1e3 * seconds_of(replays) / len(choices)
         result[model] = row
         print(model, json.dumps(row, indent=1), flush=True)
     return result
@@ -274,7 +294,7 @@ def steps(rehearse: bool) -> dict:
     return {"models": list(MODELS)}
 
 
-WHAT = {"growth": growth, "million": million, "queries": queries, "kernels": kernels, "steps": steps}
+WHAT = {"growth": growth, "million": million, "queries": queries, "fit": fit, "kernels": kernels, "steps": steps}
 
 
 def machine(rehearse: bool) -> dict:

@@ -47,19 +47,23 @@ else
   step tests 240 "$python" -m pytest -q -m gpu --tb=short -p no:cacheprovider
 fi
 step kernels 90 "$python" benchmarks/on_gpu.py kernels "${rehearse[@]}" --out "$out/gpu_kernels.json"
-for size in 128 1024; do
+beside() { # BATCH_SIZE
+  local size=$1
   for model in totalanvi scanvi totalvi scvi; do
     small=()
     [ ${#rehearse[@]} -gt 0 ] && small=(--cells 300 --genes 60 --proteins 12 --labels 4 --epochs 1)
     step "${model}_$size" 90 "$python" benchmarks/on_gpu.py script "${rehearse[@]}" -- benchmarks/vs_scvi.py \
       --device cuda --model "$model" --batch-size "$size" "${peer[@]}" "${small[@]}" --out "$out/gpu_${model}_$size.json"
   done
-done
+}
+beside 128
 step million 150 "$python" benchmarks/on_gpu.py million "${rehearse[@]}" --out "$out/gpu_million.json"
+step fit 120 "$python" benchmarks/on_gpu.py fit "${rehearse[@]}" --out "$out/gpu_fit.json"
 step queries 90 "$python" benchmarks/on_gpu.py queries "${rehearse[@]}" --out "$out/gpu_queries.json"
 if [ ${#peer[@]} -eq 0 ]; then
   step queries_beside 120 "$python" benchmarks/queries.py --accelerator gpu --repeats 2 --out "$out/gpu_queries_beside.json"
 fi
+beside 1024
 step growth 150 "$python" benchmarks/on_gpu.py growth "${rehearse[@]}" --out "$out/gpu_growth.json"
 if command -v compute-sanitizer > /dev/null; then
   step sanitizer 120 compute-sanitizer --error-exitcode 1 "$python" benchmarks/on_gpu.py steps

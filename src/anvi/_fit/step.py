@@ -215,11 +215,10 @@ def step(
 def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
     """Weighted sums over the cells of a minibatch, on the device."""
     weight = batch.weight
-    sums = {"cells": weight.sum(), "elbo": -(weight * negative_elbo(terms)).sum().detach()}
-    for name in TERMS:
-        value = getattr(terms, name)
-        if value is not None:
-            sums[name] = (weight * value).sum().detach()
+    per_cell = {"cells": torch.ones_like(weight), "elbo": -negative_elbo(terms)}
+    per_cell |= {name: value for name in TERMS if (value := getattr(terms, name)) is not None}
+    together = (weight * torch.stack(list(per_cell.values())).detach()).sum(1)  # one sum instead of one for each
+    sums = dict(zip(per_cell, together.unbind(), strict=True))
     if terms.logits is not None:
         n = len(terms.target)
         sums["labelled"] = weight.new_full((), n)

@@ -71,6 +71,16 @@ def relu_dropout(h: Tensor, chosen: Tensor, scale: float) -> Tensor:
     return _ReluDropout.apply(h, chosen, scale)
 
 
+def log_normal_density(z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """See :func:`sparse.log_normal_density`."""
+    return _NormalSum.apply(z, mean, var)
+
+
+def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
+    """See :func:`sparse.kl_standard_normal`."""
+    return _NormalSum.apply(None, mean, var)
+
+
 @triton.jit
 def _log1p(t):
     """log(1 + t) for t > -1, exact to rounding: what 1 + t loses is put back by the quotient."""
@@ -353,6 +363,58 @@ class _AddRows(Function):
             grad, code, of_parts, len(grad), width, ROWS=128, COLUMNS=32
         )
         return grad, of_parts[0] if n_parts == 1 else of_parts.sum(0), None
+
+
+@triton.jit
+def _normal_forward(
+    z, mean, var, value, by_z, by_mean, by_var, rows, width, z_row, z_column, mean_row, mean_column,
+    DIVERGENCE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Rows of latent variables: their log-density, or the divergence of what they are drawn from; and its slopes."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    total = tl.zeros((ROWS,), value.dtype.element_ty)
+    for start in range(0, width, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)[None, :]
+        inside, at = (row < rows)[:, None] & (column < width), row[:, None] * width + column
+        mu = tl.load(mean + row[:, None] * mean_row + column * mean_column, mask=inside, other=0)
+        variance = tl.load(var + at, mask=inside, other=1)
+        if DIVERGENCE:
+            one = 0.5 * (variance + mu * mu - 1 - tl.log(variance))
+            slope, by_variance = mu, 0.5 * (1 - 1 / variance)
+        else:
+            far = tl.load(z + row[:, None] * z_row + column * z_column, mask=inside, other=0) - mu
+            slope, by_variance = far / variance, 0.5 * (far * far / variance - 1) / variance
+            one = -0.5 * (far * far / variance + tl.log(variance)) - 0.918938533204672742  # log(2 pi) / 2
+            tl.store(by_z + at, -slope, mask=inside)
+        tl.store(by_mean + at, slope, mask=inside)
+        tl.store(by_var + at, by_variance, mask=inside)
+        total += tl.sum(tl.where(inside, one, 0), 1)
+    tl.store(value + row, total, mask=row < rows)
+
+
+class _NormalSum(Function):
+    @staticmethod
+    def forward(ctx, z, mean, var):
+        rows, width = mean.shape
+        var = var.contiguous()
+        value, by_mean, by_var = mean.new_empty(rows), mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+        by_z = None if z is None else mean.new_empty(mean.shape)
+        if rows:
+            point, of_z = (mean, mean) if z is None else (z, by_z)  # a place that is never looked at
+            _normal_forward[(triton.cdiv(rows, 16),)](
+                point, mean, var, value, of_z, by_mean, by_var, rows, width, *point.stride(), *mean.stride(),
+                DIVERGENCE=z is None, ROWS=16, COLUMNS=32,
+            )  # fmt: skip
+        ctx.slopes = [slope for slope in (by_z, by_mean, by_var) if slope is not None]
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # (rows,)
+        slopes = ctx.slopes
+        del ctx.slopes  # overwritten here
+        _multiply(grad, slopes, None)
+        return (None, *slopes)[-3:]
 
 
 @triton.jit

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import sparse
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
-from .likelihoods import kl_categorical, kl_standard_normal, log_normal_density
-from .sparse import kernels_for
+from .likelihoods import kl_categorical
 
 
 class LabelTerms(NamedTuple):
@@ -84,15 +84,15 @@ class LabelPart(nn.Module):
         cell_of_row = torch.arange(n_labelled, n_cells, device=z.device).repeat_interleave(n_classes)
         cell_of_row = torch.cat([torch.arange(n_labelled, device=z.device), cell_of_row])  # (rows,)
         class_of_row = torch.cat([label[:n_labelled], classes.repeat(n_unlabelled)])  # (rows,)
-        if kernels_for(z) is not None:  # the same without a backward pass that sorts
+        if sparse.kernels_for(z) is not None:  # the same without a backward pass that sorts
             unlabelled = z[n_labelled:, None].expand(-1, n_classes, -1).flatten(0, 1)
             z_row = torch.cat([z[:n_labelled], unlabelled]) if n_labelled else unlabelled
         else:
             z_row = z[cell_of_row]  # (rows, latent)
         q_u = self.encode_u(z_row, class_of_row[:, None], draws)
         p_z: Gaussian = self.decode_u(q_u.sample(draws), class_of_row[:, None], draws)
-        log_prior = log_normal_density(z_row, p_z.mean, p_z.var).sum(-1)  # (rows,)
-        kl_u = kl_standard_normal(q_u.mean, q_u.var).sum(-1)
+        log_prior = sparse.log_normal_density(z_row, p_z.mean, p_z.var)  # (rows,)
+        kl_u = sparse.kl_standard_normal(q_u.mean, q_u.var)
 
         log_classes = self.log_prior.log_softmax(-1)
         log_q = self.classify(z[n_labelled:], draws).log_softmax(-1)  # (unlabelled, classes)

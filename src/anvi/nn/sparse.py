@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from . import likelihoods
 from .config import Entries
 
 logger = logging.getLogger("anvi")
@@ -98,6 +99,20 @@ def _kernels(device: torch.device) -> ModuleType | None:
         logger.warning(f"no Triton kernels ({type(error).__name__}: {error}): steps take longer, numbers are the same")
         return None
     return kernels
+
+
+def log_normal_density(z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Log-density of every row of `z` under N(mean, var), all `(rows, width)`, summed over its columns `(rows,)`."""
+    if (kernels := kernels_for(z)) is not None:
+        return kernels.log_normal_density(z, mean, var)
+    return likelihoods.log_normal_density(z, mean, var).sum(-1)
+
+
+def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
+    """KL(N(mean, var) || N(0, 1)), both `(rows, width)`, summed over columns `(rows,)`."""
+    if (kernels := kernels_for(mean)) is not None:
+        return kernels.kl_standard_normal(mean, var)
+    return likelihoods.kl_standard_normal(mean, var).sum(-1)
 
 
 def rows(table: Tensor, code: Tensor) -> Tensor:

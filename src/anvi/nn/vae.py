@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import sparse
 from .config import Batch, Config
 from .labels import LabelPart
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
-from .likelihoods import kl_normal, kl_standard_normal, log_normal_density
+from .likelihoods import kl_normal
 from .protein import ProteinDecoder, ProteinRates
 from .rna import RNADecoder, RNARates
 
@@ -273,11 +274,11 @@ class VAE(nn.Module):
 
     def _kl_latent(self, q_z: Gaussian, sample: Tensor, batch: Batch, draws: Draws):
         if self.labels is None:
-            return kl_standard_normal(q_z.mean, q_z.var).sum(-1), None, None
+            return sparse.kl_standard_normal(q_z.mean, q_z.var), None, None
         # the incumbent marginalises over the labels of labelled cells, too
         n_labelled = 0 if self.config.objective == "scvi-tools" else batch.n_labelled
         label = self.labels(sample, batch.label, n_labelled, draws)
-        log_q = log_normal_density(sample, q_z.mean, q_z.var).sum(-1)
+        log_q = sparse.log_normal_density(sample, q_z.mean, q_z.var)
         return log_q - label.log_prior, label.kl_u, label.kl_label
 
     def _protein_terms(self, rates: ProteinRates | None, batch: Batch):
