@@ -7,6 +7,7 @@ import torch
 from networks import N_LABELS, N_LATENT, FixedDraws, Naive, array, make_config, make_network
 
 from anvi.nn import VAE, Draws
+from anvi.nn.labels import set_cross_entropy
 
 N_CELLS = 6
 
@@ -112,3 +113,76 @@ def test_the_prior_of_z_has_a_floor_and_the_incumbents_has_none():
             decoder.log_var.bias.fill_(-30)
         var = decoder(z, torch.zeros(N_CELLS, 1, dtype=torch.long), Draws()).var
         torch.testing.assert_close(var, torch.full_like(var, floor + np.exp(-30)))
+
+
+# labels that leave several classes open -------------------------------------------------------------------------------
+
+SETS = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"linear_classifier": True}, {"label_prior": "empirical"}], ids=str)
+def test_a_coarse_label_is_averaged_over_its_classes_alone(options):
+    network, z, label = labels_part(**options)
+    noise, draws = noise_of(label, 0)
+    terms = network.labels(z, label, 0, draws, SETS)
+    naive = Naive(network)
+    for n in range(N_CELLS):
+        parts = naive.latent_terms(array(z[n]), None, None, {"u": noise}, n)
+        inside = [c for c in range(N_LABELS) if SETS[n, c]]
+        total = sum(parts["class_probabilities"][c] for c in inside)
+        q = {c: parts["class_probabilities"][c] / total for c in inside}
+        kl_label = sum(q[c] * (np.log(q[c]) - np.log(parts["class_prior"][c])) for c in inside)
+        assert float(terms.log_prior[n]) == pytest.approx(sum(q[c] * parts["log_pz_by_class"][c] for c in inside))
+        assert float(terms.kl_u[n]) == pytest.approx(sum(q[c] * parts["kl_u_by_class"][c] for c in inside), rel=1e-11)
+        assert float(terms.kl_label[n]) == pytest.approx(kl_label, rel=1e-11, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_labelled", range(N_CELLS + 1))
+def test_one_class_or_all_of_them_are_the_two_cases_of_old(n_labelled):
+    """The same numbers and gradients, a labelled cell being one whose label leaves a single class open."""
+    network, z, label = labels_part()
+    noise = torch.randn(N_CELLS, N_LABELS, N_LATENT, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    allowed = torch.ones(N_CELLS, N_LABELS, dtype=torch.bool)
+    allowed[:n_labelled] = torch.nn.functional.one_hot(label[:n_labelled], N_LABELS).bool()
+    own = noise[torch.arange(n_labelled), label[:n_labelled]]
+    old = network.labels(z, label, n_labelled, FixedDraws(torch.cat([own, noise[n_labelled:].flatten(0, 1)])))
+    new = network.labels(z, label, 0, FixedDraws(noise.flatten(0, 1)), allowed)
+    gradients = []
+    for terms in (old, new):
+        network.zero_grad(set_to_none=True)
+        sum(part.sum() for part in terms).backward()
+        gradients.append({name: p.grad for name, p in network.labels.named_parameters() if p.grad is not None})
+    for a, b in zip(old, new, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for name, gradient in gradients[1].items():  # a labelled cell does not ask the classifier
+        torch.testing.assert_close(gradients[0].get(name, torch.zeros_like(gradient)), gradient, rtol=1e-9, atol=1e-11)
+    mixed = network.labels(z, label, n_labelled, FixedDraws(torch.cat([own, noise[n_labelled:].flatten(0, 1)])), allowed)
+    for a, b in zip(old, mixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_coarse_label_that_the_classifier_rules_out_is_finite():
+    network, z, label = labels_part()
+    with torch.no_grad():
+        network.labels.classifier.weight.mul_(1e6)
+    terms = network.labels(z, label, 0, Draws(), SETS)
+    (sum(part.sum() for part in terms) + set_cross_entropy(network.labels.classify(z, Draws()), SETS).sum()).backward()
+    assert all(torch.isfinite(part).all() for part in terms)
+    assert all(torch.isfinite(p.grad).all() for p in network.labels.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_surprise_at_a_label(smoothing):
+    """Bit for bit the cross-entropy where one class is left, nothing where all are, else minus the log of a sum."""
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    code = torch.tensor([2, 0, 1, 1, 0, 2])
+    one = torch.nn.functional.one_hot(code, 3).bool()
+    old = torch.nn.functional.cross_entropy(logits, code, reduction="none", label_smoothing=smoothing)
+    found = set_cross_entropy(logits, one, smoothing)
+    assert torch.equal(found, old) if not smoothing else torch.allclose(found, old, rtol=1e-6)
+    everything = set_cross_entropy(logits, torch.ones_like(one))
+    torch.testing.assert_close(everything, torch.zeros(6), rtol=0, atol=1e-6)
+    for row, inside, value in zip(logits.double(), SETS, set_cross_entropy(logits.double(), SETS), strict=True):
+        p = [float(torch.exp(x)) for x in row]
+        assert float(value) == pytest.approx(-np.log(sum(p[c] for c in range(3) if inside[c]) / sum(p)), abs=1e-12)

@@ -184,3 +184,28 @@ def test_label_smoothing_spreads_a_share_of_each_label_over_all_classes():
     plain, smooth = (loss(terms, torch.ones(len(terms.z)), Weights(smoothing=s), network.config) for s in (0.0, 0.2))
     gap = 50 * (classification_loss(terms, 0.2) - classification_loss(terms))
     torch.testing.assert_close(smooth - plain, gap, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", ["scanvi", "totalanvi"])
+@pytest.mark.parametrize("objective", ["bound", "scvi-tools"])
+def test_labels_of_one_class_given_as_sets_change_nothing(model, objective):
+    """Loss and gradients of a minibatch with labelled and unlabelled cells, told as codes and told as sets."""
+    config = make_config(model, objective=objective)
+    batch, further = make_batch(config, n_labelled=2), make_batch(config, n_labelled=5, seed=3)
+
+    def told(batch):
+        codes = batch.label.clamp(min=0)
+        one = torch.nn.functional.one_hot(codes, config.n_labels).bool()
+        return batch._replace(allowed=one | (batch.label < 0)[:, None])
+
+    def run(batch, further):
+        network, noise = make_network(config), make_noise(config, batch)
+        rows = batch._replace(n_labelled=0) if objective == "scvi-tools" else batch
+        value = loss(network.terms(batch, further, draws_of(noise, rows)), batch.weight, Weights(), config)
+        value.backward()
+        return [value.detach(), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+    for more in (further, None):
+        ours = run(told(batch), None if more is None else told(more))
+        for a, b in zip(run(batch, more), ours, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

@@ -53,6 +53,7 @@ def take(
         weight=torch.ones(len(index), device=index.device) if weight is None else weight,
         n_labelled=n_labelled,
         entries=entries,
+        allowed=None if cells.label_table is None else cells.label_table.index_select(0, cells.label_row[index]),
     )
 
 
@@ -110,8 +111,9 @@ class Minibatches:
         self.n_steps = -(-len(index) // size)
         self.sizes = [-(-len(stream) // self.n_steps) for stream in self.streams]
         self.n_labelled = self.sizes[0] if bool((label >= 0).any()) else 0
-        self.labelled_size = labelled_size if self.n_labelled else 0
-        self.classes = [index[label == code] for code in label[label >= 0].unique()]
+        kind = cells.kind_of_label.cpu()[index]  # classes, and coarse labels beside them
+        self.classes = [index[kind == code] for code in kind[cells.told.cpu()[index]].unique()]
+        self.labelled_size = labelled_size if self.classes else 0
 
     def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
         """Yield `n_steps` pairs of a minibatch and a class-balanced labelled minibatch."""
@@ -180,8 +182,9 @@ def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[
         raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
     train, validation = [], []
     debt = 0.0  # what rounding took from validation so far, so that small classes add up to the right share
-    for code in cells.label.unique():
-        members = (cells.label == code).nonzero().squeeze(1)
+    kind = cells.kind_of_label
+    for code in kind.unique():
+        members = (kind == code).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
         wanted = (1 - train_size) * len(members) + debt
         n_validation = min(int(wanted + 1e-9), len(members) - 1)

@@ -89,6 +89,8 @@ class Cells:
     q_mean: Tensor | None = None  # (cells, latent) stored posterior mean, where the counts are gone (minified data)
     q_var: Tensor | None = None  # (cells, latent) stored posterior variance
     rna_view: Tensor | None = None  # (cells, latent + components) stored, for imputation
+    label_table: Tensor | None = None  # (distinct labels, classes) bool, what each leaves open; None: one class, or all
+    label_row: Tensor | None = None  # (cells,) row of each cell in label_table
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,6 +99,16 @@ class Cells:
     def measured(self) -> Tensor | None:
         """Measured-mask of every cell `(cells, proteins)`."""
         return None if self.mask_table is None else self.mask_table[self.mask_row]
+
+    @property
+    def kind_of_label(self) -> Tensor:
+        """What tells cells apart by label `(cells,)`: the class, or where labels may be coarse the row of their table."""
+        return self.label if self.label_row is None else self.label_row
+
+    @property
+    def told(self) -> Tensor:
+        """Cells whose label leaves out some class `(cells,)` bool."""
+        return self.label >= 0 if self.label_table is None else ~self.label_table.all(1)[self.label_row]
 
     def to(self, device: torch.device) -> "Cells":
         """The same cells with their tensors on a device."""

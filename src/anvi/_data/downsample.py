@@ -97,7 +97,7 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
     parts = {
         name: None if part is None else part[index]
-        for name in ("y", "mask_row", "batch", "panel", "codes", "continuous", "label")
+        for name in ("y", "mask_row", "batch", "panel", "codes", "continuous", "label", "label_row")
         for part in [getattr(cells, name)]
     }
     mask_table = cells.mask_table

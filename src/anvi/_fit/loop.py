@@ -371,7 +371,7 @@ def _train_epoch(
 def _averages(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:
     """Means per cell, or per labelled cell; the only place where sums leave the device."""
     values = {name: float(value) for name, value in sums.items()}
-    n_cells, n_labelled = values.pop("cells"), values.pop("labelled", 1.0)
+    n_cells, n_labelled = values.pop("cells"), values.pop("labelled", 1.0) or 1.0
     per_label = ("classification_loss", "accuracy")
     return {
         f"{prefix}_{name}": value / (n_labelled if name in per_label else n_cells) for name, value in values.items()

@@ -219,7 +219,12 @@ def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
     per_cell |= {name: value for name in TERMS if (value := getattr(terms, name)) is not None}
     together = (weight * torch.stack(list(per_cell.values())).detach()).sum(1)  # one sum instead of one for each
     sums = dict(zip(per_cell, together.unbind(), strict=True))
-    if terms.logits is not None:
+    if terms.logits is not None and terms.target_allowed is not None:
+        right = terms.target_allowed.gather(1, terms.logits.argmax(1, keepdim=True)).squeeze(1)
+        sums["labelled"] = terms.target_weight.sum()
+        sums["classification_loss"] = classification_loss(terms).detach() * sums["labelled"]
+        sums["accuracy"] = (terms.target_weight * right).sum()
+    elif terms.logits is not None:
         n = len(terms.target)
         sums["labelled"] = weight.new_full((), n)
         sums["classification_loss"] = classification_loss(terms).detach() * n

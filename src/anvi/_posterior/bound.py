@@ -156,7 +156,7 @@ def _log_weight(network: VAE, block: Block, q_library: Gaussian | None, noise: N
     """Log of p(cell, everything drawn) / q(everything drawn) for one draw `(cells,)`."""
     batch, config = block.batch, network.config
     sample, log_q = _sample(block.q_z, noise.z)
-    log_weight = _log_prior(network, sample, batch.label, noise.u) - log_q
+    log_weight = _log_prior(network, sample, batch, noise.u) - log_q
     log_library = batch.log_library
     if q_library is not None:
         log_library, log_q = _sample(q_library, noise.library)
@@ -189,11 +189,11 @@ def _sample(q: Gaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
     return sample, log_normal_density(sample, q.mean, q.var).sum(-1).double()
 
 
-def _log_prior(network: VAE, z: Tensor, label: Tensor, noise: Tensor | None) -> Tensor:
+def _log_prior(network: VAE, z: Tensor, batch: Batch, noise: Tensor | None) -> Tensor:
     """Log-density of z under the model's own prior, or an estimate that is right on average `(cells,)`.
 
     Without labels that is N(0, I). With labels, p(z) = sum_c p(c) E[p(z|u,c) p(u) / q(u|z,c)] over u ~ q(u|z,c), of
-    which a cell whose label is known keeps the summand of its own class.
+    which a cell whose label is known keeps the summand of its own class, or those of the classes that it leaves open.
     """
     if network.labels is None:
         return log_normal_density(z, torch.zeros_like(z), torch.ones_like(z)).sum(-1).double()
@@ -205,8 +205,10 @@ def _log_prior(network: VAE, z: Tensor, label: Tensor, noise: Tensor | None) -> 
     log_ratio = log_normal_density(u, torch.zeros_like(u), torch.ones_like(u)).sum(-1).double() - log_q
     log_joint = log_normal_density(z_row, p_z.mean, p_z.var).sum(-1).double() + log_ratio
     by_class = log_joint.view(len(z), n_classes) + part.log_prior.log_softmax(-1).double()
-    own = by_class.gather(1, label.clamp(min=0)[:, None]).squeeze(1)
-    return torch.where(label >= 0, own, by_class.logsumexp(-1))
+    if batch.allowed is not None:
+        by_class = by_class.masked_fill(~batch.allowed, -math.inf)
+    own = by_class.gather(1, batch.label.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(batch.label >= 0, own, by_class.logsumexp(-1))
 
 
 # importance weights of differential expression: sampling importance resampling ---------------------------------------

@@ -1,7 +1,8 @@
 """The label part: classifier q(c|z), q(u|z,c) and p(z|u,c), evaluated only on the (cell, class) rows that count.
 
 Minibatches come with their labelled cells first. A labelled cell needs one row, its own class; an unlabelled one
-needs a row per class. Source: spec sections 1.3, 1.5, 3.8.
+needs a row per class. A cell whose label leaves several classes open is averaged over these alone. Source: spec
+sections 1.3, 1.5, 3.8.
 """
 
 from typing import NamedTuple
@@ -20,6 +21,18 @@ class LabelTerms(NamedTuple):
     log_prior: Tensor  # (cells,) sum over classes of W log p(z | u_c, c)
     kl_u: Tensor  # (cells,) sum over classes of W KL(q(u | z, c) || N(0, I))
     kl_label: Tensor  # (cells,) KL(q(c|z) || p(c)); -log p(c*) for a labelled cell
+
+
+def restricted(log_q: Tensor, allowed: Tensor) -> Tensor:
+    """Log-probabilities `(cells, classes)` given that the class is an allowed one; of the others finite, and exp is 0."""
+    return log_q.masked_fill(~allowed, -torch.inf).log_softmax(-1).masked_fill(~allowed, -1e4)
+
+
+def set_cross_entropy(logits: Tensor, allowed: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Minus the log-probability of the allowed classes together `(cells,)`, a share of it spread over all classes."""
+    log_p = logits.log_softmax(-1)
+    surprise = -log_p.masked_fill(~allowed, -torch.inf).logsumexp(-1)
+    return (1 - smoothing) * surprise - smoothing * log_p.mean(-1) if smoothing else surprise
 
 
 class LabelPart(nn.Module):
@@ -64,7 +77,9 @@ class LabelPart(nn.Module):
         h = z if self.classifier_stack is None else self.classifier_stack(z, None, draws)
         return self.classifier(h, None)
 
-    def forward(self, z: Tensor, label: Tensor, n_labelled: int, draws: Draws) -> LabelTerms:
+    def forward(
+        self, z: Tensor, label: Tensor, n_labelled: int, draws: Draws, allowed: Tensor | None = None
+    ) -> LabelTerms:
         """Evaluate the label part of the bound.
 
         Parameters
@@ -77,6 +92,8 @@ class LabelPart(nn.Module):
             How many leading cells are labelled.
         draws
             Noise for u and dropout.
+        allowed
+            Classes that the other cells may be of `(cells, classes)` bool; None: any.
         """
         n_cells, n_classes = len(z), self.n_labels
         n_unlabelled = n_cells - n_labelled
@@ -96,6 +113,8 @@ class LabelPart(nn.Module):
 
         log_classes = self.log_prior.log_softmax(-1)
         log_q = self.classify(z[n_labelled:], draws).log_softmax(-1)  # (unlabelled, classes)
+        if allowed is not None:
+            log_q = restricted(log_q, allowed[n_labelled:])
         q = log_q.exp()
 
         def own_or_mean(rows: Tensor) -> Tensor:  # (rows,) -> (cells,)

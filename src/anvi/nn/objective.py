@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .config import Config
+from .labels import set_cross_entropy
 from .vae import Terms
 
 
@@ -38,7 +39,10 @@ def classification_loss(terms: Terms, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the labelled cells that count, in nats; 0 where there are none."""
     if terms.logits is None:
         return torch.zeros((), device=terms.z.device)
-    per_cell = cross_entropy(terms.logits, terms.target, reduction="none", label_smoothing=smoothing)
+    if terms.target_allowed is None:
+        per_cell = cross_entropy(terms.logits, terms.target, reduction="none", label_smoothing=smoothing)
+    else:
+        per_cell = set_cross_entropy(terms.logits, terms.target_allowed, smoothing)
     return (terms.target_weight * per_cell).sum() / terms.target_weight.sum().clamp(min=1)
 
 

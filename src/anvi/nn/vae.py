@@ -32,12 +32,14 @@ class Terms(NamedTuple):
     logits: Tensor | None  # (labelled cells, classes) at the posterior mean
     target: Tensor | None  # (labelled cells,) their class codes
     target_weight: Tensor | None  # (labelled cells,) 1, or 0 for padding
+    target_allowed: Tensor | None = None  # (labelled cells, classes) bool, where labels may leave several classes open
 
 
 class _Labelled(NamedTuple):
     mean: Tensor  # (labelled cells, latent) posterior mean
     label: Tensor  # (labelled cells,)
     weight: Tensor  # (labelled cells,)
+    allowed: Tensor | None  # (labelled cells, classes)
 
 
 def _with_continuous(z: Tensor, batch: Batch) -> Tensor:
@@ -251,6 +253,7 @@ class VAE(nn.Module):
             logits=logits,
             target=None if known is None else known.label,
             target_weight=None if known is None else known.weight,
+            target_allowed=None if known is None else known.allowed,
         )
 
     def _encode(self, batch: Batch, labelled: Batch | None, draws: Draws) -> tuple[Gaussian, _Labelled | None]:
@@ -259,13 +262,16 @@ class VAE(nn.Module):
             return self.encode(batch, draws), None
         if labelled is None:
             q_z, n = self.encode(batch, draws), batch.n_labelled
-            return q_z, _Labelled(q_z.mean[:n], batch.label[:n], batch.weight[:n]) if n else None
+            if batch.allowed is not None:  # how many cells have a label that says something varies
+                told = batch.weight * ~batch.allowed.all(1)
+                return q_z, _Labelled(q_z.mean, batch.label, told, batch.allowed)
+            return q_z, _Labelled(q_z.mean[:n], batch.label[:n], batch.weight[:n], None) if n else None
         sizes = len(batch.label), len(labelled.label)
         codes = None if batch.codes is None else torch.cat([batch.codes, labelled.codes])
         # in the incumbent a pass of its own, with its own batch-norm statistics
         parts = sizes if self.config.objective == "scvi-tools" else None
         mean, var = self.encoder(self.features(batch, labelled), codes, draws, parts)
-        known = _Labelled(mean[sizes[0] :], labelled.label, labelled.weight)
+        known = _Labelled(mean[sizes[0] :], labelled.label, labelled.weight, labelled.allowed)
         return Gaussian(mean[: sizes[0]], var[: sizes[0]]), known
 
     def _training_logits(self, mean: Tensor, draws: Draws) -> Tensor:
@@ -276,8 +282,10 @@ class VAE(nn.Module):
         if self.labels is None:
             return sparse.kl_standard_normal(q_z.mean, q_z.var), None, None
         # the incumbent marginalises over the labels of labelled cells, too
-        n_labelled = 0 if self.config.objective == "scvi-tools" else batch.n_labelled
-        label = self.labels(sample, batch.label, n_labelled, draws)
+        n_labelled, allowed = batch.n_labelled, batch.allowed
+        if self.config.objective == "scvi-tools":
+            n_labelled, allowed = 0, None
+        label = self.labels(sample, batch.label, n_labelled, draws, allowed)
         log_q = sparse.log_normal_density(sample, q_z.mean, q_z.var)
         return log_q - label.log_prior, label.kl_u, label.kl_label
 
