@@ -398,16 +398,16 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_930,
-    "_data": 2_950,
+    "": 1_940,
+    "_data": 3_230,
     "_fit": 970,
-    "_posterior": 1_910,
+    "_posterior": 2_020,
     "io": 1_120,
     "metrics": 1_030,
-    "nn": 1_640,
+    "nn": 1_670,
     "pl": 2_100,
     "pp": 400,
-    "tl": 1_800,
+    "tl": 1_830,
 }
 
 

@@ -5,6 +5,7 @@ The pretend device has the values of the CPU, so there all is equal bit for bit;
 
 import gc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,24 @@ def test_thirty_classes(gpu, prepare):
     captured = CapturedStep(choose_device())
     replayed = run_steps(captured, ours, 5)
     assert_same_steps(gpu, replayed, run_steps(eager_with_the_room_of(captured), theirs, 5))
+
+
+def test_coarse_labels(gpu, prepare):
+    """Which classes a cell's label leaves open is looked up inside the graph."""
+    prepared = []
+    for _ in range(2):
+        state, cells, minibatches, group, plan = prepare("totalanvi")
+        n, n_classes = len(cells), len(cells.label.unique()) - 1
+        sets = torch.eye(n_classes, dtype=torch.bool).tolist() + [[True] * n_classes, [i < 2 for i in range(n_classes)]]
+        row = torch.where(cells.label.cpu() >= 0, cells.label.cpu(), n_classes + (torch.arange(n) % 2))
+        device = cells.label.device
+        cells = replace(cells, label_table=torch.tensor(sets).to(device), label_row=row.to(device))
+        minibatches = Minibatches(cells, torch.arange(n), 64, 24, state.shuffle)
+        prepared.append((state, cells, minibatches, group, plan))
+    captured = CapturedStep(choose_device())
+    replayed = run_steps(captured, prepared[0], EAGER_STEPS + 3)
+    assert captured.graph is not None
+    assert_same_steps(gpu, replayed, run_steps(eager_with_the_room_of(captured), prepared[1], EAGER_STEPS + 3))
 
 
 def test_weight_and_rate_reach_a_replay(gpu, prepare):

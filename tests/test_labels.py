@@ -157,7 +157,9 @@ def test_one_class_or_all_of_them_are_the_two_cases_of_old(n_labelled):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     for name, gradient in gradients[1].items():  # a labelled cell does not ask the classifier
         torch.testing.assert_close(gradients[0].get(name, torch.zeros_like(gradient)), gradient, rtol=1e-9, atol=1e-11)
-    mixed = network.labels(z, label, n_labelled, FixedDraws(torch.cat([own, noise[n_labelled:].flatten(0, 1)])), allowed)
+    mixed = network.labels(
+        z, label, n_labelled, FixedDraws(torch.cat([own, noise[n_labelled:].flatten(0, 1)])), allowed
+    )
     for a, b in zip(old, mixed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

@@ -41,6 +41,10 @@ class Landmarks(NamedTuple):
     centre: Tensor | None = None  # (kinds, classes with training cells, latent) mean of a class
     whiten: Tensor | None = None  # (kinds, latent, latent) times this, cells scatter by 1 in every direction
     latent: Tensor | None = None  # (kinds, landmarks, latent) of schema 1
+    sure: Tensor | None = None  # (kinds, levels, cells) highest probability of held-out cells, negative where wrong
+    above_centre: Tensor | None = None  # (kinds, coarser levels, classes, latent) as `centre`, of groups of classes
+    above_whiten: Tensor | None = None  # (kinds, coarser levels, latent, latent) as `whiten`
+    above_quantiles: Tensor | None = None  # (kinds, coarser levels, 101) as `quantiles`
 
 
 class Neighbors(NamedTuple):
@@ -171,7 +175,7 @@ class Model:
             network.load_state_dict(own, assign=True)
             landmarks = Landmarks(**marks) if marks else None
             if landmarks is not None:
-                _check_landmarks(landmarks, config)
+                _check_landmarks(landmarks, config, len(setup.levels.names))
             imputation = Imputation(**imputing) if imputing else None
             if imputation is not None:
                 _check_imputation(imputation, config)
@@ -322,7 +326,7 @@ def _check_neighbors(part: Neighbors, info: dict, config: Config) -> None:
         raise ValueError("The stored model is damaged: its labelled cells do not fit its network. Fit again.")
 
 
-def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
+def _check_landmarks(landmarks: Landmarks, config: Config, n_levels: int) -> None:
     """Raise a ValueError unless the landmarks have the network's sizes and are distances."""
     kinds, latent, any_number = 2 if config.has_protein else 1, config.n_latent, None
     sizes = {
@@ -330,14 +334,22 @@ def _check_landmarks(landmarks: Landmarks, config: Config) -> None:
         "own": (kinds, config.n_labels, any_number),
         "centre": (kinds, any_number, latent),
         "whiten": (kinds, latent, latent),
+        "sure": (kinds, n_levels, any_number),
+        "above_centre": (kinds, n_levels - 1, config.n_labels, latent),
+        "above_whiten": (kinds, n_levels - 1, latent, latent),
+        "above_quantiles": (kinds, n_levels - 1, 101),
     }
     parts = {name: part for name, part in landmarks._asdict().items() if name in sizes and part is not None}
     fit = all(_has_size(part, sizes[name]) for name, part in parts.items())
+    above = {name for name in parts if name.startswith("above")}
+    fit &= len(above) == 3 if n_levels > 1 else not above
     if not fit or ("centre" in parts) != ("whiten" in parts):
         raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
-    quantiles, own = landmarks.quantiles, parts.get("own")
-    if bool((quantiles < 0).any()) or bool((quantiles.diff(dim=1) < 0).any()):
+    own, every = parts.get("own"), [landmarks.quantiles, *(parts[name] for name in above if name == "above_quantiles")]
+    if any(bool((quantiles < 0).any()) or bool((quantiles.diff(dim=-1) < 0).any()) for quantiles in every):
         raise ValueError("The stored model is damaged: its landmarks are no distances. Fit again.")
+    if "sure" in parts and not bool((parts["sure"].abs() <= 1).all()):
+        raise ValueError("The stored model is damaged: how sure it is of held-out cells are no probabilities.")
     if own is not None:  # probabilities in ascending order, then NaN
         ordered = own.nan_to_num(2.0)
         inside = (own.isnan() | ((own >= 0) & (own <= 1))).all()

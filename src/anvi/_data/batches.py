@@ -111,8 +111,8 @@ class Minibatches:
         self.n_steps = -(-len(index) // size)
         self.sizes = [-(-len(stream) // self.n_steps) for stream in self.streams]
         self.n_labelled = self.sizes[0] if bool((label >= 0).any()) else 0
-        kind = cells.kind_of_label.cpu()[index]  # classes, and coarse labels beside them
-        self.classes = [index[kind == code] for code in kind[cells.told.cpu()[index]].unique()]
+        told = cells.told.cpu()[index]
+        self.classes = [index[told == code] for code in told[told >= 0].unique()]  # and coarse labels beside them
         self.labelled_size = labelled_size if self.classes else 0
 
     def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
@@ -182,9 +182,9 @@ def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[
         raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
     train, validation = [], []
     debt = 0.0  # what rounding took from validation so far, so that small classes add up to the right share
-    kind = cells.kind_of_label
-    for code in kind.unique():
-        members = (kind == code).nonzero().squeeze(1)
+    told = cells.told
+    for code in told.unique():
+        members = (told == code).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
         wanted = (1 - train_size) * len(members) + debt
         n_validation = min(int(wanted + 1e-9), len(members) - 1)

@@ -27,7 +27,7 @@ from .counts import (
     tell_proteins,
 )
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, label_column, numeric_column
+from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, numeric_column, read_labels
 
 logger = logging.getLogger("anvi")
 
@@ -101,14 +101,11 @@ class Cells:
         return None if self.mask_table is None else self.mask_table[self.mask_row]
 
     @property
-    def kind_of_label(self) -> Tensor:
-        """What tells cells apart by label `(cells,)`: the class, or where labels may be coarse the row of their table."""
-        return self.label if self.label_row is None else self.label_row
-
-    @property
     def told(self) -> Tensor:
-        """Cells whose label leaves out some class `(cells,)` bool."""
-        return self.label >= 0 if self.label_table is None else ~self.label_table.all(1)[self.label_row]
+        """What a label says `(cells,)`: the class, or the row of label_table if it may be coarse; -1 for nothing."""
+        if self.label_table is None:
+            return self.label
+        return self.label_row.where(~self.label_table.all(1)[self.label_row], -1)
 
     def to(self, device: torch.device) -> "Cells":
         """The same cells with their tensors on a device."""
@@ -166,7 +163,7 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
         codes=_covariate_codes(source, setup, cells, batch),
         continuous=_continuous(source, setup, cells),
         log_library=_log_library(source, setup, cells, library),
-        label=_labels(source, setup, cells) if labels else torch.full((len(cells),), -1),
+        **_labels(source, setup, cells, labels),
         q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
         q_var=None if stored is None else torch.from_numpy(stored.q_var),
         rna_view=None if stored is None or stored.rna_view is None else torch.from_numpy(stored.rna_view),
@@ -260,11 +257,14 @@ def _log_library(source: Source, setup: Setup, cells: pd.Index, library: np.ndar
     return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
 
 
-def _labels(source: Source, setup: Setup, cells: pd.Index) -> Tensor:
-    if setup.labels_key is None:
-        return torch.full((len(cells),), -1)
-    column = label_column(source, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
-    return torch.from_numpy(pd.Index(setup.classes).get_indexer(column).astype(np.int64))
+def _labels(source: Source, setup: Setup, cells: pd.Index, wanted: bool) -> dict[str, Tensor]:
+    if setup.labels_key is None or not wanted:
+        return {"label": torch.full((len(cells),), -1)}
+    row = torch.from_numpy(read_labels(source, setup, cells).row)
+    label = row.where(row < len(setup.classes), -1)
+    if not setup.label_levels:
+        return {"label": label}
+    return {"label": label, "label_row": row, "label_table": torch.from_numpy(setup.levels.sets())}
 
 
 def _read_proteins(source: Source, setup: Setup, cells: pd.Index) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Source
 from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
-from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_column, no_protein_only_cells
+from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, no_protein_only_cells, read_labels
 
 logger = logging.getLogger("anvi")
 
@@ -183,7 +184,7 @@ def find_query(
     *,
     batch_key: str | None,
     panel_key: str | None,
-    labels_key: str | None,
+    labels_key: str | Sequence[str] | None,
     gene_key: str | None,
     min_genes: float,
 ) -> Query:
@@ -220,7 +221,9 @@ def find_query(
     report = _report(match, proteins, reference, rna)
 
     names = rna.var_names.astype(str)
-    setup = replace(reference, genes=tuple(names[match.column[match.found]]), labels_key=labels_key)
+    labels_key, label_columns = label_keys(labels_key)
+    setup = replace(reference, genes=tuple(names[match.column[match.found]]))
+    setup = replace(setup, labels_key=labels_key, label_columns=label_columns)
     setup, columns = _with_categories(source, setup, rna.obs_names, key, batch_key)
     if setup.joint:
         setup, more = _with_panels(source, setup, rna.obs_names, key, panel_key, proteins, columns)
@@ -355,8 +358,8 @@ def _column(
 
 
 def _tell_strange_labels(source: Source, setup: Setup, cells: pd.Index) -> None:
-    column = label_column(source, setup.labels_key, setup.unlabeled_category, setup.mods).reindex(cells)
-    strange = column[column.notna() & ~column.isin(setup.classes)].value_counts()
+    known = read_labels(source, setup, cells)
+    strange = known.text[known.row == len(setup.classes)].value_counts()
     if len(strange):
         listed = ", ".join(f"{name!r} ({count} cells)" for name, count in strange.items())
         logger.warning(

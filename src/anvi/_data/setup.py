@@ -14,6 +14,7 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Data, Source
 from .counts import Proteins, check_feature_types, find_proteins
+from .predictions import Known, LabelLevels, Levels, Tree, levels_of_columns, levels_of_tree
 
 logger = logging.getLogger("anvi")
 
@@ -113,6 +114,8 @@ class Setup:
     batches: tuple[str, ...] = ()
     labels_key: str | None = None
     classes: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()  # coarse to fine, where there are several; the last is labels_key
+    label_levels: LabelLevels = ()  # where there are several: their names, and what each class is called there
     unlabeled_category: str = "Unknown"
     panel_key: str | None = None
     panels: tuple[str, ...] = ()
@@ -128,6 +131,11 @@ class Setup:
     def joint(self) -> bool:
         """Whether proteins are read, too; results then go to the global slots."""
         return bool(self.proteins)
+
+    @property
+    def levels(self) -> Levels:
+        """What the classes are called at each level."""
+        return Levels.of(self.label_levels, self.classes, self.labels_key)
 
     @property
     def mods(self) -> tuple[str, ...]:
@@ -157,7 +165,7 @@ class Setup:
 
     def checked(self) -> "Setup":
         """The same setup, or a ValueError that names an entry that is not of its kind."""
-        for name in ("genes", "proteins", "batches", "classes", "panels", "continuous"):
+        for name in ("genes", "proteins", "batches", "classes", "panels", "continuous", "label_columns"):
             names = getattr(self, name)
             if not isinstance(names, tuple) or not all(isinstance(entry, str) for entry in names):
                 raise ValueError(f"The model's setup is damaged: its {name} are not names.")
@@ -170,6 +178,14 @@ class Setup:
         for name in ("prot_obsm", "rna_layer", "prot_layer", *keys):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"The model's setup is damaged: its {name} is no text.")
+        for entry in self.label_levels if isinstance(self.label_levels, tuple) else (None,):
+            good = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+            names = entry[1] if good and isinstance(entry[1], tuple) else ()
+            if len(names) != len(self.classes) or not names or not all(isinstance(name, str) for name in names):
+                raise ValueError("The model's setup is damaged: its levels of labels do not name every class.")
+        levels = self.levels
+        if levels.table[-1] != self.classes or len(set(levels.names)) < len(levels.names):
+            raise ValueError("The model's setup is damaged: its levels of labels do not end in its classes, or repeat.")
         pairs = self.categorical
         if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             raise ValueError("The model's setup is damaged: its covariates are no pairs of a name and categories.")
@@ -210,7 +226,8 @@ def find_setup(
     data: Source | Data,
     *,
     proteins: bool,
-    labels_key: str | None = None,
+    labels_key: str | Sequence[str] | None = None,
+    label_tree: Tree | None = None,
     unlabeled_category: str = "Unknown",
     batch_key: str | None = None,
     panel_key: str | None = None,
@@ -237,6 +254,7 @@ def find_setup(
         labels from.
     """
     source = Source.of(data)
+    labels_key, label_columns = label_keys(labels_key)
     one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
     one_each |= {"size_factor_key": size_factor_key, "unlabeled_category": unlabeled_category}
     for argument, value in (one_each | {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}).items():
@@ -262,6 +280,7 @@ def find_setup(
         if constant:
             logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
         continuous = {key: scale for key, scale in continuous.items() if key not in constant}
+    label_levels = _label_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, rna.obs_names)
     setup = Setup(
         genes=choose_genes(rna, genes, where),
         rna_mod=rna_mod,
@@ -273,7 +292,9 @@ def find_setup(
         batch_key=batch_key,
         batches=_categories(source, batch_key, "batch_key", mods, rna.obs_names),
         labels_key=labels_key,
-        classes=_classes(source, labels_key, unlabeled_category, mods, rna.obs_names),
+        label_columns=label_columns,
+        classes=label_levels[-1][1] if label_levels else (),
+        label_levels=label_levels if len(label_levels) > 1 else (),
         unlabeled_category=unlabeled_category,
         categorical=tuple(
             (key, _categories(source, key, "categorical_covariate_keys", mods, rna.obs_names))
@@ -285,6 +306,8 @@ def find_setup(
         missing=missing,
     )
     slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
+    for name, row in setup.label_levels:
+        slots.check_storable((name, *row), f"labels_key={list(label_columns)}", columns=True)
     for names, what in ((setup.genes, f"{where}.var_names"), (setup.batches, f"batch_key='{batch_key}'")):
         slots.check_storable(names, what)
     for key, categories in setup.categorical:
@@ -426,17 +449,50 @@ def _categories(source: Source, key: str | None, argument: str, mods, cells: pd.
     return tuple(sorted(column.unique()))
 
 
-def _classes(source: Source, key: str | None, unlabeled: str, mods, cells: pd.Index) -> tuple[str, ...]:
+def label_keys(labels_key: str | Sequence[str] | None) -> tuple[str | None, tuple[str, ...]]:
+    """The finest column of labels, and all of them, coarse to fine, where there are several."""
+    if labels_key is None or isinstance(labels_key, str) or not isinstance(labels_key, Sequence):
+        return labels_key, ()
+    keys = tuple(labels_key)
+    if not keys or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
+        raise TypeError(f"labels_key takes a column, or a list of different ones, coarse to fine; got {labels_key!r}.")
+    return keys[-1], keys if len(keys) > 1 else ()
+
+
+def _label_levels(
+    source: Source, key: str | None, columns: tuple[str, ...], tree: Tree | None, unlabeled: str, mods, cells: pd.Index
+) -> LabelLevels:
+    """Every level of the labels, the last being the classes; none without labels."""
     if key is None:
+        if tree is not None:
+            raise ValueError("label_tree needs labels_key=, the column whose values it is made of.")
         return ()
-    column = label_column(source, key, unlabeled, mods).loc[cells]
+    found = {name: label_column(source, name, unlabeled, mods).loc[cells] for name in columns or (key,)}
+    for name, column in found.items():
+        _check_labels(column, name, unlabeled, alone=not columns and tree is None)
+    if columns:
+        levels = levels_of_columns(found, tree)
+    elif tree is not None:
+        levels = levels_of_tree(found[key], tree, key)
+    else:
+        return ((key, tuple(sorted(found[key].dropna().unique()))),)
+    if len(levels[-1][1]) < 2:
+        raise ValueError(
+            f"labels_key={list(columns) or key!r}: fewer than two classes leave nothing to tell apart. "
+            "Give at least two, or use tl.totalvi or tl.scvi."
+        )
+    return levels
+
+
+def _check_labels(column: pd.Series, key: str, unlabeled: str, *, alone: bool) -> None:
+    """Raise a ValueError if a column, the only one or one of several, does not do for labels; warn of odd values."""
     counts = column.value_counts()
     if counts.empty:
         raise ValueError(
             f"labels_key='{key}' has no labelled cell: every value is missing, '' or '{unlabeled}'. "
             "Without labels use tl.totalvi or tl.scvi."
         )
-    if len(counts) == 1:
+    if len(counts) == 1 and alone:
         raise ValueError(
             f"labels_key='{key}' has a single label, '{counts.index[0]}': there is nothing to tell apart. "
             "Give at least two, or use tl.totalvi or tl.scvi."
@@ -451,7 +507,6 @@ def _classes(source: Source, key: str | None, unlabeled: str, mods, cells: pd.In
     if written.has_duplicates:
         alike = " and ".join(map(repr, counts.index[written.duplicated(keep=False)][:2]))
         raise ValueError(f"labels_key='{key}': {alike} are the same in a file, which cannot hold '/'; rename one.")
-    return tuple(sorted(counts.index))
 
 
 def label_column(data: Source | Data, key: str, unlabeled: str, mods: tuple[str, ...]) -> pd.Series:
@@ -460,18 +515,47 @@ def label_column(data: Source | Data, key: str, unlabeled: str, mods: tuple[str,
     return column.where(column != str(unlabeled), np.nan)
 
 
-def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> pd.Series | None:
-    """What the user says of the cells, as text, NaN where nothing; None without a usable column: labels are no need."""
+def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
+    """Labels of the cells; the finest value of each counts that the model knows.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a column is not there, or cells have a label that does not lie under their coarser one.
+    """
+    source, levels = Source.of(data), setup.levels
+    keys = setup.label_columns or (setup.labels_key,)
+    columns = [label_column(source, key, setup.unlabeled_category, setup.mods).reindex(cells) for key in keys]
+    sets, text = levels.sets(), pd.Series(np.nan, cells, dtype=object)
+    inside = sets.astype(float) @ (~sets).T == 0  # (sets, sets) whether what one leaves open, the other does, too
+    nothing = len(setup.classes)  # the row of cells that may be anything
+    row = np.full(len(cells), nothing)
+    for number, column in reversed(list(enumerate(columns))):  # fine to coarse
+        place = levels.rows(column.dropna().unique(), number if len(keys) == len(levels.names) else None)
+        here = column.map(place).fillna(nothing).to_numpy(dtype=np.int64)
+        at_odds = ~inside[row, here] & (row != nothing)
+        if at_odds.any():
+            first = cells[at_odds][0]
+            raise ValueError(
+                f"labels_key: {at_odds.sum()} cells have a '{keys[number]}' that does not go with what is finer "
+                f"(first: '{first}', '{column[first]}' and '{text[first]}'); correct them, or set one to NaN."
+            )
+        row = np.where(row == nothing, here, row)
+        text = text.fillna(column)
+    return Known(text, row)
+
+
+def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known | None:
+    """What the user says of the cells; None without a usable column: labels are no need."""
     if setup.labels_key is None:
         return None
     try:
-        column = label_column(data, setup.labels_key, setup.unlabeled_category, setup.mods)
+        return read_labels(data, setup, cells)
     except KeyError:
         return None
     except ValueError as error:  # two copies that disagree
         logger.warning(f"labels are left out: {error}")
         return None
-    return column.reindex(cells)
 
 
 def no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:

@@ -26,6 +26,9 @@ logger = logging.getLogger("anvi")
 latent = "X_{}".format  # obsm (float32 array): latent space, the posterior mean
 prediction = "{}_prediction".format  # obs (categorical): most probable class
 confidence = "{}_confidence".format  # obs (float32): probability of the predicted class
+level_prediction = "{}_prediction_{}".format  # obs (categorical): most probable group at a coarser level of the labels
+level_confidence = "{}_confidence_{}".format  # obs (float32): its probability, the sum of those of its classes
+level_novelty = "{}_novelty_{}".format  # obs (float32): distance to what the model knows at that level
 margin = "{}_margin".format  # obs (float32): difference between the two highest probabilities
 entropy = "{}_entropy".format  # obs (float32): entropy of the probabilities, from 0 (sure) to 1 (all alike)
 novelty = "{}_novelty".format  # obs (float32): distance to what the model knows, 1 being far
@@ -110,6 +113,13 @@ def is_fit(entry) -> bool:
     return isinstance(entry, Mapping) and {"params", "classes", "features"} <= set(entry)
 
 
+def levels_of(part: Data, key: str) -> list[str]:
+    """Columns of obs that a fit whose labels have several levels has for the coarser ones."""
+    entry = part.uns.get(key)
+    levels = list(entry["label_levels"].columns[:-1]) if is_fit(entry) and "label_levels" in entry else []
+    return [slot(key, level) for level in levels for slot in (level_prediction, level_confidence, level_novelty)]
+
+
 def remove(part: Data, *names: str) -> None:
     """Delete what lies under these names in a part, in whatever kind of slot."""
     for table, name in itertools.product([part.obs, *(table for _, table in _tables(part))], names):
@@ -188,6 +198,7 @@ class Writer:
         """Remove what an earlier fit wrote under the same key, so that nothing stale stands beside the new."""
         ours = (label(key),) if prediction(key) in self.home.obs else ()  # without predictions it is the user's own
         scores = (confidence(key), margin(key), entropy(key), novelty(key))
+        self.drop_obs(*levels_of(self.home, key))
         self.drop_obs(*ours, prediction(key), *scores, split(key), library(key), mask_code(key))
         own_sets = (sets(key),) if ours else ()
         remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))

@@ -318,7 +318,14 @@ def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -
     """Score cells by posterior means and calibrated probabilities; None where the model has no centres of classes."""
     if model.landmarks is None or model.landmarks.centre is None:
         return None
-    centre, whiten, quantiles = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
+    places = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
+    return scored(cells, model, latent, proba, *places)
+
+
+def scored(
+    cells: Cells, model: Model, latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor, quantiles: Tensor
+) -> Novelty:
+    """Score cells by their distance to centres, in units of how far held-out labelled cells lie from them."""
     kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
     strangeness = torch.zeros(len(cells))
     for i in range(len(quantiles)):

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     entries: Entries | None = None  # the non-zero counts of x; None: to be looked for
     shown: Tensor | None = None  # (cells, proteins) bool, of the measured ones those that the encoder sees; None: all
     seen: Entries | None = None  # the counts that the encoder sees; None: all
-    allowed: Tensor | None = None  # (cells, classes) bool, what labels leave open; None: one class if labelled, else all
+    allowed: Tensor | None = None  # (cells, classes) bool, what labels leave open; None: one class or all
 
 
 GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]

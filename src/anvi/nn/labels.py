@@ -24,7 +24,7 @@ class LabelTerms(NamedTuple):
 
 
 def restricted(log_q: Tensor, allowed: Tensor) -> Tensor:
-    """Log-probabilities `(cells, classes)` given that the class is an allowed one; of the others finite, and exp is 0."""
+    """Log-probabilities `(cells, classes)` given that the class is allowed; of the others finite, and 0 as exp."""
     return log_q.masked_fill(~allowed, -torch.inf).log_softmax(-1).masked_fill(~allowed, -1e4)
 
 

@@ -24,7 +24,7 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own_label
-from anvi._data.predictions import colors_of, write_colors, write_predictions
+from anvi._data.predictions import Known, colors_of, write_colors, write_predictions
 from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, known_labels, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
@@ -33,8 +33,9 @@ from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelty_of
+from anvi._posterior.confidence import FALSE_REJECTS, calibrated
 from anvi._posterior.imputation import with_imputation
+from anvi._posterior.levels import novelties, with_levels
 from anvi._runtime import own_torch
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
@@ -191,6 +192,7 @@ def run_fit(
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
+    model = with_levels(model, on_device, train_cells, validation_cells, seed)
     model = with_imputation(model, on_device, train_cells, validation_cells, seed)
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
@@ -208,7 +210,7 @@ def write_fit(
     embedding: encode.Embedding,
     validation: np.ndarray | None,
     *,
-    known: pd.Series | None = None,
+    known: Known | None = None,
     colors: list[str] | None = None,
     columns: Mapping[str, pd.Series] | None = None,
     **entries: object,
@@ -236,6 +238,9 @@ def write_fit(
     # compute and serialise everything
     features = {setup.rna_mod: list(setup.genes)} | ({setup.prot_mod: list(setup.proteins)} if setup.joint else {})
     keys = ("batch_key", "labels_key", "panel_key", "unlabeled_category")
+    levels = setup.levels
+    if levels.coarser:
+        entries["label_levels"] = pd.DataFrame(dict(zip(levels.names, levels.table, strict=True)), list(model.classes))
     params = {name: fact for name, fact in model.info.items() if name != "reference"}
     entry = {
         "params": params | {"method": model.name} | {name: getattr(setup, name) for name in keys},
@@ -246,7 +251,7 @@ def write_fit(
         "model": model.to_slot(),
         "history": model.history,
     } | {name: value for name, value in entries.items() if value is not None}
-    far = None if embedding.proba is None else novelty_of(model, cells, embedding, FALSE_REJECTS)
+    far = None if embedding.proba is None else novelties(model, cells, embedding, FALSE_REJECTS)
     # then write
     with slots.writer(data, setup, cells.names) as out:
         for slot, column in (columns or {}).items():
@@ -254,7 +259,7 @@ def write_fit(
         out.clear(key)
         out.obsm(slots.latent(key), embedding.mean)
         if embedding.proba is not None:
-            write_predictions(out, key, model.classes, embedding.proba, soft=True, known=known, far=far)
+            write_predictions(out, key, levels, embedding.proba, soft=True, known=known, far=far)
             if colors is not None:
                 write_colors(out, key, model.classes, colors)
         if validation is not None:
@@ -314,7 +319,9 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
         parts.append(f"{len(setup.batches)} batches")
     if setup.classes:
         counts = torch.bincount(cells.label[cells.label >= 0], minlength=len(setup.classes)).tolist()
-        parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled)")
+        coarse = int(((cells.told >= 0) & (cells.label < 0)).sum())
+        and_coarse = f", {coarse} more coarsely" if setup.label_levels else ""
+        parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled{and_coarse})")
         rare = ", ".join(f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < 10)
         if rare:
             logger.warning(f"labels_key='{setup.labels_key}': few labelled cells of {rare}; expect poor recall there")
@@ -330,7 +337,7 @@ def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: l
     proteins = () if cells.y is None else (cells.y, cells.mask_row)
     covariates = [part for part in (cells.codes, cells.continuous, cells.panel) if part is not None]
     first_weights = [weights.cpu().contiguous() for weights in network.state_dict().values()]
-    for tensor in (cells.log_library, cells.label, cells.batch, *proteins, *covariates, *first_weights):
+    for tensor in (cells.log_library, cells.told, cells.batch, *proteins, *covariates, *first_weights):
         digest.update(tensor.numpy())
     facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), settings.precision, *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
@@ -354,6 +361,11 @@ def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, 
         "n_cells": len(cells),
         "n_train": len(train_cells),
         "n_labelled": int((cells.label >= 0).sum()),
+        **(
+            {}
+            if cells.label_table is None
+            else {"n_labelled_coarsely": int(((cells.told >= 0) & (cells.label < 0)).sum())}
+        ),
         "epochs": len(history),
         "best_epoch": int(best),
         "seconds": round(seconds, 1),

@@ -19,7 +19,12 @@ RNA_DATA = """data
     AnnData with RNA counts, or a MuData that holds them in `mdata['rna']`."""
 
 LABELS = """labels_key
-    Column with cell types, found in `mdata.obs` or a modality's obs (`"rna:cell_type"` is explicit).
+    Column with cell types, found in `mdata.obs` or a modality's obs (`"rna:cell_type"` is explicit). Or several, coarse
+    to fine, as in `["lineage", "cell_type"]`: the finest value of a cell counts, and a coarse one leaves its classes
+    open. Which are these is learned from cells that have both.
+label_tree
+    More of what lies under what, as in `{"T": ["CD4 T", "CD8 T"]}`; with a single column, whose values may then be
+    anywhere in the tree, its levels are called "level_1", "level_2", ... from the coarsest.
 unlabeled_category
     This value, NaN, None and "" mark cells whose type is to be predicted.
 init
@@ -139,8 +144,9 @@ def documented(**values: str) -> Callable:
 )
 def scanvi(
     data: Data,
-    labels_key: str = "cell_type",
+    labels_key: str | list[str] = "cell_type",
     *,
+    label_tree: dict[str, list[str]] | None = None,
     unlabeled_category: str = "Unknown",
     init: str | Model | None = None,
     train: Literal["all", "label_nets"] = "all",
@@ -307,8 +313,9 @@ def scvi(
 )
 def totalanvi(
     data: Data,
-    labels_key: str = "cell_type",
+    labels_key: str | list[str] = "cell_type",
     *,
+    label_tree: dict[str, list[str]] | None = None,
     unlabeled_category: str = "Unknown",
     panel_key: str | None = None,
     missing: Literal["auto", "nan"] = "auto",

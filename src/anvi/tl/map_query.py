@@ -49,7 +49,7 @@ def map_query(
     freeze: Literal["reference", "none"] = "reference",
     batch_key: str | None = None,
     panel_key: str | None = None,
-    labels_key: str | None = None,
+    labels_key: str | list[str] | None = None,
     gene_key: str | None = None,
     min_genes: float = 0.5,
     layer: str | dict[str, str] | None = None,
@@ -93,8 +93,9 @@ def map_query(
         Columns of the query with batch and panel; None: those of the reference. A value that the reference knows is
         the same batch. Cells without a value, or all cells if there is no such column, are a batch called "query".
     labels_key
-        Column of the query with labels that may guide the mapping; None: labels are not looked at. Labels that are no
-        class of the reference are taken as unlabelled, with one warning.
+        Column of the query with labels that may guide the mapping, or several, coarse to fine; None: labels are not
+        looked at. Where the reference's labels have several levels, so may these, a coarse name leaving its classes
+        open. Labels that are no name of the reference are taken as unlabelled, with one warning.
     gene_key
         Column of var with the names of the genes, as the reference has them; None: `var_names`. Where both sides have
         Ensembl ids, versions do not matter.

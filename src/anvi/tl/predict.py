@@ -11,7 +11,8 @@ from anvi._data.predictions import write_predictions
 from anvi._data.setup import known_labels
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_LABELLED, novelty_of, prediction_sets
+from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_LABELLED, prediction_sets
+from anvi._posterior.levels import limits, novelties
 
 from ._ask import ask
 from ._fit import RandomState
@@ -25,6 +26,7 @@ def predict(
     use_posterior_mean: bool = True,
     false_rejects: float = FALSE_REJECTS,
     coverage: float | None = None,
+    confidence: float | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
     prot_obsm: str | None = None,
@@ -54,6 +56,9 @@ def predict(
         Also write (or return) prediction sets: the classes that a cell may be, its own among them in this share of
         cells, class by class, if they are to the model as held-out cells are that were thinned as queries often are.
         Of classes with fewer held-out cells than 1 / (1 - coverage) - 1 it holds together; of each alone, n / (n + 1).
+    confidence
+        Share of the labels in `obs['{key}_label']` that are to be right, at every level, on cells like the held-out
+        ones: a cell is labelled at the finest level that is sure enough, else "Unassigned". None: at the finest.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -83,6 +88,10 @@ def predict(
     `obs['{key}_label']` : categorical
         What the user says of the cell, in the column that the model was fitted with, where there is one and it says
         something, a class of the model or not; else "Unassigned" where the novelty is too high; else the prediction.
+        With labels at several levels: the name at the finest level at which the novelty is low and, with `confidence`,
+        the model sure; among what the user's coarse label leaves open, and never coarser than that.
+    `obs['{key}_prediction_{level}']`, `obs['{key}_confidence_{level}']`, `obs['{key}_novelty_{level}']`
+        The same of the coarser levels, where there are any; probabilities are sums over classes.
     `obsm['{key}_proba']` : DataFrame (cells, classes)
         With `soft`: all probabilities.
     `obsm['{key}_sets']` : DataFrame (cells, classes)
@@ -125,6 +134,8 @@ def predict(
         )
     if coverage is not None:
         _check_coverage(fitted, key, coverage)
+    if confidence is not None:
+        _check_confidence(fitted, key, confidence)
     if inplace:
         check_no_own_label(asked.source, asked.setup, asked.to)
     embedding = encode.embed(fitted, cells, sample_seed=None if use_posterior_mean else asked.seed)
@@ -137,10 +148,11 @@ def predict(
             return table
         return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
     known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
-    far = novelty_of(fitted, cells, embedding, false_rejects)
-    inside = None if sets is None else sets.inside
+    far = novelties(fitted, cells, embedding, false_rejects)
+    least = None if confidence is None else limits(fitted.landmarks, confidence)[encode.kind_of(fitted, cells)]
+    told = {"soft": soft, "known": known, "far": far, "limits": least, "sets": None if sets is None else sets.inside}
     with asked.writer(cells.names) as out:
-        write_predictions(out, asked.to, fitted.classes, embedding.proba, soft=soft, known=known, far=far, sets=inside)
+        write_predictions(out, asked.to, fitted.setup.levels, embedding.proba, **told)
         out.params(asked.to, "sets", None if sets is None else {"coverage": coverage, "promise": sets.promise})
     return None
 
@@ -152,4 +164,14 @@ def _check_coverage(model: Model, key: str, coverage: float) -> None:
         raise ValueError(
             f"The model '{key}' keeps no labelled validation cells to take prediction sets from: it had fewer than "
             f"{MIN_LABELLED}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
+        )
+
+
+def _check_confidence(model: Model, key: str, confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is a share of labels: above 0 and below 1.")
+    if model.landmarks is None or model.landmarks.sure is None:
+        raise ValueError(
+            f"The model '{key}' keeps no labelled validation cells to promise anything by: it had fewer than "
+            f"{MIN_LABELLED}, or is older. Leave confidence=None, or fit with more labels or a lower train_size."
         )

@@ -1,0 +1,129 @@
+"""Labels at several levels: how sure a model must be at each, and how far cells are from what it knows there."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anvi._data.cells import Cells
+from anvi._data.downsample import Shift, downsampled
+from anvi._data.predictions import NoveltyScores
+from anvi._model import Landmarks, Model
+
+from . import confidence, encode
+from .encode import Embedding
+
+LEAST = 0.5
+"""Probability below which no label is sure: above it a cell has one label at each level, each under the one before."""
+NEVER = 2.0
+"""A limit that no probability reaches."""
+
+
+@torch.no_grad()
+def with_levels(model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int) -> Model:
+    """The model with what its held-out labelled cells say at each level; as it is where they are too few."""
+    if model.landmarks is None:
+        return model
+    train, validation = train.to(cells.label.device), validation.to(cells.label.device)
+    fine = confidence._at_most(confidence.HELD_OUT, validation[cells.label[validation] >= 0], seed)
+    told = confidence._at_most(confidence.HELD_OUT, validation[cells.told[validation] >= 0], seed)
+    chosen = confidence._of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
+    sure, above = [], []
+    for proteins in (True, False) if model.config.has_protein else (False,):
+        sure.append(_sureness(model, cells, fine, proteins, seed))
+        if model.setup.label_levels:
+            above.append(_places(model, cells, chosen, told, train, proteins, seed))
+    parts = {"sure": torch.stack(sure)}
+    if above:
+        names = ("above_centre", "above_whiten", "above_quantiles")
+        parts |= dict(zip(names, map(torch.stack, zip(*above, strict=True)), strict=True))
+    return replace(model, landmarks=model.landmarks._replace(**parts))
+
+
+# how sure is sure enough ----------------------------------------------------------------------------------------------
+
+
+def _sureness(model: Model, cells: Cells, index: Tensor, proteins: bool, seed: int) -> Tensor:
+    """Highest probability at each level `(levels, cells)` of held-out cells, each thinned once; negative if wrong."""
+    levels, parts = model.setup.levels, []
+    shifts = confidence.FITTED_ON
+    for i, shift in enumerate(shifts):
+        query = confidence._as_query(cells, index[i :: len(shifts)], shift, proteins, seed, i)
+        proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
+        of_levels = []
+        for number in range(len(levels.names)):
+            code, p = levels.codes(number), levels.sums(proba, number)
+            of_levels.append(np.where(p.argmax(1) == code[label], p.max(1), -p.max(1)))
+        parts.append(torch.from_numpy(np.stack(of_levels)).float())
+    return torch.cat(parts, dim=1)
+
+
+def limits(landmarks: Landmarks, share: float) -> np.ndarray:
+    """Least probability at which a cell may be labelled at each level `(kinds, levels)`, so that so many are right.
+
+    From the finest level up: as many held-out cells as can be are labelled there, of which, with one more that is
+    wrong, no more are wrong than may be; the others go on to the next level. A level at which there are too few is not
+    used: 19 right ones and none wrong are needed for 95 %.
+    """
+    kinds, n_levels, _ = landmarks.sure.shape
+    found = np.full((kinds, n_levels), NEVER)
+    for kind in range(kinds):
+        sure, open_ = landmarks.sure[kind].numpy(), np.ones(landmarks.sure.shape[2], dtype=bool)
+        for number in reversed(range(n_levels)):
+            p = np.abs(sure[number])
+            some = sure[number][open_ & (p >= LEAST)]
+            some = some[np.argsort(-np.abs(some), kind="stable")]  # the surest first
+            here, wrong = np.abs(some), (some < 0).cumsum()
+            last = np.append(here[1:] < here[:-1], True)[: len(here)]  # those that are as sure go together
+            good = np.flatnonzero(last & ((wrong + 1) / (np.arange(len(here)) + 2) <= 1 - share + 1e-9))
+            if len(good):
+                found[kind, number] = here[good[-1]]
+            open_ &= p < found[kind, number]
+    return found
+
+
+# how far is far at each level -----------------------------------------------------------------------------------------
+
+
+def _places(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, proteins: bool, seed: int):
+    """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells with or without proteins."""
+    levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
+    mean = torch.from_numpy(encode.embed(model, downsampled(cells, chosen, Shift(proteins=proteins), seed)).mean)
+    queries = [
+        encode.embed(model, confidence._as_query(cells, told, shift, proteins, seed, i))
+        for i, shift in enumerate(confidence.FITTED_ON)
+    ]
+    row = cells.label_row.cpu()
+    centres, whitens, quantiles = [], [], []
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for number in range(levels.finest):
+        code = known[number][row]  # (cells,) -1 where the label leaves several groups open
+        here, of_train = code[chosen.cpu()], code[train.cpu()]
+        frequency = of_train[of_train >= 0].bincount(minlength=len(levels.groups(number)))
+        centre, whiten = confidence._centres(mean[here >= 0], here[here >= 0], frequency)
+        inside = (code[told.cpu()] >= 0).numpy()
+        scores = [
+            confidence._strangeness(one.mean[inside], levels.sums(one.proba[inside], number), centre, whiten)
+            for one in queries
+        ]
+        most = len(levels.table[-1])  # the first again where a level has fewer: as near as it is
+        centres.append(torch.cat([centre, centre[:1].expand(most - len(centre), -1)]))
+        whitens.append(whiten)
+        quantiles.append(torch.quantile(torch.cat(scores).double(), grid).float())
+    return torch.stack(centres), torch.stack(whitens), torch.stack(quantiles)
+
+
+def novelties(
+    model: Model, cells: Cells, embedding: Embedding, false_rejects: float
+) -> tuple[NoveltyScores, ...] | None:
+    """Novelty of the cells at each level, coarse to fine; None where the model cannot tell."""
+    finest = confidence.novelty_of(model, cells, embedding, false_rejects)
+    if finest is None:
+        return None
+    marks, levels, found = model.landmarks, model.setup.levels, []
+    for number in range(levels.finest):
+        places = (marks.above_centre[:, number], marks.above_whiten[:, number], marks.above_quantiles[:, number])
+        of_level = confidence.scored(cells, model, embedding.mean, levels.sums(embedding.proba, number), *places)
+        found.append(NoveltyScores(of_level.score, of_level.unassigned(false_rejects)))
+    return (*found, finest)
