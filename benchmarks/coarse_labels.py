@@ -80,11 +80,19 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
     return mdata, fine, fine.map(lambda value: above.get(value, value))
 
 
-def fit(mdata: MuData, labels_key, seed: int, **options) -> float:
-    """One default fit of TotalANVI; the seconds that it took."""
+def fit(mdata: MuData, labels_key, seed: int, options: dict) -> float:
+    """One fit; the seconds that it took. The slots are called the same whichever model it is."""
+    method, options = options["method"], {name: value for name, value in options.items() if name != "method"}
     begun = time.perf_counter()
-    av.tl.totalanvi(mdata, labels_key, batch_key="batch", random_state=seed, **options)
+    getattr(av.tl, method)(mdata, labels_key, batch_key="batch", random_state=seed, key_added="fit", **options)
     return time.perf_counter() - begun
+
+
+def obs_of(mdata: MuData, slot: str) -> pd.Series:
+    """A column that a fit or a query wrote."""
+    part = mdata if slot in mdata.obs else mdata["rna"]
+    column = part.obs[slot].reindex(mdata.obs_names)
+    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
 
 
 def score(truth: pd.Series, predicted: pd.Series) -> dict[str, float]:
@@ -98,7 +106,7 @@ def errors(mdata: MuData, cells, fine: pd.Series, coarse: pd.Series) -> dict[str
     found = {}
     for promise in PROMISES:
         av.tl.predict(mdata, confidence=promise)
-        label = mdata.obs.loc[cells, "totalanvi_label"].astype(str)
+        label = obs_of(mdata, "fit_label")[cells]
         table = av.get.model(mdata).setup.levels.table
         none, at_fine = (label == "Unassigned").to_numpy(), label.isin(table[-1]).to_numpy()
         right = np.where(at_fine, label == fine[cells], label == coarse[cells])
@@ -124,10 +132,10 @@ def coarse_labels(name: str, share: float, seed: int, options: dict) -> list[dic
     for arm in ARMS:
         mdata.obs["lineage"] = coarse.where(~test)
         mdata.obs["subtype"] = fine.where(~test & ((arm == "all fine") | ~only_coarse))
-        seconds = fit(mdata, ["lineage", "subtype"] if arm == "levels" else "subtype", seed, **options)
-        predicted = mdata.obs["totalanvi_prediction"].astype(str)
-        label = mdata.obs["totalanvi_label"].astype(str)
-        row = {"arm": arm, "seconds": seconds, "epochs": len(mdata.uns["totalanvi"]["history"])}
+        seconds = fit(mdata, ["lineage", "subtype"] if arm == "levels" else "subtype", seed, options)
+        predicted = obs_of(mdata, "fit_prediction")
+        label = obs_of(mdata, "fit_label")
+        row = {"arm": arm, "seconds": seconds, "epochs": len(av.get.history(mdata))}
         row |= {
             "n_fine": int((~test & ~only_coarse).sum()),
             "n_coarse": int(only_coarse.sum()),
@@ -138,12 +146,10 @@ def coarse_labels(name: str, share: float, seed: int, options: dict) -> list[dic
         row["accuracy_coarse"] = float((predicted[test].map(up) == coarse[test]).mean())
         if arm != "all fine":  # cells that have a coarse label: what the fit makes of them
             av.tl.predict(mdata, false_rejects=0)
-            label = mdata.obs["totalanvi_label"].astype(str)
+            label = obs_of(mdata, "fit_label")
             row["accuracy_refined"] = float((label == fine)[only_coarse].mean())
         if arm == "levels":
-            row["accuracy_coarse"] = float(
-                (mdata.obs["totalanvi_prediction_lineage"].astype(str) == coarse)[test].mean()
-            )
+            row["accuracy_coarse"] = float((obs_of(mdata, "fit_prediction_lineage") == coarse)[test].mean())
             if av.get.model(mdata).landmarks is not None:  # enough held-out labels to promise by
                 row |= errors(mdata, mdata.obs_names[test], fine, coarse)
         rows.append(row)
@@ -162,8 +168,8 @@ def two_references(seed: int, options: dict) -> list[dict]:
         query = (some.obs["batch"] == "query").to_numpy()
         some.obs["lineage"] = coarse[keep].where(~query)
         some.obs["subtype"] = fine[keep].where(~query & ~hidden.to_numpy()[keep])
-        seconds = fit(some, ["lineage", "subtype"], seed, **options)
-        truth, predicted = fine[keep][query], some.obs["totalanvi_prediction"].astype(str)[query]
+        seconds = fit(some, ["lineage", "subtype"], seed, options)
+        truth, predicted = fine[keep][query], obs_of(some, "fit_prediction")[query]
         row = {"arm": arm, "seconds": seconds} | score(truth, predicted)
         for lineage in ("T", "B"):
             inside = (coarse[keep][query] == lineage).to_numpy()
@@ -181,14 +187,14 @@ def across_kits(seed: int, options: dict) -> list[dict]:
     names = reference.obs_names
     reference.obs["lineage"] = coarse[names]
     reference.obs["subtype"] = fine[names].where(rng.random(len(names)) < 0.3)
-    fit(reference, ["lineage", "subtype"], seed, **options)
+    fit(reference, ["lineage", "subtype"], seed, options)
     rows = []
     for kit in ("malt_totalseqB", "eccite_ctrl"):
         query = mdata[mdata.obs_names[(mdata.obs["batch"] == kit).to_numpy()]].copy()
         av.tl.map_query(query, reference, random_state=seed)
         cells = query.obs_names
-        row = {"arm": kit} | score(fine[cells], query.obs["totalanvi_prediction"].astype(str))
-        row["accuracy_coarse"] = float((query.obs["totalanvi_prediction_lineage"].astype(str) == coarse[cells]).mean())
+        row = {"arm": kit} | score(fine[cells], obs_of(query, "fit_prediction"))
+        row["accuracy_coarse"] = float((obs_of(query, "fit_prediction_lineage") == coarse[cells]).mean())
         rows.append(row | errors(query, cells, fine, coarse))
     return rows
 
@@ -202,8 +208,8 @@ def unknown(left_out: str, seed: int, options: dict) -> list[dict]:
     fine, coarse, new = (part[test | ~new] for part in (fine, coarse, new))
     test = test[np.flatnonzero(test | ~new)] if len(test) != mdata.n_obs else test
     mdata.obs["lineage"], mdata.obs["subtype"] = coarse.where(~test & ~new), fine.where(~test & ~new)
-    fit(mdata, ["lineage", "subtype"], seed, **options)
-    label = mdata.obs["totalanvi_label"].astype(str)
+    fit(mdata, ["lineage", "subtype"], seed, options)
+    label = obs_of(mdata, "fit_label")
     rows = []
     for arm, cells in ((f"{left_out}, new", new), ("known", test & ~new)):
         at = label[cells]
@@ -212,7 +218,7 @@ def unknown(left_out: str, seed: int, options: dict) -> list[dict]:
         row["fine, right"] = float((at == fine[cells]).mean())
         row["lineage alone, wrong"] = float((at.isin(set(coarse) - set(fine)) & (at != coarse[cells])).mean())
         for level in ("", "_lineage"):
-            row[f"novel{level}"] = float((mdata.obs[f"totalanvi_novelty{level}"][cells] > 1).mean())
+            row[f"novel{level}"] = float((obs_of(mdata, f"fit_novelty{level}")[cells] > 1).mean())
         rows.append(row)
     return rows
 
@@ -258,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=";".join(TASKS), help="names separated by ';'")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--method", choices=("scanvi", "totalanvi"), default="scanvi")
     parser.add_argument("--max-epochs", type=int, default=None)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
@@ -266,7 +273,9 @@ def main() -> None:
     av.settings.progress, av.settings.verbosity = False, 0
     torch.set_num_threads(1)
     av.settings.n_threads = 1
-    options = {"device": given.device} | ({} if given.max_epochs is None else {"max_epochs": given.max_epochs})
+    options: dict = {"method": given.method, "device": given.device} | (
+        {} if given.max_epochs is None else {"max_epochs": given.max_epochs}
+    )
     rows = []
     if given.out is not None and given.out.exists():
         rows = json.loads(given.out.read_text())["rows"]

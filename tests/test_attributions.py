@@ -334,9 +334,9 @@ def test_a_balanced_sample():
 def test_more_points_only_where_they_are_needed(mdata, monkeypatch):
     used = []
 
-    def counted(network, batch, baseline, target, rule):
+    def counted(network, batch, baseline, target, rule, *more):
         used.append((len(rule[0]), len(batch.x)))
-        return integrate(network, batch, baseline, target, rule)
+        return integrate(network, batch, baseline, target, rule, *more)
 
     monkeypatch.setattr(attribute, "integrate", counted)
     av.tl.attributions(mdata, baseline="rest", n_cells=20, n_steps=3, inplace=False)

@@ -426,3 +426,103 @@ def test_landmarks_of_a_stranger_are_checked(fitted):
     ):
         with pytest.raises(ValueError, match="The stored model is damaged"):
             _check_landmarks(bad, model.config, n)
+
+
+# at a level -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_at_a_level_against_loops(fitted):
+    obs = fitted.obs
+    for level, given in (("lineage", obs["lineage"].astype(object)), (None, obs["subtype"].astype(object))):
+        if level is not None:  # a cell with a subtype has a lineage
+            given = given.fillna(obs["subtype"].astype(object).map(LINEAGE))
+        predicted = obs["totalanvi_prediction" + ("" if level is None else f"_{level}")].astype(str)
+        inside = (obs["totalanvi_split"] == "validation") & given.notna()
+        # a group of one class says which class it is
+        if level is None:
+            only = {name for name in LINEAGE.values() if list(LINEAGE.values()).count(name) == 1}
+            given = given.where(given.notna() | ~obs["lineage"].isin(only), obs["lineage"].astype(object))
+            inside = (obs["totalanvi_split"] == "validation") & given.notna()
+        table = av.metrics.classification(fitted, level=level)
+        assert table.loc["overall", "cells"] == inside.sum()
+        assert table.loc["overall", "accuracy"] == pytest.approx((predicted == given)[inside].mean())
+    hidden = av.metrics.classification(fitted, "true_cell_type", level="lineage", split=None)
+    right = (obs["totalanvi_prediction_lineage"].astype(str) == obs["true_lineage"].astype(str)).mean()
+    assert hidden.loc["overall", "accuracy"] == pytest.approx(right)
+    with pytest.raises(KeyError, match="level='family' is no level of the labels; there are 'lineage', 'subtype'"):
+        av.metrics.classification(fitted, level="family")
+    with pytest.raises(ValueError, match="name the column of that level"):
+        av.metrics.classification(fitted, "lineage", prediction="lineage", level="lineage")
+
+
+def test_probabilities_at_a_level(fitted):
+    table = av.get.proba(fitted, level="lineage")
+    assert list(table.columns) == sorted(set(LINEAGE.values()))
+    np.testing.assert_allclose(table.max(axis=1), fitted.obs["totalanvi_confidence_lineage"], rtol=1e-6)
+    pd.testing.assert_frame_equal(av.get.proba(fitted, level="subtype"), av.get.proba(fitted))
+
+
+def test_reliability_at_every_level(fitted):
+    table = fitted.uns["totalanvi"]["calibration"]
+    cells = table.groupby(["level", "cells_seen", "when"])["cells"].sum()
+    assert cells.index.get_level_values("level").unique().sort_values().tolist() == sorted(KEYS)
+    assert (cells["lineage"] > cells["subtype"]).all()  # coarse labels are held out, too
+    for part in ("confidence", "accuracy"):
+        assert table[part].between(0, 1 + 1e-6).all()
+
+
+def test_pictures_and_report_of_a_level(fitted):
+    ax = av.pl.confusion(fitted, level="lineage", show=False)
+    assert "lineage" in ax.get_title() and len(ax.get_yticks()) == len(set(LINEAGE.values()))
+    for level in (None, "lineage"):
+        axes = av.pl.calibration(fitted, level=level, show=False)
+        assert len(axes) == 2
+    page = av.pl.report(fitted)
+    assert "labels (lineage)" in page and "Validation cells, lineage" in page and "calibration, lineage, cells" in page
+
+
+def test_why_a_lineage_and_not_another(fitted):
+    found = av.tl.attributions(fitted, level="lineage", target=("T", "Myeloid"), n_cells=10, inplace=False)
+    other = av.tl.attributions(fitted, target=("CD4 T", "CD8 T"), n_cells=10, inplace=False)
+    assert list(found["group"].values if "group" in found.coords else found.coords[list(found.coords)[0]].values)
+    assert found.attrs.keys() == other.attrs.keys()
+    with pytest.raises(KeyError, match="the model has no class 'CD4 T'; it has 'B', 'Myeloid', 'NK', 'T'"):
+        av.tl.attributions(fitted, level="lineage", target="CD4 T", inplace=False)
+    mdata = fitted.copy()
+    av.tl.attributions(mdata, level="lineage", n_cells=10)
+    params = mdata["rna"].uns["totalanvi_attributions"]["params"]
+    assert params["groupby"] == "totalanvi_prediction_lineage"
+    # the attributions of a group sum to what the log-sum-exp of its logits gains
+    assert np.nanmin(params["complete"]) > 0.9
+
+
+def test_criticism_of_a_level(fitted):
+    found = av.metrics.criticism(fitted, level="lineage", n_samples=1, metrics=["de"], inplace=False)
+    assert set(found["de"]["group"]) == set(LINEAGE.values())
+
+
+def test_levels_on_the_command_line(tmp_path):
+    from anvi.__main__ import main
+
+    labelled(200).write(tmp_path / "in.h5mu")
+    tree = '{"T": ["CD4 T"]}'
+    given = ["fit", str(tmp_path / "in.h5mu"), str(tmp_path / "out.h5mu"), "--labels-key", "lineage", "subtype"]
+    assert main([*given, "--label-tree", tree, "--max-epochs", "1", "--set", "n_hidden=8", "--quiet"]) == 0
+    import mudata
+
+    with quiet_mudata():
+        fitted = mudata.read(tmp_path / "out.h5mu")
+    assert av.get.model(fitted).setup.label_columns == tuple(KEYS)
+    again = ["predict", str(tmp_path / "out.h5mu"), str(tmp_path / "again.h5mu"), "--no-soft", "--quiet"]
+    assert main(again) == 0
+    assert main(["check", str(tmp_path / "in.h5mu"), "--labels-key", "lineage", "subtype"]) == 0
+
+
+def test_check_tells_coarse_labels():
+    report = av.pp.check(labelled(300), labels_key=KEYS)
+    assert report.ok and any("have a coarse label alone" in fact for fact in report.facts)
+    mdata = labelled(300)
+    mdata.obs.loc[(mdata.obs["subtype"] == "CD4 T").idxmax(), "lineage"] = "B"
+    assert any(
+        "'CD4 T' of 'subtype' has two parents" in problem for problem in av.pp.check(mdata, labels_key=KEYS).problems
+    )

@@ -424,6 +424,8 @@ def _argument_type(annotation: object) -> dict:
             return {"choices": words}
         if kind is not str and isinstance(origin, type) and not issubclass(origin, Mapping):
             return {"nargs": "+", "action": _Several, "const": words}
+        if origin is dict and str not in kinds:
+            return {"type": json.loads, "metavar": "JSON"}
     return {}
 
 

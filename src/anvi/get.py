@@ -188,7 +188,7 @@ def model(data: Data, key: str | None = None) -> Model:
     return find_model(data, key, "key")[0]
 
 
-def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
+def proba(data: Data, *, model: str | Path | Model | None = None, level: str | None = None) -> pd.DataFrame:
     """Class probabilities as they were written, with the exact class names.
 
     Parameters
@@ -197,10 +197,12 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
         An object with `obsm['{key}_proba']`.
     model
         Key or :class:`~anvi.Model`; None: the only fitted model there.
+    level
+        Of labels that have several: sums over the classes of each group. None: the classes.
 
     Returns
     -------
-    DataFrame (cells, classes).
+    DataFrame (cells, classes), or (cells, groups).
 
     Raises
     ------
@@ -223,7 +225,9 @@ def proba(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFram
         raise KeyError(f"There is no obsm['{slots.proba(key)}']; run av.tl.predict(data, model='{key}') first.")
     table = part.obsm[slots.proba(key)].copy()
     table.columns = list(fitted.classes)
-    return table
+    levels = fitted.setup.levels
+    number = levels.position(level)
+    return pd.DataFrame(levels.sums(table.to_numpy(), number), table.index, list(levels.groups(number)))
 
 
 def de(

@@ -11,7 +11,8 @@ import pandas as pd
 
 from . import slots
 from .containers import Data, Source, check_type
-from .setup import Setup, label_column
+from .predictions import Levels
+from .setup import Setup, label_column, labels_at
 
 FIT_COMMAND = "av.tl.totalanvi(mdata)"
 """Named where nothing was fitted yet."""
@@ -58,13 +59,25 @@ class Fit:
         return list(map(str, self.prediction().cat.categories))
 
     @property
+    def levels(self) -> Levels:
+        """What the classes are called at each level."""
+        stored = tuple((name, tuple(names)) for name, names in self.setup.get("label_levels", ()))
+        return Levels.of(stored, self.classes, self.setup.get("labels_key"))
+
+    def groups(self, level: str | None = None) -> list[str]:
+        """Names at a level; None: the classes."""
+        return self.classes if level is None else list(self.levels.groups(self.levels.position(level)))
+
+    @property
     def where(self) -> str:
         """The name of `home` in messages."""
         return part_name(self.data, self.home)
 
-    def prediction(self) -> pd.Series:
-        """Predicted classes, as text categories."""
-        column = self._predicted(slots.prediction(self.key))
+    def prediction(self, level: str | None = None) -> pd.Series:
+        """Predicted classes, or groups at a coarser level, as text categories."""
+        finest = level is None or self.levels.position(level) == self.levels.finest
+        slot = slots.prediction(self.key) if finest else slots.level_prediction(self.key, level)
+        column = self._predicted(slot)
         return column.astype("category").cat.rename_categories(str)
 
     def confidence(self) -> np.ndarray:
@@ -75,8 +88,10 @@ class Fit:
         """Which cells the model was trained on, as text."""
         return self._obs(slots.split(self.key), "a fit writes it: run " + FIT_COMMAND).astype(object)
 
-    def labels(self, labels_key: str) -> pd.Series:
-        """Labels as text for the cells of `home`, NaN where a cell has none."""
+    def labels(self, labels_key: str, level: str | None = None) -> pd.Series:
+        """Labels as text for the cells of `home`, NaN where a cell has none, at a level where there are several."""
+        if self.setup.get("label_levels"):
+            return labels_at(self.data, Setup.from_dict(self.setup), self.home.obs_names, labels_key, level)
         unlabelled = self.setup.get("unlabeled_category", "Unknown")
         return label_column(self.data, labels_key, unlabelled, self.mods).reindex(self.home.obs_names)
 

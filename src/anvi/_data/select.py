@@ -200,7 +200,8 @@ def find_explained_groups(
     groups: Sequence[str] | None,
     aim: Contrast,
     predicted: Tensor,
-    key: str,
+    column: str,
+    classes: tuple[str, ...],
 ) -> ExplainedGroups:
     """Groups of the cells, and which of them to explain.
 
@@ -216,7 +217,7 @@ def find_explained_groups(
     if isinstance(groups, str):
         raise TypeError(f"groups takes a list of names, e.g. groups=['{groups}'].")
     if groupby is None:
-        column, names, code = slots.prediction(key), setup.classes, predicted
+        names, code = classes, predicted
     else:
         column, names, code = _explained_column(source, setup, cells, groupby)
     if len(set(map(slots.column_name, names))) < len(names):

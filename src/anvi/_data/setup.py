@@ -545,6 +545,19 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
     return Known(text, row)
 
 
+def labels_at(
+    data: Source | Data, setup: Setup, cells: pd.Index, labels_key: str | None = None, level: str | None = None
+) -> pd.Series:
+    """What cells are at a level by the labels of a fit, or by another column, as text; NaN where these do not say."""
+    number = setup.levels.position(level)
+    if labels_key not in (None, setup.labels_key):
+        setup = replace(setup, labels_key=labels_key, label_columns=())
+    known = read_labels(data, setup, cells)
+    code = setup.levels.known()[number, known.row]
+    names = np.array([*setup.levels.groups(number), np.nan], dtype=object)[code]
+    return known.text.where((known.row == len(setup.classes)) & known.text.notna(), names)
+
+
 def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known | None:
     """What the user says of the cells; None without a usable column: labels are no need."""
     if setup.labels_key is None:

@@ -24,7 +24,7 @@ from anvi._model import Model
 from anvi.nn import VAE, Batch, Draws
 
 from .encode import block_seed, blocks
-from .integrate import Baseline, integrate, midpoints, of_rows
+from .integrate import Baseline, integrate, midpoints, of_groups, of_rows
 
 BLOCK = 256
 """Cells that are read at once; bounds the memory, changes nothing in the result."""
@@ -74,6 +74,7 @@ def explain(
     target: Tensor,  # (cells to explain, classes) what is explained is the logits times this
     baselines: Baselines,
     n_steps: int,
+    members: Tensor | None = None,  # (groups, classes) bool, where groups of classes are explained
 ) -> Iterator[Explained]:
     """Attributions block by block; memory depends on :data:`BLOCK`, not on the number of cells."""
     network = model.network.eval()
@@ -82,13 +83,15 @@ def explain(
         # cells with as many genes together: the widest cell of a pass decides what all its cells cost
         order = (batch.x != 0).sum(1).argsort()
         rows, batch = rows[order], of_rows(batch, order)
-        found = _average(network, batch, rows, index[rows], target[rows], baselines, n_steps)
+        found = _average(network, batch, rows, index[rows], target[rows], baselines, n_steps, members)
         for doubling in range(DOUBLINGS):
             short = (~found.complete).nonzero().squeeze(1)
             if not len(short):
                 break
             some, steps = rows[short], n_steps * 2 ** (doubling + 1)
-            better = _average(network, of_rows(batch, short), some, index[some], target[some], baselines, steps)
+            better = _average(
+                network, of_rows(batch, short), some, index[some], target[some], baselines, steps, members
+            )
             for old, new in zip(found, better, strict=True):
                 if old is not None:
                     old[short] = new
@@ -96,7 +99,14 @@ def explain(
 
 
 def _average(
-    network: VAE, batch: Batch, rows: Tensor, index: Tensor, target: Tensor, baselines: Baselines, n_steps: int
+    network: VAE,
+    batch: Batch,
+    rows: Tensor,
+    index: Tensor,
+    target: Tensor,
+    baselines: Baselines,
+    n_steps: int,
+    members: Tensor | None,
 ) -> Explained:
     """Attributions of a minibatch, averaged over its baselines."""
     rna, rna_presence = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
@@ -105,19 +115,19 @@ def _average(
     start, n_lines = 0.0, 0
     for baseline in baselines(batch, rows):
         rule = midpoints(n_steps, 1 if baseline.x is not None else FROM_ZERO)
-        by_gene, by_protein = integrate(network, batch, baseline, target, rule)
+        by_gene, by_protein = integrate(network, batch, baseline, target, rule, members)
         rna += by_gene
         rna_presence += by_gene if baseline.x is None else by_gene.where(batch.x > baseline.x, 0)
         if by_protein is not None:
             protein += by_protein
             protein_presence += by_protein if baseline.y is None else by_protein.where(batch.y > baseline.y, 0)
-        start = start + _value(network, at(batch, baseline.x, baseline.y), target)
+        start = start + _value(network, at(batch, baseline.x, baseline.y), target, members)
         n_lines += 1
     if protein is not None:
         protein, protein_presence = (
             torch.where(batch.measured, part / n_lines, torch.nan) for part in (protein, protein_presence)
         )
-    difference = _value(network, batch, target) - start / n_lines
+    difference = _value(network, batch, target, members) - start / n_lines
     return Explained(index, rna / n_lines, rna_presence / n_lines, protein, protein_presence, difference)
 
 
@@ -130,15 +140,16 @@ def at(batch: Batch, x: Tensor | None, y: Tensor | None) -> Batch:
 
 
 @torch.no_grad()
-def _value(network: VAE, batch: Batch, target: Tensor) -> Tensor:
-    return (network.logits(batch, Draws()).double() * target).sum(1)
+def _value(network: VAE, batch: Batch, target: Tensor, members: Tensor | None) -> Tensor:
+    return (of_groups(network.logits(batch, Draws()).double(), members) * target).sum(1)
 
 
 @torch.no_grad()
-def predict(model: Model, cells: Cells) -> Tensor:
-    """Code of the predicted class of every cell `(cells,)`, at the posterior mean."""
-    labels = model.network.labels
-    return torch.cat([labels.classify(block.q_z.mean, Draws()).argmax(1) for block in blocks(model, cells)])
+def predict(model: Model, cells: Cells, members: Tensor | None = None) -> Tensor:
+    """Code of the predicted class, or group of classes, of every cell `(cells,)`, at the posterior mean."""
+    classify = model.network.labels.classify
+    parts = (of_groups(classify(block.q_z.mean, Draws()), members) for block in blocks(model, cells))
+    return torch.cat([part.argmax(1) for part in parts])
 
 
 def sample(group: Tensor, n_cells: int | None, generator: torch.Generator) -> Tensor:

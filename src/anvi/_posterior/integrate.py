@@ -27,6 +27,13 @@ class Baseline(NamedTuple):
     y: Tensor | None  # (cells, proteins)
 
 
+def of_groups(logits: Tensor, members: Tensor | None) -> Tensor:
+    """Logits of groups of classes `(..., groups)`: the log of the sum of their exponentials; None: of the classes."""
+    if members is None:
+        return logits
+    return logits[..., None, :].masked_fill(~members, -torch.inf).logsumexp(-1)
+
+
 def midpoints(n_steps: int, power: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Places between 0 and 1 and their weights `(steps,)`: the midpoint rule in t, the place being t to the `power`.
 
@@ -50,6 +57,7 @@ def integrate(
     baseline: Baseline,
     target: Tensor,  # (cells, classes) weights of the logits
     rule: tuple[np.ndarray, np.ndarray],  # (steps,) Places on each line, from 0 (baseline) to 1, and their weights
+    members: Tensor | None = None,  # (groups, classes) bool, where the logits are those of groups of classes
 ) -> tuple[Tensor, Tensor | None]:
     """Attributions of genes `(cells, genes)` and of proteins `(cells, proteins)`, 0 where not measured."""
     config, device = network.config, batch.x.device
@@ -66,7 +74,7 @@ def integrate(
             every.append(
                 _protein_lines(part, start_y, table[config.n_genes : config.n_genes + config.n_proteins], config)
             )
-        found = _integrate(network, part, every, target[rows], alphas, weights)
+        found = _integrate(network, part, every, target[rows], alphas, weights, members)
         out = found[0]
         if columns is not None:
             out = torch.zeros_like(part.x).scatter_add_(1, columns, found[0])
@@ -131,7 +139,13 @@ def _protein_lines(batch: Batch, start: Tensor | None, table: Tensor, config) ->
 
 
 def _integrate(
-    network: VAE, batch: Batch, every: list[Lines], target: Tensor, alphas: Tensor, weights: Tensor
+    network: VAE,
+    batch: Batch,
+    every: list[Lines],
+    target: Tensor,
+    alphas: Tensor,
+    weights: Tensor,
+    members: Tensor | None,
 ) -> list[Tensor]:
     """One pass: attributions `(cells, columns)` of each modality."""
     stack, n_steps = network.encoder.stack, len(alphas)
@@ -144,7 +158,7 @@ def _integrate(
     with torch.enable_grad():
         h.requires_grad_()
         z = network.encoder.mean(stack.onward(h, codes, Draws()), None)
-        logits = network.labels.classify(z, Draws())  # (cells, steps, classes)
+        logits = of_groups(network.labels.classify(z, Draws()), members)  # (cells, steps, classes)
         value = (logits * target[:, None] * weights[:, None]).sum()
         (slope,) = torch.autograd.grad(value, h)
     with torch.no_grad():

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from anvi._data.cells import Cells
 from anvi._data.downsample import Shift, downsampled
-from anvi._data.predictions import NoveltyScores
+from anvi._data.predictions import NoveltyScores, reliability
 from anvi._model import Landmarks, Model
 
 from . import confidence, encode
@@ -21,10 +22,15 @@ NEVER = 2.0
 
 
 @torch.no_grad()
-def with_levels(model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int) -> Model:
-    """The model with what its held-out labelled cells say at each level; as it is where they are too few."""
+def with_levels(
+    model: Model, table: pd.DataFrame | None, cells: Cells, train: Tensor, validation: Tensor, seed: int
+) -> tuple[Model, pd.DataFrame | None]:
+    """The model with what its held-out labelled cells say at each level, and how reliable its probabilities are there.
+
+    As they are where these cells are too few; `table` is the reliability at the finest level.
+    """
     if model.landmarks is None:
-        return model
+        return model, table
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
     fine = confidence._at_most(confidence.HELD_OUT, validation[cells.label[validation] >= 0], seed)
     told = confidence._at_most(confidence.HELD_OUT, validation[cells.told[validation] >= 0], seed)
@@ -38,7 +44,28 @@ def with_levels(model: Model, cells: Cells, train: Tensor, validation: Tensor, s
     if above:
         names = ("above_centre", "above_whiten", "above_quantiles")
         parts |= dict(zip(names, map(torch.stack, zip(*above, strict=True)), strict=True))
-    return replace(model, landmarks=model.landmarks._replace(**parts))
+        table = _reliability(model, table, cells, told, seed)
+    return replace(model, landmarks=model.landmarks._replace(**parts)), table
+
+
+def _reliability(model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, seed: int) -> pd.DataFrame:
+    """Reliability at every level, of thinnings that nothing was fitted on, before and after calibration."""
+    levels, known = model.setup.levels, model.setup.levels.known()
+    plain = replace(model, info={name: fact for name, fact in model.info.items() if name != "temperature"})
+    tables = [finest.assign(level=levels.names[-1])]
+    for proteins in (True, False) if model.config.has_protein else (False,):
+        for when, one in (("before", plain), ("after", model)):
+            proba, code = [], []
+            for i, shift in enumerate(confidence.JUDGED_ON):
+                query = confidence._as_query(cells, told, shift, proteins, seed + 1, i)
+                proba.append(encode.embed(one, query).proba)
+                code.append(known[:, query.label_row.cpu().numpy()])
+            p, true = np.concatenate(proba), np.concatenate(code, axis=1)  # (cells, classes), (levels, cells)
+            for number, level in enumerate(levels.coarser):
+                sums, inside = levels.sums(p, number), true[number] >= 0
+                found = reliability(sums.max(1)[inside], (sums.argmax(1) == true[number])[inside])
+                tables.append(found.assign(cells_seen=encode.GROUPS[proteins], when=when, level=level))
+    return pd.concat(tables, ignore_index=True)
 
 
 # how sure is sure enough ----------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def usage(model: Model) -> str:
 
 
 _NOT_GIVEN = "Not given."
-_BY_DATA = ("genes", "proteins", "batches", "classes", "panels", "measured")
+_BY_DATA = ("genes", "proteins", "batches", "classes", "label_levels", "panels", "measured")
 """What a setup found in the data, as against what it was asked for."""
 
 
@@ -345,6 +345,7 @@ def _registry(setup: Setup, data: Data | None) -> str:
         slot = _matrix(setup.prot_layer) if setup.prot_obsm is None else f"obsm['{setup.prot_obsm}']"
         places["protein counts"] = f"{prot}.{slot}"
     keys = {"batch": setup.batch_key, "labels": setup.labels_key, "panel": setup.panel_key}
+    keys |= {f"labels, level {i}": key for i, key in enumerate(setup.label_columns[:-1], 1)}
     keys |= {f"categorical covariate {i}": key for i, (key, _) in enumerate(setup.categorical, 1)}
     keys |= {f"continuous covariate {i}": key for i, key in enumerate(setup.continuous, 1)}
     keys["size factor"] = setup.size_factor_key

@@ -10,7 +10,7 @@ import pandas as pd
 from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.predictions import expected_error, reliability
-from anvi._data.setup import Setup, label_column
+from anvi._data.setup import Setup, label_column, labels_at
 from anvi._find import find_model
 from anvi._model import Model
 
@@ -26,6 +26,7 @@ def classification(
     prediction: str | None = None,
     split: str | None = "validation",
     cells: Sequence | None = None,
+    level: str | None = None,
 ) -> pd.DataFrame:
     """Accuracy, macro F1, precision and recall of every class, and calibration of the confidence.
 
@@ -47,6 +48,9 @@ def classification(
         "validation", "train" or "test" as the fit wrote it; None: all cells.
     cells
         Names of cells, or a mask over `data.obs_names`; they are taken whatever their split.
+    level
+        Of labels that have several: the predictions and labels of that level are compared; cells with a coarse label
+        count there. None: the classes.
 
     Returns
     -------
@@ -89,13 +93,15 @@ def classification(
     >>> table = av.metrics.classification(mdata, "true_cell_type", split=None)
     """
     source = Source(data)
-    where = _where(data, model, prediction)
-    labels_key = labels_key or where.labels_key
+    where = _where(data, model, prediction, level)
+    true_from, labels_key = labels_key, labels_key or where.labels_key
     if labels_key is None:
         raise ValueError("There are no labels to hold predictions against; name their column: labels_key=...")
     table = pd.DataFrame(
         {
-            "true": label_column(source, labels_key, where.unlabeled, where.mods),
+            "true": label_column(source, labels_key, where.unlabeled, where.mods)
+            if where.setup is None
+            else labels_at(source, where.setup, source.obs_names, true_from, level),
             "predicted": source.text(where.prediction, "prediction", where.mods),
             "confidence": _confidence(source, where),
         },
@@ -121,15 +127,18 @@ class _Where(NamedTuple):
     unlabeled: str
     mods: tuple[str, ...]
     classes: tuple[str, ...]
+    setup: Setup | None  # of the model; None where a column was named
 
 
-def _where(data: Data, model: str | Path | Model | None, prediction: str | None) -> _Where:
+def _where(data: Data, model: str | Path | Model | None, prediction: str | None, level: str | None) -> _Where:
     """The model's slots, or a column that was named; a modality's columns are named as its own."""
     if prediction is not None:
         stem = prediction.removesuffix(slots.prediction(""))
         beside = (slots.confidence(stem), slots.split(stem)) if stem != prediction else (None, None)
         mods = tuple(getattr(data, "mod", ()))
-        return _Where(prediction, *beside, None, Setup(()).unlabeled_category, mods, ())
+        if level is not None:
+            raise ValueError("level= is for the predictions of a model; name the column of that level: prediction=...")
+        return _Where(prediction, *beside, None, Setup(()).unlabeled_category, mods, (), None)
     fitted, key = find_model(data, model)
     setup = fitted.setup
     if not setup.classes:
@@ -138,11 +147,14 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None)
         )
     home = slots.home(data, setup)
     prefix = "" if home is data else f"{setup.rna_mod}:"
+    number = setup.levels.position(level)
     names = (slots.prediction(key), slots.confidence(key), slots.split(key))
+    if number < setup.levels.finest:
+        names = (slots.level_prediction(key, level), slots.level_confidence(key, level), slots.split(key))
     if names[0] not in home.obs:
         raise KeyError(f"There is no obs['{names[0]}']; run av.tl.predict(data, model='{key}') first.")
     names = (prefix + name for name in names)
-    return _Where(*names, setup.labels_key, setup.unlabeled_category, setup.mods, setup.classes)
+    return _Where(*names, setup.labels_key, setup.unlabeled_category, setup.mods, setup.levels.groups(number), setup)
 
 
 def _confidence(source: Source, where: _Where) -> np.ndarray:

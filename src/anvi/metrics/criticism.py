@@ -13,6 +13,7 @@ from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import stored_fits
 from anvi._data.select import check_samples
+from anvi._data.setup import labels_at
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
 from anvi.tl._ask import Context, ask
@@ -30,6 +31,7 @@ def criticism(
     *,
     model: str | Path | Model | None = None,
     groupby: str | None = None,
+    level: str | None = None,
     n_samples: int = 5,
     metrics: Sequence[str] = METRICS,
     definition: Literal["anvi", "scvi"] = "anvi",
@@ -55,6 +57,8 @@ def criticism(
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     groupby
         Column with the groups of "de". None: the labels of the fit; "de" is left out where there are none.
+    level
+        Of labels that have several: the level whose groups "de" compares; None: the classes.
     n_samples
         Draws of every cell.
     metrics
@@ -114,7 +118,7 @@ def criticism(
     metrics, rules = _check_metrics(metrics, definition), DEFINITIONS[definition]
     places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
     asked = ask(data, model, **places, device=device, counts=True)
-    groups = _find_groups(data, asked, groupby, rules) if "de" in metrics else None
+    groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
         metrics = tuple(name for name in metrics if name != "de")
         if not metrics:
@@ -142,6 +146,7 @@ def criticism(
         "metrics": list(metrics),
         "definition": definition,
         "groupby": groupby,
+        "level": level,
         "n_samples": n_samples,
         "max_cells": max_cells,
         "random_state": seed,
@@ -163,7 +168,9 @@ def _check_metrics(metrics: Sequence[str], definition: str) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in metrics)
 
 
-def _find_groups(data: Data, asked: Context, groupby: str | None, definition: Definition) -> pd.Categorical | None:
+def _find_groups(
+    data: Data, asked: Context, groupby: str | None, level: str | None, definition: Definition
+) -> pd.Categorical | None:
     """Group of each cell, missing for those without one; None, and a word about it, where nothing was asked for."""
     setup, key = asked.setup, groupby or asked.setup.labels_key
     hint = "Name a column with clusters or types: groupby=..."
@@ -172,6 +179,10 @@ def _find_groups(data: Data, asked: Context, groupby: str | None, definition: De
         return None
     try:
         column = Source(data).text(key, "groupby", setup.mods)
+        if groupby is None and setup.label_levels:
+            column = labels_at(data, setup, pd.Index(asked.cells.names), None, level)
+        elif level is not None:
+            setup.levels.position(level)
     except KeyError:
         if groupby is not None:
             raise

@@ -25,6 +25,7 @@ def calibration(
     data: Data,
     *,
     model: str | None = None,
+    level: str | None = None,
     show: bool | None = None,
     ax: Axes | list[Axes] | None = None,
     return_fig: bool = False,
@@ -41,6 +42,8 @@ def calibration(
         MuData or AnnData with a labelled fit.
     model
         Key of the fit; None: the only one there.
+    level
+        Of labels that have several: that level; None: the classes.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
     ax
@@ -76,6 +79,10 @@ def calibration(
         raise missing(
             f"{fit.where}.uns['{fit.key}']['calibration']", "a fit with 50 labelled validation cells writes it"
         )
+    if "level" in table:
+        table = table[table["level"] == fit.levels.names[fit.levels.position(level)]]
+    elif level is not None:
+        fit.levels.position(level)
     groups = [name for name in TITLES if (table["cells_seen"] == name).any()]
     given = check_axes(ax, len(groups), "the kinds of cells")
     if given is None:

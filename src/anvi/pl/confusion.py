@@ -27,6 +27,7 @@ def confusion(
     labels_key: str | None = None,
     split: Literal["validation", "train", "test"] | None = "validation",
     normalize: bool = True,
+    level: str | None = None,
     show: bool | None = None,
     ax: Axes | None = None,
     return_fig: bool = False,
@@ -49,6 +50,8 @@ def confusion(
         Which cells to count, by `obs['{key}_split']`; None: all.
     normalize
         Draw shares of each row; False: numbers of cells.
+    level
+        Of labels that have several: that level; None: the classes.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
     ax
@@ -80,7 +83,7 @@ def confusion(
     >>> ax = av.pl.confusion(mdata, labels_key="true_cell_type", split=None, show=False)
     """
     fit = resolve_fit(data, model, predictions=True)
-    table = _count(fit, labels_key, split)
+    table = _count(fit, labels_key, split, level)
     given = check_axes(ax, 1, "the matrix")
     if given is None:
         fig, axes = new_figure(_side(table.shape[1]) + 3.2, _side(table.shape[0]) + 1.6)
@@ -97,7 +100,7 @@ def confusion(
     n, right = table.to_numpy().sum(), _recall(table) * table.sum(axis=1).to_numpy()
     recall = _recall(table)
     ax.set_title(
-        f"{fit.key}, {'all' if split is None else split} cells\n"
+        f"{fit.key}{'' if level is None else f', {level}'}, {'all' if split is None else split} cells\n"
         f"{n:,} labelled, accuracy {np.nansum(right) / n:.2f}, mean recall {np.nanmean(recall):.2f}",
         fontsize=10,
     )
@@ -109,7 +112,7 @@ def _side(n_classes: int) -> float:
     return max(2.6, 0.36 * min(n_classes, 25) + 0.05 * max(n_classes - 25, 0))
 
 
-def _count(fit: Fit, labels_key: str | None, split: str | None) -> pd.DataFrame:
+def _count(fit: Fit, labels_key: str | None, split: str | None, level: str | None) -> pd.DataFrame:
     """Cells by true class (rows) and predicted class (columns), as many rows as classes and in the same order.
 
     Labels that the model does not know are further rows.
@@ -117,12 +120,12 @@ def _count(fit: Fit, labels_key: str | None, split: str | None) -> pd.DataFrame:
     labels_key = labels_key or fit.setup.get("labels_key")
     if labels_key is None:
         raise KeyError("The predictions do not say which column holds the true classes; name it: labels_key=...")
-    frame = pd.DataFrame({"true": fit.labels(labels_key), "predicted": fit.prediction().astype(object)})
+    frame = pd.DataFrame({"true": fit.labels(labels_key, level), "predicted": fit.prediction(level).astype(object)})
     inside = pd.Series(True, index=frame.index) if split is None else fit.split() == split
     frame = frame[inside.to_numpy(dtype=bool)].dropna()
     if frame.empty:
         raise ValueError(_nothing(fit, labels_key, split))
-    classes = fit.classes
+    classes = fit.groups(level)
     rows = [*classes, *sorted(set(frame["true"]).difference(classes))]
     counts = pd.crosstab(frame["true"], frame["predicted"])
     return counts.reindex(index=rows, columns=classes, fill_value=0)

@@ -108,7 +108,8 @@ def checks(fit: Fit) -> list[Finding]:
     """Everything that the slots of a fit let one judge."""
     found = _training(fit)
     if fit.setup.get("classes"):
-        found += [*_labels(fit), *_confidence(fit)]
+        found += [*_labels(fit), *(line for level in fit.levels.coarser for line in _labels(fit, level))]
+        found += _confidence(fit)
     verdicts = fit.home.uns[fit.key].get("criticism", {}).get("verdict")
     if verdicts is not None:
         for row in verdicts.itertuples():
@@ -133,30 +134,30 @@ def _training(fit: Fit) -> list[Finding]:
     return [*lines, Finding(verdict, "overfitting", text)]
 
 
-def _labels(fit: Fit) -> list[Finding]:
-    labels = _given(fit)
+def _labels(fit: Fit, level: str | None = None) -> list[Finding]:
+    labels, at = _given(fit, level), "" if level is None else f" ({level})"
     if labels is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
-        return [Finding("unknown", "labels", "no labelled validation cells")]
+        return [Finding("unknown", f"labels{at}", "no labelled validation cells")]
     labels = labels.astype(object)
-    frame = pd.DataFrame({"true": labels, "predicted": fit.prediction().astype(object)})
+    frame = pd.DataFrame({"true": labels, "predicted": fit.prediction(level).astype(object)})
     split = fit.split().to_numpy()
     frame = frame[(split == "validation") & frame["true"].notna().to_numpy() & frame["predicted"].notna().to_numpy()]
     if not len(frame):
-        return [Finding("unknown", "labels", "no labelled validation cells")]
+        return [Finding("unknown", f"labels{at}", "no labelled validation cells")]
     right = frame["true"] == frame["predicted"]
     recall = right.groupby(frame["true"]).mean()
     poor = [f"{name} ({value:.2f})" for name, value in recall.sort_values().items() if value < RECALL_LIMIT]
     text = f"accuracy {right.mean():.3f}, mean recall {recall.mean():.3f} over {len(frame):,} validation cells"
-    lines = [Finding("pass" if right.mean() >= 0.8 else "warn", "labels", text)]
+    lines = [Finding("pass" if right.mean() >= 0.8 else "warn", f"labels{at}", text)]
     found = ", ".join(poor) if poor else f"no class is found in less than {RECALL_LIMIT:.0%} of its cells"
-    return [*lines, Finding("warn" if poor else "pass", "recall of every class", found)]
+    return [*lines, Finding("warn" if poor else "pass", f"recall of every class{at}", found)]
 
 
-def _given(fit: Fit) -> pd.Series | None:
+def _given(fit: Fit, level: str | None = None) -> pd.Series | None:
     """The labels of the fit; None where it had none, or their column was deleted since."""
     key = fit.setup["labels_key"]
     try:
-        return None if key is None else fit.labels(key)
+        return None if key is None else fit.labels(key, level)
     except KeyError:
         return None
 
@@ -170,11 +171,13 @@ def _confidence(fit: Fit) -> list[Finding]:
     elif table is None:
         lines.append(Finding("warn", "calibration", "too few labelled validation cells: confidence is not calibrated"))
     else:
-        for kind, part in table.groupby("cells_seen", observed=True):
+        table = table.assign(level="") if "level" not in table else table
+        for (level, kind), part in table.groupby(["level", "cells_seen"], observed=True, sort=False):
             error = {when: expected_error(some) for when, some in part.groupby("when", observed=True)}
             verdict = "pass" if error["after"] <= ECE_LIMIT else "warn"
             text = f"error {error['after']:.3f} (before {error['before']:.3f}) on cells thinned as queries are"
-            lines.append(Finding(verdict, f"calibration, cells {str(kind).replace('_', ' ')}", text))
+            at = f"{level}, " if level else ""
+            lines.append(Finding(verdict, f"calibration, {at}cells {str(kind).replace('_', ' ')}", text))
     column = slots.label(fit.key)
     if column in fit.home.obs:
         labels = _given(fit)
@@ -191,6 +194,7 @@ def _pictures(fit: Fit) -> list[Picture]:
     pictures = [Picture("Course of the fit", history)]
     if fit.setup.get("classes"):
         pictures += [Picture("Predictions", predictions), Picture("Validation cells", confusion)]
+        pictures += [Picture(f"Validation cells, {level}", _at(confusion, level)) for level in fit.levels.coarser]
         if "calibration" in fit.home.uns[fit.key]:
             pictures.append(Picture("Does confidence mean what it says?", calibration))
     if fit.joint:
@@ -198,6 +202,11 @@ def _pictures(fit: Fit) -> list[Picture]:
     if "criticism" in fit.home.uns[fit.key]:
         pictures.append(Picture("Drawn counts beside the data", criticism))
     return pictures
+
+
+def _at(draw: Callable, level: str) -> Callable:
+    """The same picture of a coarser level."""
+    return lambda data, *, model, return_fig: draw(data, model=model, level=level, return_fig=return_fig)
 
 
 def _panels(data: Data, *, model: str, return_fig: bool):

@@ -11,7 +11,7 @@ import pandas as pd
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
-from anvi._data.setup import Genes, find_setup, label_column, tell_genes, too_many_genes
+from anvi._data.setup import Genes, find_setup, read_labels, tell_genes, too_many_genes
 
 
 @dataclass
@@ -55,7 +55,8 @@ class Report:
 def check(
     data: Data,
     *,
-    labels_key: str | None = "cell_type",
+    labels_key: str | list[str] | None = "cell_type",
+    label_tree: dict[str, list[str]] | None = None,
     batch_key: str | None = None,
     panel_key: str | None = None,
     unlabeled_category: str = "Unknown",
@@ -73,8 +74,8 @@ def check(
     data
         MuData or AnnData.
     labels_key
-        Column with cell types; None for models without labels.
-    batch_key, panel_key
+        Column with cell types, or several, coarse to fine; None for models without labels.
+    label_tree, batch_key, panel_key
         Columns with the batch and the antibody panel of each cell.
     unlabeled_category
         The label of cells whose type is to be predicted.
@@ -116,21 +117,25 @@ def check(
         "prot_obsm": prot_obsm,
     }
     # every key is looked at by itself, so that one problem does not hide the next
-    labels = labels_key is None or _tried(report, lambda: find_setup(source, labels_key=labels_key, **where))
+    keys = {"labels_key": labels_key, "label_tree": label_tree}
+    labels = labels_key is None or _tried(report, lambda: find_setup(source, **keys, **where))
     batches = batch_key is None or _tried(report, lambda: find_setup(source, batch_key=batch_key, **where))
     panels = panel_key is None or _tried(report, lambda: find_setup(source, panel_key=panel_key, **where))
     if labels and labels_key is not None:
-        report.labels = label_column(source, labels_key, unlabeled_category, mods).value_counts()
-        n_cells = len(source.modality(rna_mod, "rna_mod").obs_names)
+        names = source.modality(rna_mod, "rna_mod").obs_names
+        known = read_labels(source, labels, names)
+        report.labels = known.text.value_counts()
         report.facts.append(
-            f"labels in '{labels_key}': {report.labels.sum()} of {n_cells} cells, {len(report.labels)} classes"
+            f"labels in {labels_key!r}: {report.labels.sum()} of {len(names)} cells, {len(labels.classes)} classes"
         )
+        if coarse := int((known.row > len(labels.classes)).sum()):
+            report.facts.append(f"{coarse} of these have a coarse label alone")
         _label_notes(report)
     setup = _tried(
         report,
         lambda: find_setup(
             source,
-            labels_key=labels_key if labels else None,
+            **(keys if labels else {}),
             batch_key=batch_key if batches else None,
             panel_key=panel_key if panels else None,
             **where,

@@ -192,7 +192,7 @@ def run_fit(
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
-    model = with_levels(model, on_device, train_cells, validation_cells, seed)
+    model, table = with_levels(model, table, on_device, train_cells, validation_cells, seed)
     model = with_imputation(model, on_device, train_cells, validation_cells, seed)
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))

@@ -38,6 +38,7 @@ def attributions(
     groupby: str | None = None,
     groups: Sequence[str] | None = None,
     target: str | tuple[str, str] | None = None,
+    level: str | None = None,
     baseline: str | int = "each",
     n_steps: int | None = None,
     n_cells: int | None = 200,
@@ -72,6 +73,9 @@ def attributions(
     target
         What is explained. None: of each cell, its predicted class. A class: its logit, in all cells. Two classes, as in
         `("CD4 Naive", "CD4 Memory")`: why the first and not the second, the difference of their logits.
+    level
+        Of labels that have several: classes are the names at that level, so that "why T, and not NK" can be asked; the
+        logit of a group is the log of the sum of the exponentials of those of its classes. None: the finest.
     baseline
         What cells are compared with. `"each"`: the means of the other predicted classes, a line from each, averaged (in
         a contrast: the mean of the second class). `"rest"`: one line from the mean of these means. The name of a group:
@@ -161,20 +165,28 @@ def attributions(
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to explain classes."
         )
-    aim = find_contrast(target, fitted.classes)
+    levels = setup.levels
+    number = levels.position(level)
+    classes, members = levels.groups(number), None
+    if number < levels.finest:
+        members = torch.from_numpy(np.equal.outer(np.arange(len(classes)), levels.codes(number))).to(cells.label.device)
+    aim = find_contrast(target, classes)
     if n_steps is None:
         several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
         n_steps = 20 if several else 50
-    predicted = attribute.predict(fitted, cells).cpu()
-    found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, key)
+    predicted = attribute.predict(fitted, cells, members).cpu()
+    column = slots.prediction(key) if members is None else slots.level_prediction(key, level)
+    found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, column, classes)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
-    question = ExplainedCells(cells, index, found, aim, predicted, fitted.classes, setup.counts)
+    question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
     starts = find_baselines(question, baseline, seed)
 
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
     kept, code = SingleCells(), found.code.numpy()
-    stream = attribute.explain(fitted, cells, index.to(cells.label.device), question.weights(), starts, n_steps)
+    stream = attribute.explain(
+        fitted, cells, index.to(cells.label.device), question.weights(), starts, n_steps, members
+    )
     for part in with_bar(stream, len(index), "attributions", lambda part: len(part.index)):
         totals.add(part, code[part.index.cpu().numpy()])
         if per_cell:
@@ -186,8 +198,8 @@ def attributions(
         "groupby": found.column,
         "reference": str(baseline),
         "model": key,
-        "target": None if aim.target is None else fitted.classes[aim.target],
-        "against": None if aim.against is None else fitted.classes[aim.against],
+        "target": None if aim.target is None else classes[aim.target],
+        "against": None if aim.against is None else classes[aim.against],
         "baseline": str(baseline),
         "n_steps": int(n_steps),
         "random_state": seed,
