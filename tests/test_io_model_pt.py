@@ -42,6 +42,15 @@ def text(value: str) -> bytes:
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
+@pytest.mark.parametrize("text_from", ["plain", "arrow"])
+def test_a_history_of_pandas_3_is_read_past(tmp_path, text_from):
+    """Its pickles call a DataFrame by another name, and hold text in arrays of its own or of pyarrow."""
+    program = (Path(__file__).parent / "golden" / f"pandas3_{text_from}.pkl").read_bytes()
+    content = read_model_pt(archive(tmp_path, program))
+    assert set(content["attr_dict"]) == {"history_", "names", "i"}
+    assert content["attr_dict"]["names"].tolist() == ["a", "b"]
+
+
 def hostile_programs(sentinel: Path) -> dict[str, tuple[bytes, str]]:
     """Programs that would create the sentinel file, and the name by which each has to be refused."""
     command = f"touch {sentinel}"

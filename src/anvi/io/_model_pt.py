@@ -26,8 +26,17 @@ _STORAGES = {
 }
 # The training history and, in object arrays, indices: read past, and not kept.
 _INERT = {
+    "builtins bytearray",
     "builtins slice",
+    "pandas DataFrame",  # pandas 3 has other names for the same things, and text from pyarrow where that is there
+    "pandas Index",
+    "pandas RangeIndex",
+    "pandas Series",
+    "pandas StringDtype",
+    "pandas._libs.arrays __pyx_unpickle_NDArrayBacked",
     "pandas._libs.internals _unpickle_block",
+    "pandas.arrays ArrowStringArray",
+    "pandas.arrays StringArray",
     "pandas.core.frame DataFrame",
     "pandas.core.indexes.base Index",
     "pandas.core.indexes.base _new_Index",
@@ -36,6 +45,10 @@ _INERT = {
     "pandas.core.indexes.range RangeIndex",
     "pandas.core.internals.blocks new_block",
     "pandas.core.internals.managers BlockManager",
+    "pandas.core.internals.managers SingleBlockManager",
+    "pyarrow.lib _restore_array",
+    "pyarrow.lib py_buffer",
+    "pyarrow.lib type_for_alias",
 }
 _PRIMITIVES = (str, int, float, bool, type(None))
 # No saved model comes near these: one of 60,000 genes has some 250,000 instructions, 1,000 records and is 12 deep.
