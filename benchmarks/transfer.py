@@ -156,7 +156,7 @@ def totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     av.tl.denoise(mdata, modality="prot", include_background=True)
     names = mdata.obs_names[problem.query]
     novelty = mdata.obs.loc[names, "totalanvi_novelty"].to_numpy() if "totalanvi_novelty" in mdata.obs else None
-    imputed = mdata.obsm["totalanvi_prot_denoised"].loc[names].to_numpy()
+    imputed = av.get.table(mdata, "totalanvi_prot_denoised").loc[names].to_numpy()
     return Answer(av.get.proba(mdata).loc[names], imputed, novelty, np.asarray(mdata.obsm["X_totalanvi"]))
 
 
@@ -179,7 +179,7 @@ def mapped_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:
     novelty = query.obs["totalanvi_novelty"].to_numpy() if "totalanvi_novelty" in query.obs else None
     latent = np.zeros((problem.mdata.n_obs, query.obsm["X_totalanvi"].shape[1]))
     latent[problem.query], latent[~problem.query] = query.obsm["X_totalanvi"], reference.obsm["X_totalanvi"]
-    return Answer(av.get.proba(query), query.obsm["totalanvi_prot_denoised"].to_numpy(), novelty, latent)
+    return Answer(av.get.proba(query), av.get.table(query, "totalanvi_prot_denoised").to_numpy(), novelty, latent)
 
 
 def scvi_tools_totalanvi(problem: Problem, seed: int, options: dict) -> Answer:

@@ -37,7 +37,7 @@ def expression(mdata: MuData, hidden: np.ndarray, rng: np.random.Generator) -> d
         "genes, denoised": (median_correlation(genes, rate), median_correlation(rng.permutation(genes), rate)),
         "genes, raw counts": (median_correlation(counts, rate), median_correlation(rng.permutation(counts), rate)),
     }
-    proteins, truth = (mdata.obsm[name].to_numpy() for name in ("totalvi_prot_denoised", "true_protein_rate"))
+    proteins, truth = (av.get.table(mdata, name).to_numpy() for name in ("totalvi_prot_denoised", "true_protein_rate"))
     for name, cells in (("stained", ~hidden), ("not stained", hidden)):
         shuffled = median_correlation(rng.permutation(proteins[cells]), truth[cells])
         found[f"proteins, {name}"] = (median_correlation(proteins[cells], truth[cells]), shuffled)
@@ -48,7 +48,10 @@ def foreground(mdata: MuData, hidden: np.ndarray, rng: np.random.Generator) -> d
     """Area under the ROC of the foreground of marker proteins, mean over proteins."""
     av.tl.foreground(mdata)
     markers = mdata["prot"].var_names[mdata["prot"].varm["true_markers"].any(axis=1)]
-    score, truth = mdata.obsm["totalvi_prot_foreground"][markers], mdata.obsm["true_foreground"][markers]
+    score, truth = (
+        av.get.table(mdata, "totalvi_prot_foreground")[markers],
+        av.get.table(mdata, "true_foreground")[markers],
+    )
     found = {}
     for name, cells in (("stained", ~hidden), ("not stained", hidden)):
         true, called = truth[cells].to_numpy(), score[cells].to_numpy()
@@ -62,7 +65,7 @@ def signs(mdata: MuData, rng: np.random.Generator) -> dict[str, tuple[float, flo
     """Share of the clear correlations of marker genes and proteins that have the right sign."""
     genes, proteins = (list(part.var_names[part.varm["true_markers"].any(axis=1)]) for part in mdata.mod.values())
     rates = pd.DataFrame(mdata["rna"].layers["true_scale"], mdata.obs_names, mdata["rna"].var_names)[genes]
-    true = pd.concat([rates, mdata.obsm["true_protein_rate"][proteins]], axis=1).corr("spearman").to_numpy()
+    true = pd.concat([rates, av.get.table(mdata, "true_protein_rate")[proteins]], axis=1).corr("spearman").to_numpy()
     found = av.tl.feature_correlation(mdata, features=genes + proteins, n_samples=5).values
     pairs = np.triu_indices(len(true), 1)
     true, found = true[pairs], found[pairs]

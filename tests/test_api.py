@@ -399,7 +399,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 1_940,
-    "_data": 3_300,
+    "_data": 3_450,
     "_fit": 970,
     "_posterior": 2_080,
     "io": 1_120,
@@ -478,7 +478,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 13  # of AnnData and MuData outside _data, pp and io; to fall to 6
 
 
-WALK = {"files": 33, "lines": 3_280}
+WALK = {"files": 33, "lines": 3_330}
 
 
 def test_a_fit_is_a_short_walk():

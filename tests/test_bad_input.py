@@ -115,7 +115,7 @@ def test_empty_cells(mdata):
     counts[[4, 9]] = 0
     mdata["rna"].X = sparse.csr_matrix(counts)
     with pytest.raises(
-        ValueError, match=r"2 cells without a single count \('cell_00005', 'cell_00010'\).*filter_cells"
+        ValueError, match=r"2 cells without a single count \('cell_00005', 'cell_00010'\).*filter_cells\(mdata"
     ):
         fit(mdata)
 
@@ -168,7 +168,7 @@ def test_repeated_names_in_anndata(mdata):
     ):
         fit(adata, "scvi")
     adata = mdata["rna"].copy()
-    table = mdata.obsm["true_protein_counts"].copy()
+    table = av.get.table(mdata, "true_protein_counts").copy()
     table.columns = ["P"] * 20
     adata.obsm["protein"] = table
     with pytest.raises(ValueError, match=r"adata\.obsm\['protein'\] has 1 repeated protein names \('P'\)\. .* rename"):
@@ -369,7 +369,7 @@ def test_query_has_genes_in_another_order_and_more(fitted):
     order = np.random.default_rng(0).permutation(60)
     rna = fitted["rna"][:, order].copy()
     query = mudata_of({"rna": rna, "prot": fitted["prot"]}, fitted)
-    expected = fitted.obsm["totalanvi_proba"]
+    expected = av.get.table(fitted, "totalanvi_proba")
     model = av.get.model(fitted, "totalanvi")
     pd.testing.assert_frame_equal(av.tl.predict(query, model=model, inplace=False), expected, check_exact=True)
 

@@ -204,7 +204,7 @@ def test_truth(method):
     truth = pd.concat(
         [
             pd.DataFrame(mdata["rna"].layers["true_scale"], mdata.obs_names, mdata["rna"].var_names)[genes],
-            mdata.obsm["true_protein_rate"][proteins],
+            av.get.table(mdata, "true_protein_rate")[proteins],
         ],
         axis=1,
     ).corr(method)

@@ -474,7 +474,7 @@ def true_draws(monkeypatch):
         rng = np.random.default_rng(0)
         names = np.sort(mdata["rna"].obs_names.to_numpy().astype(object))
         rate = mdata["rna"].layers["true_rate"][mdata["rna"].obs_names.get_indexer(names)]
-        prot = mdata.obsm["true_protein_rate"].loc[names].to_numpy()
+        prot = av.get.table(mdata, "true_protein_rate").loc[names].to_numpy()
         shape = [mdata["rna"].var["true_theta"].to_numpy() * theta, mdata["prot"].var["true_theta"].to_numpy() * theta]
         if genes:  # the decoder's output rows in another order
             rate, prot = (part[:, rng.permutation(part.shape[1])] for part in (rate, prot))

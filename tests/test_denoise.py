@@ -194,7 +194,7 @@ def test_slots_of_a_joint_model(fitted):
     layer = fitted["rna"].layers["totalvi_denoised"]
     assert type(layer) is np.ndarray and layer.dtype == np.float32
     np.testing.assert_array_equal(layer, expected["rna"].loc[fitted["rna"].obs_names])
-    table = fitted.obsm["totalvi_prot_denoised"]
+    table = av.get.table(fitted, "totalvi_prot_denoised")
     assert isinstance(table, pd.DataFrame) and (table.dtypes == np.float32).all() and np.isfinite(table).all(axis=None)
     np.testing.assert_array_equal(table, expected["prot"].loc[fitted.obs_names])
     prot = fitted["prot"]
@@ -263,6 +263,7 @@ def test_anndata():
     av.tl.denoise(adata)
     assert adata.layers["totalvi_denoised"].shape == (300, 60)
     assert adata.obsm["totalvi_prot_denoised"].columns[0] == "HLA|A"  # files cannot hold "/"
+    assert av.get.table(adata, "totalvi_prot_denoised").columns[0] == "HLA/A"
     table = av.get.denoised(adata, ["G002", "HLA/A", "prot:P02"])
     assert table.columns.tolist() == ["G002", "HLA/A", "prot:P02"]
     np.testing.assert_array_equal(table["HLA/A"], adata.obsm["totalvi_prot_denoised"]["HLA|A"])
@@ -285,7 +286,7 @@ def test_other_data(fitted):
     layer = pd.DataFrame(query["rna"].layers["totalvi_denoised"], rna.obs_names, rna.var_names)
     assert layer["new"].isna().all()
     np.testing.assert_allclose(layer[whole["rna"].columns], whole["rna"].loc[rna.obs_names], rtol=0.2)  # proteins gone
-    table = query.obsm["totalvi_prot_denoised"]
+    table = av.get.table(query, "totalvi_prot_denoised")
     assert table.loc["stranger"].isna().all() and np.isfinite(table.drop("stranger")).all(axis=None)
     returned = av.tl.denoise(query, model=model, features=["G001", "P02"])
     assert returned.loc["stranger"].isna().all() and returned.index.equals(query.obs_names)
@@ -308,7 +309,7 @@ def test_a_view(fitted):
     part = fitted[fitted.obs["batch"] == "batch_0"]
     with quiet_mudata(), pytest.warns(UserWarning, match="is a view"):
         av.tl.denoise(part, model="totalvi")
-    assert part.obsm["totalvi_prot_denoised"].shape == (100, 20)
+    assert av.get.table(part, "totalvi_prot_denoised").shape == (100, 20)
     assert "totalvi_denoised" not in fitted["rna"].layers
 
 
@@ -350,7 +351,7 @@ def test_truth():
     assert median_correlation(rna, truth) > 0.75 > 0.5 > median_correlation(mdata["rna"].X.toarray(), truth)
     assert abs(median_correlation(rna[rng.permutation(len(rna))], truth)) < 0.2
     hidden = ~mdata.obs_names.isin(mdata["prot"].obs_names)
-    prot, truth = (mdata.obsm[key].to_numpy() for key in ("totalvi_prot_denoised", "true_protein_rate"))
+    prot, truth = (av.get.table(mdata, key).to_numpy() for key in ("totalvi_prot_denoised", "true_protein_rate"))
     assert hidden.sum() == 200
     for cells, least in ((~hidden, 0.65), (hidden, 0.55)):
         assert median_correlation(prot[cells], truth[cells]) > least
@@ -390,7 +391,7 @@ def test_get_denoised_with_shared_names():
         "prot:G001",
         "P02",
     ]
-    np.testing.assert_array_equal(table["prot:G001"], mdata.obsm["totalvi_prot_denoised"]["G001"])
+    np.testing.assert_array_equal(table["prot:G001"], av.get.table(mdata, "totalvi_prot_denoised")["G001"])
     with pytest.raises(ValueError, match="'G001' is in several modalities"):
         av.get.denoised(mdata, ["G001"])
 
@@ -402,7 +403,7 @@ def test_get_denoised_of_an_object_that_has_lost_genes(fitted):
     mods = {"rna": fitted["rna"][:, 30:5:-1].copy(), "prot": fitted["prot"]}
     less = mudata_of(mods, like=fitted)
     less.uns["totalvi"] = fitted.uns["totalvi"]
-    less.obsm["totalvi_prot_denoised"] = fitted.obsm["totalvi_prot_denoised"].loc[less.obs_names]
+    less.obsm["totalvi_prot_denoised"] = av.get.table(fitted, "totalvi_prot_denoised").loc[less.obs_names]
     gone, kept = fitted["rna"].var_names[0], fitted["rna"].var_names[10]
     table = av.get.denoised(less, model="totalvi")
     assert set(table) == {*less["rna"].var_names, *fitted["prot"].var_names}

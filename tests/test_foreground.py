@@ -61,7 +61,7 @@ def test_slots(fitted, tmp_path):
         fitted.write(tmp_path / "x.h5mu")
         back = read_h5mu(tmp_path / "x.h5mu")
     for mdata in (fitted, back):
-        table = mdata.obsm["totalvi_prot_foreground"]
+        table = av.get.table(mdata, "totalvi_prot_foreground")
         pd.testing.assert_frame_equal(table, expected)
         assert ((table >= 0) & (table <= 1)).all(axis=None) and (table.dtypes == np.float32).all()
         layer = mdata["prot"].layers["totalvi_foreground"]
@@ -75,7 +75,7 @@ def test_an_rna_query_gets_them_too(fitted):
     query = permuted(fitted["rna"], 4)[:40].copy()
     query.obs["batch"] = fitted.obs["batch"].loc[query.obs_names]
     av.tl.foreground(query, model=av.get.model(fitted, "totalanvi"), key_added="mine")
-    table = query.obsm["mine_prot_foreground"]
+    table = av.get.table(query, "mine_prot_foreground")
     assert table.shape == (40, 20) and np.isfinite(table).all(axis=None)
     assert "mine_foreground" not in query.layers
     # the last batch never had proteins: for its cells nothing is missing
@@ -98,7 +98,7 @@ def test_truth():
     """Area under the ROC of the proteins that mark a class; measured 0.99 stained, 0.91 hidden."""
     mdata = well_fitted()
     av.tl.foreground(mdata)
-    found, truth = mdata.obsm["totalvi_prot_foreground"], mdata.obsm["true_foreground"]
+    found, truth = av.get.table(mdata, "totalvi_prot_foreground"), av.get.table(mdata, "true_foreground")
     # of the other proteins 2 % are foreground at random, which nothing can foretell
     markers = mdata["prot"].varm["true_markers"].any(axis=1)
     hidden = ~mdata.obs_names.isin(mdata["prot"].obs_names)

@@ -154,7 +154,7 @@ def test_queries_need_no_such_column_and_cells_may_have_other_genes(mdata):
     new = mdata[:50].copy()
     new["rna"].var["highly_variable"] = ~new["rna"].var["highly_variable"]  # of another data set
     av.tl.predict(new, model=av.get.model(mdata))
-    whole = mdata.obsm["totalanvi_proba"].loc[new.obs_names]
+    whole = av.get.table(mdata, "totalanvi_proba").loc[new.obs_names]
     np.testing.assert_allclose(new.obsm["totalanvi_proba"], whole, atol=1e-5)
     av.tl.map_query(query, mdata, max_epochs=1)
     assert query.uns["totalanvi"]["reference"]["genes_matched"] == 100

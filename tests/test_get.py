@@ -36,9 +36,9 @@ def test_proba(fitted, key):
     home = fitted["rna"] if key == "scanvi" else fitted
     table = av.get.proba(fitted, model=key)
     assert table.columns.tolist() == list(av.get.model(fitted, key).classes)
-    pd.testing.assert_frame_equal(table, home.obsm[f"{key}_proba"])
+    pd.testing.assert_frame_equal(table, av.get.table(home, f"{key}_proba"))
     table.iloc[0, 0] = 7
-    assert home.obsm[f"{key}_proba"].iloc[0, 0] <= 1  # a table of its own
+    assert av.get.table(home, f"{key}_proba").iloc[0, 0] <= 1  # a table of its own
 
 
 def test_proba_before_any_prediction(fitted):

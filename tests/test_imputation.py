@@ -136,7 +136,7 @@ def test_a_cell_is_imputed_alike_whoever_is_asked_with_it(half):
 def test_slots_and_their_file(half, tmp_path):
     mdata, _ = half
     av.tl.denoise(mdata, include_background=True, return_interval=0.9)
-    lower, value, upper = (mdata.obsm[f"totalanvi_prot_{name}"] for name in ("lower", "denoised", "upper"))
+    lower, value, upper = (av.get.table(mdata, f"totalanvi_prot_{name}") for name in ("lower", "denoised", "upper"))
     hidden = (mdata.obs["batch"] == HIDDEN).to_numpy()
     assert lower[~hidden].isna().all(axis=None) and not lower[hidden].isna().any(axis=None)
     assert (lower[hidden] <= upper[hidden]).all(axis=None) and (value[hidden] <= upper[hidden]).mean().mean() > 0.95
@@ -144,7 +144,7 @@ def test_slots_and_their_file(half, tmp_path):
     np.testing.assert_allclose(told["imputed"], hidden.mean())
     assert told["return_interval"] == 0.9
     mdata.write(tmp_path / "x.h5mu")
-    pd.testing.assert_frame_equal(read_h5mu(tmp_path / "x.h5mu").obsm["totalanvi_prot_lower"], lower)
+    pd.testing.assert_frame_equal(av.get.table(read_h5mu(tmp_path / "x.h5mu"), "totalanvi_prot_lower"), lower)
     av.tl.denoise(mdata)
     assert "totalanvi_prot_lower" not in mdata.obsm and "totalanvi_prot_upper" not in mdata.obsm
 
@@ -258,7 +258,7 @@ def test_a_query_of_fewer_genes_is_imputed(half):
     genes = np.array(av.get.model(query).setup.genes)
     assert set(genes[part.genes.numpy()]) == set(query["rna"].var_names)
     av.tl.denoise(query, include_background=True)
-    found = query.obsm["totalanvi_prot_denoised"]
+    found = av.get.table(query, "totalanvi_prot_denoised")
     # a protein that no type has is background, which nothing foretells
     told = mdata["prot"].var_names[np.asarray(mdata["prot"].varm["true_markers"]).any(axis=1)]
 

@@ -35,7 +35,7 @@ def test_every_measured_count_is_divided_by_its_probability(missing):
     mdata = cite(missing=missing)
     av.tl.totalvi(mdata, batch_key="batch", panel_key="panel", max_epochs=1)
     av.tl.foreground(mdata)
-    probability, panel = mdata.obsm["totalvi_prot_foreground"], mdata.obs["panel"].astype(str)
+    probability, panel = av.get.table(mdata, "totalvi_prot_foreground"), mdata.obs["panel"].astype(str)
     measured = mdata.uns["truth"]["measured"]
     found = drawn(mdata)
     assert list(found) == mdata["prot"].var_names.tolist()
@@ -53,7 +53,7 @@ def test_hills_stand_over_their_counts(mdata):
     expected, _ = np.histogram(counts.to_numpy() + 1, edges)
     np.testing.assert_allclose(ax.patches[1].get_data().values, expected, rtol=1e-5)  # float32 weights
     assert edges[0] <= 1 and edges[-1] > counts.max() + 1 and (np.diff(edges) >= 1).all()
-    share = mdata.obsm["totalvi_prot_foreground"].loc[counts.index, "P01"].mean()
+    share = av.get.table(mdata, "totalvi_prot_foreground").loc[counts.index, "P01"].mean()
     assert ax.get_title() == f"P01: {share:.0%}"
 
 
@@ -62,7 +62,7 @@ def test_the_order_of_cells_changes_nothing(mdata):
     prot = mdata["prot"][np.random.default_rng(0).permutation(mdata["prot"].n_obs)].copy()
     other = mudata_of({"rna": mdata["rna"], "prot": prot}, mdata)
     other.uns["totalvi"] = mdata.uns["totalvi"]
-    other.obsm["totalvi_prot_foreground"] = mdata.obsm["totalvi_prot_foreground"].loc[other.obs_names]
+    other.obsm["totalvi_prot_foreground"] = av.get.table(mdata, "totalvi_prot_foreground").loc[other.obs_names]
     assert drawn(other) == expected
 
 
@@ -78,7 +78,7 @@ def test_of_many_proteins_those_that_differ_most_between_cells():
     mdata = cite(n_proteins=30)
     av.tl.totalvi(mdata, max_epochs=1)
     av.tl.foreground(mdata)
-    most = mdata.obsm["totalvi_prot_foreground"].std().nlargest(24).index
+    most = av.get.table(mdata, "totalvi_prot_foreground").std().nlargest(24).index
     assert set(drawn(mdata)) == set(most) and list(drawn(mdata)) == sorted(most)
 
 
@@ -128,7 +128,7 @@ def test_errors(fitted):
     blind = mudata_of({"rna": fitted["rna"]}, fitted)
     blind.uns["totalvi"], blind.obsm["totalvi_prot_foreground"] = (
         fitted.uns["totalvi"],
-        fitted.obsm["totalvi_prot_foreground"],
+        av.get.table(fitted, "totalvi_prot_foreground"),
     )
     with pytest.raises(KeyError, match="modality 'prot'"):
         av.pl.foreground(blind, model="totalvi")

@@ -1,6 +1,7 @@
 import json
 import logging
 import warnings
+from contextlib import nullcontext
 
 import anndata
 import mudata
@@ -75,7 +76,7 @@ class TestContract:
             assert f"{name}_prediction" not in part.obs and f"{name}_proba" not in part.obsm
             return
         prediction, confidence = part.obs[f"{name}_prediction"], part.obs[f"{name}_confidence"]
-        proba = part.obsm[f"{name}_proba"]
+        proba = av.get.table(part, f"{name}_proba")
         assert list(prediction.cat.categories) == CLASSES and not prediction.cat.ordered and prediction.notna().all()
         assert confidence.dtype == np.float32 and confidence.between(1 / 6, 1).all()
         assert isinstance(proba, pd.DataFrame) and list(proba.columns) == CLASSES
@@ -384,10 +385,10 @@ def test_mudata_through_a_file(fitted, tmp_path, form):
         for one, other in zip(answers(back, name), answers(fitted, name), strict=True):
             np.testing.assert_array_equal(one, other)
         assert av.get.model(back, name).info == av.get.model(fitted, name).info
-    proba = fitted["rna"].obsm["scanvi_proba"]
-    pd.testing.assert_frame_equal(back["rna"].obsm["scanvi_proba"], proba, check_exact=True)
+    proba = av.get.table(fitted["rna"], "scanvi_proba")
+    pd.testing.assert_frame_equal(av.get.table(back["rna"], "scanvi_proba"), proba, check_exact=True)
     av.tl.predict(back, model="scanvi")  # writes into what was read
-    pd.testing.assert_frame_equal(back["rna"].obsm["scanvi_proba"], proba, check_exact=True)
+    pd.testing.assert_frame_equal(av.get.table(back["rna"], "scanvi_proba"), proba, check_exact=True)
 
 
 def test_twice_through_a_file(fitted, tmp_path):
@@ -410,12 +411,15 @@ def test_a_class_with_a_slash(tmp_path, form, name):
     mdata = cite()
     mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.rename_categories({"NK": "NK/T"})
     mdata.uns["cell_type_colors"] = PALETTE
-    with pytest.warns(UserWarning, match=r"'/' are written with '\|' in the columns"):
+    in_a_frame = home(mdata, name) is not mdata  # the names of an array are elsewhere, and exact
+    told = pytest.warns(UserWarning, match=r"'/' are written with '\|' in the columns")
+    with told if in_a_frame else nullcontext():
         run(name, mdata)
     back = write_and_read(mdata, tmp_path, form)
     for data in (mdata, back):
         part = home(data, name)
-        assert list(part.obsm[f"{name}_proba"].columns) == ["B", "CD14 Mono", "CD4 T", "CD8 T", "NK|T", "pDC"]
+        assert list(av.get.table(part, f"{name}_proba").columns) == ["B", "CD14 Mono", "CD4 T", "CD8 T", "NK/T", "pDC"]
+        assert not in_a_frame or "NK|T" in part.obsm[f"{name}_proba"]
         assert "NK/T" in part.obs[f"{name}_prediction"].cat.categories
         assert "NK/T" in list(part.uns[name]["classes"])
         assert list(av.get.proba(data).columns) == list(av.get.model(data).classes)
@@ -423,7 +427,8 @@ def test_a_class_with_a_slash(tmp_path, form, name):
     np.testing.assert_array_equal(av.get.proba(back), av.get.proba(mdata))
     for one, other in zip(answers(back, name), answers(mdata, name), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.warns(UserWarning, match="'/' are written with"):
+    told = pytest.warns(UserWarning, match="'/' are written with")
+    with told if in_a_frame else nullcontext():
         av.tl.predict(back)
     av.tl.predict(back, soft=False)  # nothing to write with "|"
 
@@ -460,7 +465,7 @@ def test_update_after_a_modality_lost_cells(fitted):
     with quiet_mudata():
         fitted.update()
     np.testing.assert_array_equal(fitted.obsm["X_totalanvi"], before.loc[fitted.obs_names])
-    assert list(fitted.obsm["totalanvi_proba"].index) == list(fitted.obs_names)
+    assert list(av.get.table(fitted, "totalanvi_proba").index) == list(fitted.obs_names)
     av.tl.predict(fitted, model="totalanvi")
 
 
@@ -469,7 +474,9 @@ def test_subsets_keep_model_and_slots(fitted):
     subset = fitted[chosen].copy()
     whole = pd.DataFrame(fitted.obsm["X_totalanvi"], fitted.obs_names)
     np.testing.assert_array_equal(subset.obsm["X_totalanvi"], whole.loc[chosen])
-    pd.testing.assert_frame_equal(subset.obsm["totalanvi_proba"], fitted.obsm["totalanvi_proba"].loc[chosen])
+    pd.testing.assert_frame_equal(
+        av.get.table(subset, "totalanvi_proba"), av.get.table(fitted, "totalanvi_proba").loc[chosen]
+    )
     assert sorted(av.get.model(subset, name).name for name in MODELS) == sorted(MODELS)
     np.testing.assert_array_equal(
         subset.uns["totalanvi"]["model"]["weights"], fitted.uns["totalanvi"]["model"]["weights"]
@@ -499,7 +506,7 @@ def test_cells_without_rna_get_nothing(fitted):
     assert (prediction.notna() == inside).all() and list(prediction.cat.categories) == CLASSES
     assert query.obs["totalanvi_confidence"].dtype == np.float32
     assert (np.isfinite(query.obsm["X_totalanvi"]).all(1) == inside).all()
-    assert (query.obsm["totalanvi_proba"].notna().all(axis=1) == inside).all()
+    assert (av.get.table(query, "totalanvi_proba").notna().all(axis=1) == inside).all()
 
 
 def test_an_rna_model_where_proteins_have_more_cells():
@@ -521,7 +528,7 @@ def test_values_go_to_their_cells_whatever_the_order():
         row = one.obs_names.get_indexer(other.obs_names)
         assert (row != np.arange(300)).any()
         np.testing.assert_array_equal(other.obsm[f"X_{name}"], one.obsm[f"X_{name}"][row])
-        np.testing.assert_array_equal(other.obsm[f"{name}_proba"], one.obsm[f"{name}_proba"].iloc[row])
+        np.testing.assert_array_equal(other.obsm[f"{name}_proba"], np.asarray(one.obsm[f"{name}_proba"])[row])
         for column in ("prediction", "confidence", "split"):
             np.testing.assert_array_equal(other.obs[f"{name}_{column}"], one.obs[f"{name}_{column}"].iloc[row])
     mirrored = shuffled.obs["rna:scanvi_prediction"].reindex(mdata.obs_names)

@@ -94,7 +94,9 @@ def test_in_a_few_cells_a_protein_of_zeros_is_measured(fitted):
     pair, alone = fitted[cells].copy(), fitted[cells[:1]].copy()
     for part in (pair, alone):
         av.tl.predict(part, model=model, key_added="few")
-    np.testing.assert_allclose(np.asarray(pair.obsm["few_proba"])[0], np.asarray(alone.obsm["few_proba"])[0], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(av.get.table(pair, "few_proba"))[0], np.asarray(av.get.table(alone, "few_proba"))[0], atol=1e-5
+    )
 
 
 # names ------------------------------------------------------------------------------------------------------------

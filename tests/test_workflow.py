@@ -39,7 +39,9 @@ def test_from_counts_to_labels(tmp_path, between):
     query = mudata_of({"rna": mdata["rna"].copy()}, mdata)
     av.tl.predict(query, model=av.get.model(mdata, "totalanvi"))
     query = step(query)
-    assert query.obs["totalanvi_prediction"].notna().all() and np.isfinite(query.obsm["totalanvi_proba"]).all(axis=None)
+    assert query.obs["totalanvi_prediction"].notna().all() and np.isfinite(av.get.table(query, "totalanvi_proba")).all(
+        axis=None
+    )
 
 
 def test_every_step_gives_the_same_numbers_from_a_file(tmp_path):

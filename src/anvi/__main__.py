@@ -235,13 +235,13 @@ def _scores(mdata) -> list[str]:
         right, chance = (predicted == truth)[chosen].mean(), (predicted == rng.permutation(truth))[chosen].mean()
         lines.append(f"accuracy of labels, {what}: {right:.3f} ({chance:.3f})")
     av.tl.foreground(mdata)
-    foreground = mdata.obsm["true_foreground"].to_numpy().ravel() > 0
-    called = mdata.obsm["totalanvi_prot_foreground"].to_numpy().ravel()
+    foreground = av.get.table(mdata, "true_foreground").to_numpy().ravel() > 0
+    called = av.get.table(mdata, "totalanvi_prot_foreground").to_numpy().ravel()
     auroc, chance = roc_auc_score(foreground, called), roc_auc_score(rng.permutation(foreground), called)
     lines.append(f"AUROC of protein foreground, all cells: {auroc:.3f} ({chance:.3f})")
     av.tl.denoise(mdata, modality="prot", include_background=True)
-    counts = np.log1p(mdata.obsm["true_protein_counts"].to_numpy())
-    imputed = np.log1p(mdata.obsm["totalanvi_prot_denoised"].to_numpy())
+    counts = np.log1p(av.get.table(mdata, "true_protein_counts").to_numpy())
+    imputed = np.log1p(av.get.table(mdata, "totalanvi_prot_denoised").to_numpy())
     seen = mdata["prot"].to_df().reindex(mdata.obs_names).notna().to_numpy()
     pairs = [(imputed[rows, j], counts[rows, j]) for j, rows in enumerate(~seen.T)]
     pearson = np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])

@@ -112,8 +112,8 @@ def synthetic_cite(
     `mdata.obsm["true_programme"]`
         The programme :math:`w`, float32 (cells, 2).
     `mdata.obsm["true_protein_rate"]`, `mdata.obsm["true_foreground"]`, `mdata.obsm["true_protein_counts"]`
-        float32 DataFrames (cells, proteins) for every cell and protein, measured or not: mean count, 0 or 1, and the
-        count. RNA-only cells are drawn as if they had been stained with `panel_0`.
+        float32 tables (cells, proteins) for every cell and protein, measured or not: mean count, 0 or 1, and the
+        count; :func:`anvi.get.table` reads them. RNA-only cells are drawn as if they had been stained with `panel_0`.
     `mdata["rna"].layers["true_scale"]`, `mdata["rna"].layers["true_rate"]`
         :math:`\rho` (rows sum to 1) and :math:`\ell \rho` (mean count), dense float32 (cells, genes).
     `mdata["rna"].varm["true_markers"]`, `mdata["prot"].varm["true_markers"]`
@@ -181,7 +181,8 @@ def synthetic_cite(
         mdata.obs[column] = pd.Categorical.from_codes(codes, names).remove_unused_categories()
     mdata.obsm["true_programme"] = programme
     for name, table in truth.items():
-        mdata.obsm[f"true_{name}"] = pd.DataFrame(table, index=cells, columns=var.index)
+        mdata.obsm[f"true_{name}"] = table
+        mdata.uns[f"true_{name}_names"] = np.array(var.index, dtype=object)
     mdata.uns["truth"] = {"measured": measured, "foreground_probability": p_foreground}
     return mdata
 

@@ -155,6 +155,7 @@ __all__ = [
     "likelihood_parameters",
     "model",
     "proba",
+    "table",
 ]
 
 
@@ -223,11 +224,48 @@ def proba(data: Data, *, model: str | Path | Model | None = None, level: str | N
     part = slots.home(data, fitted.setup)
     if slots.proba(key) not in part.obsm:
         raise KeyError(f"There is no obsm['{slots.proba(key)}']; run av.tl.predict(data, model='{key}') first.")
-    table = part.obsm[slots.proba(key)].copy()
-    table.columns = list(fitted.classes)
+    found = slots.table(part, slots.proba(key), fitted.classes)
     levels = fitted.setup.levels
     number = levels.position(level)
-    return pd.DataFrame(levels.sums(table.to_numpy(), number), table.index, list(levels.groups(number)))
+    return pd.DataFrame(levels.sums(found.to_numpy(), number), found.index, list(levels.groups(number)))
+
+
+def table(data: Data, slot: str) -> pd.DataFrame:
+    """Any table in obsm that anvi wrote, with the exact names of its columns.
+
+    In a MuData it is an array, since mudata 0.3 cannot bring a DataFrame up to date, and `uns["{slot}_names"]` has the
+    names of its columns.
+
+    Parameters
+    ----------
+    data
+        The object, or a modality of it.
+    slot
+        Name in obsm: `"totalanvi_sets"`, `"totalanvi_prot_foreground"`, `"true_protein_rate"` ...
+
+    Returns
+    -------
+    DataFrame (cells, columns), a copy.
+
+    Raises
+    ------
+    KeyError
+        If there is no such slot, or its columns have no names.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.get.table(mdata, "true_foreground")["P01"].unique().tolist()
+    [0.0, 1.0]
+    """
+    containers.check_type(data)
+    parts = containers.Source(data).parts
+    part = next((part for part in parts if slot in part.obsm), None)
+    if part is None:
+        there = [name for part in parts for name in part.obsm if slots.names_of(name) in part.uns]
+        raise KeyError(f"There is no obsm['{slot}']; tables there are {', '.join(map(repr, there)) or 'none'}.")
+    return slots.table(part, slot)
 
 
 def de(
@@ -405,7 +443,7 @@ def denoised(
     command = f"run av.tl.denoise(data, model='{key}') first"
     rna = containers.Source(data).modality(setup.rna_mod, "rna_mod")
     if slots.denoised(key) in rna.layers:
-        column = rna.var_names.astype(str).get_indexer(list(wanted.gene_names))
+        column = containers.positions(pd.Index(wanted.gene_names), rna.var_names.astype(str))[0]
         there = [name for name, place in zip(wanted.gene_names, column, strict=True) if place >= 0]
         if features is not None and len(there) < len(column):
             gone = next(name for name in wanted.gene_names if name not in there)
@@ -415,8 +453,8 @@ def denoised(
     elif wanted.has_genes and features is not None:
         raise KeyError(f"There is no layers['{slots.denoised(key)}'] with genes; {command}.")
     if slots.prot_denoised(key) in home.obsm:
-        table = home.obsm[slots.prot_denoised(key)][[slots.column_name(name) for name in wanted.protein_names]]
-        tables[setup.prot_mod] = table.set_axis(list(wanted.protein_names), axis=1)
+        table = slots.table(home, slots.prot_denoised(key), setup.proteins)
+        tables[setup.prot_mod] = table[list(wanted.protein_names)]
     elif wanted.has_proteins and features is not None:
         raise KeyError(f"There is no obsm['{slots.prot_denoised(key)}']; {command}.")
     if not tables:

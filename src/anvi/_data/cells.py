@@ -178,8 +178,9 @@ def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
     check_counts_are_there(counts, source, slot)
     genes, names = pd.Index(setup.genes), rna.var_names.astype(str)
     if not genes.equals(names):
-        containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
-        column = names.get_indexer(genes)
+        column, several = containers.positions(genes, names)
+        if several.any():
+            containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
         absent = genes[column < 0]
         if len(absent):
             raise ValueError(

@@ -195,6 +195,15 @@ def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
     return layer.get(mod) if isinstance(layer, dict) else layer
 
 
+def positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Column of each wanted name, -1 for none; and whether several columns carry it."""
+    repeated = names.duplicated(keep=False) | (names == "")
+    unique = names[~repeated]
+    at = unique.get_indexer(wanted)
+    column = np.where(at >= 0, np.flatnonzero(~repeated)[at], -1) if len(unique) else np.full(len(wanted), -1)
+    return column, wanted.isin(names[repeated & (names != "")])
+
+
 def unique_names(names: pd.Index, where: str, what: str) -> None:
     """Raise unless names are unique: cells and features are matched by name only."""
     repeated = names[names.duplicated()].unique()

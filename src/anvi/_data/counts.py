@@ -13,7 +13,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from . import containers
+from . import containers, slots
 from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
 from .containers import Data, Source
 
@@ -180,10 +180,16 @@ def check_counts(
         if position is not None:
             row, column = _row_and_column(counts, position)
             raise ValueError(
-                f"{where} holds {kind} values where raw counts are expected: {values[position]:.6g} at cell "
+                f"{where} holds {kind} values where raw counts are expected: {values[position]!s} at cell "
                 f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more. "
-                f"{_advice(values, adata, where, mod, missing_allowed)}"
+                f"{_advice(kind, counts, adata, where, mod, missing_allowed)}"
             )
+    found = made_whole(counts)
+    if found is not None:
+        raise ValueError(
+            f"{where} holds whole numbers that are no counts: {found}. "
+            f"{_advice('rounded', counts, adata, where, mod, missing_allowed)}"
+        )
 
 
 def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -204,15 +210,17 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
     if not len(empty):
         return
     shown = ", ".join(f"'{cell_names[i]}'" for i in empty[:3]) + (", ..." if len(empty) > 3 else "")
-    remedy = "Remove them first, e.g. sc.pp.filter_cells(mdata['rna'], min_counts=1); mdata.update()."
-    if chosen:
-        part, slot = where.split(".", 1)
-        part, data = ("adata", "adata") if part == "data" else (part, "mdata")
-        remedy = (
-            "Choose more genes, or leave these cells out: "
-            f"seen = numpy.ravel({part}[:, {chosen.format(part)}].{slot}.sum(1)) > 0; "
-            f"{data} = {data}[{data}.obs_names.isin({part}.obs_names[seen])].copy()"
-        )
+    part, slot = where.split(".", 1)
+    data = part.partition("[")[0]  # data, or mdata of a modality
+    seen = f"seen = numpy.ravel({part}[:, {chosen.format(part)}].{slot}.sum(1)) > 0; " if chosen else ""
+    if not chosen and slot == "X":
+        remedy = f"Remove them first, e.g. sc.pp.filter_cells({part}, min_counts=1)"
+        if data != part:  # from the other modalities, too
+            remedy += f"; {data}.update(); {data} = {data}[{part}.obs_names].copy()"
+    else:
+        first = "Choose more genes, or leave these cells out:" if chosen else "Remove them first, e.g.:"
+        seen = seen or f"seen = numpy.ravel({where}.sum(1)) > 0; "
+        remedy = f"{first} {seen}{data} = {data}[{data}.obs_names.isin({part}.obs_names[seen])].copy()"
     of = " in the genes of the model" if chosen else ""
     raise ValueError(f"{where} has {len(empty)} cells without a single count{of} ({shown}). {remedy}")
 
@@ -223,10 +231,64 @@ def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     values = values[:100_000]
     if missing_allowed:
         values = values[~np.isnan(values)]
-    return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
+    whole = len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all()
+    return bool(whole) and made_whole(counts) is None
 
 
-def _advice(values: np.ndarray, adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
+FEWEST_CELLS = 50
+"""Cells below which nothing is said of how counts vary."""
+LARGEST_LOG = 20.0
+"""No log1p of normalised counts is as large; counts of a data set nearly always are, somewhere."""
+LEAST_VARIANCE = 0.2
+"""Variance over mean of a feature: at least about 1 for counts of molecules, by chance rarely below 0.5 in 50 cells."""
+
+
+def made_whole(counts) -> str | None:
+    """Why whole numbers can be no counts but are logarithms or normalised values, rounded; None if they may be counts.
+
+    Logarithms are small (at most `LARGEST_LOG`), and either a feature varies less than any count can, or in features
+    that are rarely seen (mean below 1/2) 1 is not half as common as the commonest value. Normalised values have totals
+    that are nearly the same, but for rounding; counts that were drawn down to one total have that very total.
+    """
+    n_cells = counts.shape[0]
+    if n_cells < FEWEST_CELLS:
+        return None
+    some = counts[:: -(-n_cells // 500)]
+    x = some.toarray() if sparse.issparse(some) else np.asarray(some)
+    x = x.astype(np.float32)[:, ~np.isnan(x).all(0)]
+    x = x[~np.isnan(x).all(1)]
+    if len(x) < FEWEST_CELLS or not x.shape[1]:
+        return None
+    totals = np.nansum(x, 1)
+    if not np.isnan(x).any() and 0 < totals.std() and _alike(totals):
+        return f"the totals of all cells are nearly the same ({totals.min():.0f} to {totals.max():.0f})"
+    mean, variance, largest = np.nanmean(x, 0), np.nanvar(x, 0), np.nanmax(x)
+    if largest > LARGEST_LOG or largest <= 1:  # the latter says what is there, and no more
+        return None
+    often = np.flatnonzero(mean >= 1)
+    if len(often) and (ratio := variance[often] / mean[often]).min() < LEAST_VARIANCE:
+        at = often[ratio.argmin()]
+        return (
+            f"none is above {largest:.0f}, and one feature has mean {mean[at]:.2g} and variance {variance[at]:.2g}, "
+            "while counts vary at least as much as their mean"
+        )
+    rare = x[:, mean < 0.5]
+    values, times = np.unique(rare[rare > 0], return_counts=True)
+    if times.sum() >= 100 and times[values == 1].sum() < times.max() / 2:
+        return (
+            f"none is above {largest:.0f}, and the commonest value of rare features is {values[times.argmax()]:.0f}, "
+            "not 1"
+        )
+    return None
+
+
+def _alike(totals: np.ndarray) -> bool:
+    """Whether cells have the same total but for rounding: counts drawn at random vary more even in cells all alike."""
+    mean = totals.mean()
+    return bool(mean > 100 and totals.std() < min(0.005 * mean, 0.5 * np.sqrt(mean)))
+
+
+def _advice(kind: str, counts, adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
     """What to do about values that are no counts, by what they look like; never what makes garbage pass."""
     for name, layer in {} if adata is None else adata.layers.items():
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
@@ -236,20 +298,31 @@ def _advice(values: np.ndarray, adata: AnnData | None, where: str, mod: str | No
     if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
         if looks_like_counts(adata.raw.X, missing_allowed=missing_allowed):
             return f"Counts seem to be in .raw: {where} = {part}.raw[:, {part}.var_names].X"
-    sample = values[:BLOCK]
+    sample = (counts.data if sparse.issparse(counts) else np.asarray(counts).ravel())[:BLOCK]
     sample = sample[np.isfinite(sample) & (sample != 0)]
+    if kind == "rounded":
+        return "Rounding makes no counts. Take the object from before it was normalised."
+    if kind == "NaN" and (sample > 0).all() and (sample == np.rint(sample)).all() and part:
+        data = part.partition("[")[0]
+        keep = f"keep = numpy.isfinite(numpy.asarray({where}.sum(0)).ravel())"
+        cut = f"{part} = {part}[:, keep].copy()"
+        if data != part:
+            cut = f"{data}.mod{part.removeprefix(data)} = {part}[:, keep].copy(); {data}.update()"
+        return f"An outer join leaves NaN in genes that some of its objects lack; keep those of all: {keep}; {cut}"
+    if kind == "infinite":
+        return "Something was divided by zero, or a logarithm taken of it; take the object from before that."
     if len(sample) and (sample < 0).any():
         return "They look scaled or centred; rounding makes no counts of them. Take the object from before that."
+    if len(sample) and np.abs(sample - np.rint(sample)).max() < 1e-3 * max(1.0, float(sample.max()) / 1e3):
+        return f"They are whole but for errors of arithmetic, as after expm1: {where} = numpy.rint({where})."
     if len(sample) and sample.max() < LARGEST_LOG and (sample != np.rint(sample)).mean() > 0.5:
         return (
             "They look like logarithms (log1p of normalised counts); rounding makes no counts of them. Take the object "
             "from before sc.pp.log1p and sc.pp.normalize_total, or keep its counts in a layer."
         )
-    return f"Put the raw counts there; corrected counts can be rounded: {where} = numpy.rint({where})."
-
-
-LARGEST_LOG = 20.0
-"""No log1p of normalised counts is as large; corrected counts of a data set nearly always are, somewhere."""
+    if _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
+        return "All cells have the same total: they look normalised; take the object from before that."
+    return f"Put the raw counts there; corrected counts (SoupX) can be rounded: {where} = numpy.rint({where})."
 
 
 def _row_and_column(counts, position: int) -> tuple[int, int]:
@@ -324,7 +397,7 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     names = tuple(map(str, prot.var_names))
     counts = _dense(stored, prot.obs_names, names, slot)
     check_counts(counts, prot.obs_names, names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
-    return Proteins(prot.obs_names, names, counts, prot.varm.get("measured"), slot)
+    return Proteins(prot.obs_names, names, counts, slots.read_measured(prot), slot)
 
 
 def _from_obsm(source: Source, setup: Setup) -> Proteins:
@@ -337,14 +410,16 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     if key not in adata.obsm:
         raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")
     table, where = adata.obsm[key], f"adata.obsm['{key}']"
-    slots = [slot for slot in (f"{key}_names", "protein_names") if slot in adata.uns]  # the latter as in scvi-tools
+    beside = [
+        slot for slot in (slots.names_of(key), "protein_names") if slot in adata.uns
+    ]  # the latter as in scvi-tools
     if isinstance(table, pd.DataFrame):
         names = tuple(map(str, table.columns))
-    elif slots and setup.proteins != _nameless(table.shape[1]):  # a model of proteins without names knows their order
-        names = tuple(map(str, np.asarray(adata.uns[slots[0]], dtype=object).ravel()))
+    elif beside and setup.proteins != _nameless(table.shape[1]):  # a model of proteins without names knows their order
+        names = tuple(map(str, np.asarray(adata.uns[beside[0]], dtype=object).ravel()))
         if len(names) != table.shape[1]:
             raise ValueError(
-                f"adata.uns['{slots[0]}'] has {len(names)} names for {table.shape[1]} proteins in {where}; "
+                f"adata.uns['{beside[0]}'] has {len(names)} names for {table.shape[1]} proteins in {where}; "
                 f"{_naming(where)}."
             )
     else:
@@ -353,7 +428,7 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     check_counts_are_there(table, source, where)
     counts = _dense(whole(table, where), adata.obs_names, names, where)
     check_counts(counts, adata.obs_names, names, where, None, missing_allowed=True)
-    return Proteins(adata.obs_names, names, counts, None, where, named=isinstance(table, pd.DataFrame) or bool(slots))
+    return Proteins(adata.obs_names, names, counts, None, where, named=isinstance(table, pd.DataFrame) or bool(beside))
 
 
 def _nameless(n_proteins: int) -> tuple[str, ...]:

@@ -336,14 +336,14 @@ def write_predictions(
         out.drop_obs(slots.novelty(key))
     named = _named(levels, probabilities, known, far, limits)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
-    columns, tables = [slots.column_name(name) for name in classes], []
+    tables = []
     for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
         if table is not None:
-            out.obsm(slot, table, columns)
+            out.obsm(slot, table, classes)
             tables.append(f"obsm['{slot}']")
         elif again and slot in out.home.obsm:
-            del out.home.obsm[slot]
-    if tables and any("/" in name for name in classes):
+            slots.remove(out.home, slot)
+    if tables and out.in_frames and any("/" in name for name in classes):
         containers.warn(
             f"Class names with '/' are written with '|' in the columns of {' and '.join(tables)}, since files cannot "
             f"hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."

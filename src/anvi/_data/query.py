@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source
+from .containers import Source, positions
 from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
 from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, no_protein_only_cells, read_labels
 
@@ -60,9 +60,9 @@ def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, wher
     """
     wanted, names = pd.Index(genes), gene_names(rna, gene_key, where)
     how = "var_names" if gene_key is None else f"var['{gene_key}']"
-    column, ambiguous = _positions(wanted, names)
+    column, ambiguous = positions(wanted, names)
     if (column < 0).any() and _are_ensembl(wanted) and _are_ensembl(names):
-        bare, unsure = _positions(
+        bare, unsure = positions(
             wanted.str.replace(_VERSION, "", regex=True), names.str.replace(_VERSION, "", regex=True)
         )
         if ((column < 0) & (bare >= 0)).any():
@@ -131,15 +131,6 @@ def _way_out(genes: pd.Index, names: pd.Index, rna: AnnData, gene_key: str | Non
     if not len(match.found):
         return "Are these Ensembl ids, or genes of another species? Pass gene_key=, a var column with the right names."
     return "Pass gene_key= if the names are in a var column, or a lower min_genes= to map all the same."
-
-
-def _positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray]:
-    """Column of each wanted name, -1 for none; and whether several columns carry it."""
-    repeated = names.duplicated(keep=False) | (names == "")
-    unique = names[~repeated]
-    at = unique.get_indexer(wanted)
-    column = np.where(at >= 0, np.flatnonzero(~repeated)[at], -1) if len(unique) else np.full(len(wanted), -1)
-    return column, wanted.isin(names[repeated & (names != "")])
 
 
 def _are_ensembl(names: pd.Index) -> bool:
@@ -211,9 +202,16 @@ def find_query(
         If too few genes match, names repeat, or a column that was named is not there.
     """
     rna, where = source.modality(reference.rna_mod, "rna_mod"), source.name(reference.rna_mod)
-    for axis, what in (("obs", "cell"), ("var", "gene")):
-        containers.unique_names(getattr(rna, f"{axis}_names"), f"{where}.{axis}_names", what)
+    containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     match = match_genes(reference.genes, rna, gene_key, where)
+    several = (match.column >= 0) & rna.var_names.duplicated(keep=False)[match.column]  # found by another column of var
+    if several.any():
+        shown = ", ".join(rna.var_names[match.column[several]].unique()[:3])
+        logger.warning(
+            f"{several.sum()} genes count as missing, since {where}.var_names repeats their names ({shown}); "
+            f"{where}.var_names_make_unique() saves them"
+        )
+        match = match._replace(column=np.where(several, -1, match.column))
     check_share(match, reference.genes, rna, gene_key, min_genes, where)
     proteins = find_proteins(source, reference) if reference.joint and has_proteins(source, reference) else None
     if proteins is not None:
@@ -267,6 +265,11 @@ def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnD
     return report
 
 
+def _in_a_name(key: str) -> str:
+    """The name of a column as part of another one's."""
+    return slots.column_name(key.replace(":", "_"))
+
+
 def _with_categories(
     source: Source, setup: Setup, cells: pd.Index, key: str, batch_key: str | None
 ) -> tuple[Setup, dict[str, pd.Series]]:
@@ -287,7 +290,13 @@ def _with_categories(
     given = batch_key is not None
     name, batches = grown(batch_key or setup.batch_key, "batch_key", given, setup.batches, slots.batch(key))
     categorical = tuple(
-        grown(covariate, "categorical_covariate_keys", False, known, slots.covariate(key, covariate.replace(":", "_")))
+        grown(
+            covariate,
+            "categorical_covariate_keys",
+            False,
+            known,
+            slots.covariate(key, slots.column_name(covariate.replace(":", "_"))),
+        )
         for covariate, known in setup.categorical
     )
     return replace(setup, batch_key=name, batches=batches, categorical=categorical), written

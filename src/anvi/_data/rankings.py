@@ -16,7 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from . import slots
+from . import containers, slots
 from .containers import Data, Source
 from .counts import whole
 
@@ -185,9 +185,10 @@ class AttributionSlots(NamedTuple):
         if slot not in place or target not in self.home.obs:
             return None
         inside = self.home.obs[target].notna().to_numpy()
-        values, features = whole(place[slot], f"'{slot}'")[inside], self.table().index
-        if self.beside:  # the columns of a table have no "/"
-            return values[list(map(slots.column_name, features))].set_axis(features, axis=1)
+        features = self.table().index
+        if self.beside:
+            return slots.table(self.home, slot, features)[inside][list(features)]
+        values = whole(place[slot], f"'{slot}'")[inside]
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
         return pd.DataFrame(values, self.home.obs_names[inside], self.home.var_names.astype(str))[features]
 
@@ -199,7 +200,7 @@ class AttributionSlots(NamedTuple):
         matrix = self.home.X if layer is None else self.home.layers[str(layer)]
         row = whole(matrix, "X" if layer is None else f"layers['{layer}']")[self.home.obs_names.get_indexer([cell])]
         row = np.asarray(row.toarray() if sparse.issparse(row) else row, dtype=float).ravel()
-        return row[self.home.var_names.astype(str).get_indexer(features)]
+        return row[containers.positions(pd.Index(features), self.home.var_names.astype(str))[0]]
 
     def explained_as(self, key: str, cell: str) -> str:
         """What was explained of a cell whose attributions were kept."""
@@ -281,7 +282,7 @@ def write_attributions(
     inside = slots.Writer(part.home, part.home, None, single.names)
     inside.obs(target, single.texts)
     if part.beside:
-        inside.obsm(slot, single.values, list(map(slots.column_name, single.features)))
+        inside.obsm(slot, single.values, single.features)
     else:
         inside.layer(part.mod, slot, single.values, single.features)
     return out.written + inside.written

@@ -34,18 +34,19 @@ entropy = "{}_entropy".format  # obs (float32): entropy of the probabilities, fr
 novelty = "{}_novelty".format  # obs (float32): distance to what the model knows, 1 being far
 label = "{}_label".format  # obs (categorical): the user's label where there is one, else the prediction or "Unassigned"
 split = "{}_split".format  # obs (categorical): training and validation cells
-proba = "{}_proba".format  # obsm (DataFrame): class probabilities
-sets = "{}_sets".format  # obsm (DataFrame): prediction sets, 1 for the classes that a cell may well be
+proba = "{}_proba".format  # obsm (table): class probabilities
+sets = "{}_sets".format  # obsm (table): prediction sets, 1 for the classes that a cell may well be
+names_of = "{}_names".format  # uns (str array): exact names of the columns of a table, `{key}` being its slot
 measured = "measured".format  # varm (DataFrame): which panel measured which protein; in the protein modality
 batch = "{}_batch".format  # obs (categorical): batch of a mapped cell, where the query does not say it in full
 panel = "{}_panel".format  # obs (categorical): panel of a mapped cell, where the query does not say it in full
 covariate = "{}_covariate_{}".format  # obs (categorical): covariate of a mapped cell, where the query does not say it
 denoised = "{}_denoised".format  # layers (float32 array): denoised expression, in each modality
-prot_denoised = "{}_prot_denoised".format  # obsm (DataFrame): denoised proteins of every cell, stained or not
-prot_lower = "{}_prot_lower".format  # obsm (DataFrame): lower ends of the intervals of imputed proteins
-prot_upper = "{}_prot_upper".format  # obsm (DataFrame): their upper ends
+prot_denoised = "{}_prot_denoised".format  # obsm (table): denoised proteins of every cell, stained or not
+prot_lower = "{}_prot_lower".format  # obsm (table): lower ends of the intervals of imputed proteins
+prot_upper = "{}_prot_upper".format  # obsm (table): their upper ends
 foreground = "{}_foreground".format  # layers (float32 array): foreground probabilities, in the protein modality
-prot_foreground = "{}_prot_foreground".format  # obsm (DataFrame): foreground probabilities of every cell
+prot_foreground = "{}_prot_foreground".format  # obsm (table): foreground probabilities of every cell
 correlation = "{}_correlation".format  # varp (float32 array): correlation of features
 attributions = "{}_attributions".format  # varm, uns, layers (DataFrame, dict, float32 array): why a class, per modality
 explained = "{}_explained".format  # obs (categorical): what was explained of a cell whose attributions were kept
@@ -103,6 +104,54 @@ def column_name(name: str) -> str:
     return name.replace("/", "|")
 
 
+def file_columns(names: Iterable[str]) -> list[str]:
+    """Names as columns of a DataFrame that files can hold: "/" is "|" there, and no two are the same."""
+    names = list(names)
+    taken = {name for name in names if "/" not in name}
+    found = []
+    for name in names:
+        column = column_name(name)
+        while column != name and column in taken:
+            column += "_"
+        taken.add(column)
+        found.append(column)
+    return found
+
+
+def table(part: Data, slot: str, known: Iterable[str] = ()) -> pd.DataFrame:
+    """A table in obsm with the exact names of its columns, whether it is stored as a DataFrame or as an array.
+
+    Parameters
+    ----------
+    part
+        Where it lies.
+    slot
+        Its name in obsm.
+    known
+        Exact names that its columns may have, for a DataFrame of an earlier release.
+    """
+    stored = part.obsm[slot]
+    names = exact_columns(stored, part.uns.get(names_of(slot)), known)
+    if names is None:
+        raise KeyError(
+            f"obsm['{slot}'] is an array whose columns have no names: uns['{names_of(slot)}'] is not there, or not one "
+            "for each. Ask for it anew, or put it back from the object that it came from."
+        )
+    return pd.DataFrame(np.array(stored), index=part.obs_names, columns=names)
+
+
+def exact_columns(stored, names, known: Iterable[str] = ()) -> list[str] | None:
+    """Exact names of the columns of a stored table: those beside it if they are its, else its own; None: unknown."""
+    names = None if names is None else [str(name) for name in np.atleast_1d(np.asarray(names, dtype=object))]
+    if not isinstance(stored, pd.DataFrame):
+        return names if names is not None and len(names) == stored.shape[1] else None
+    if names is not None and file_columns(names) == list(stored.columns):
+        return names
+    known = list(known)
+    exact = dict(zip(file_columns(known), known, strict=True))
+    return [exact.get(str(column), str(column)) for column in stored.columns]
+
+
 def only_answers(entry) -> bool:
     """Whether an entry of `uns` holds nothing but what queries note: a fit may take its place."""
     return isinstance(entry, Mapping) and set(entry) <= set(ANSWERS)
@@ -121,7 +170,8 @@ def levels_of(part: Data, key: str) -> list[str]:
 
 
 def remove(part: Data, *names: str) -> None:
-    """Delete what lies under these names in a part, in whatever kind of slot."""
+    """Delete what lies under these names in a part, in whatever kind of slot, and the names of its columns."""
+    names = *names, *map(names_of, names)
     for table, name in itertools.product([part.obs, *(table for _, table in _tables(part))], names):
         if name in table:
             del table[name]
@@ -158,6 +208,20 @@ def _tables(part: Data) -> list[tuple[str, MutableMapping]]:
     """Everything of a part that holds slots by name, but obs."""
     names = ["obsm", "varm", "varp", "uns"] + (["layers"] if isinstance(part, AnnData) else [])
     return [(name, getattr(part, name)) for name in names]
+
+
+def write_measured(prot: AnnData, panels: pd.DataFrame) -> None:
+    """Write who measured what, proteins x panels, into the protein modality."""
+    prot.varm[measured()] = panels.set_axis(file_columns(map(str, panels.columns)), axis=1)
+    prot.uns[names_of(measured())] = np.array(panels.columns, dtype=object)
+
+
+def read_measured(prot: AnnData) -> pd.DataFrame | None:
+    """Who measured what, proteins x panels, with the exact names of the panels."""
+    stored = prot.varm.get(measured())
+    if not isinstance(stored, pd.DataFrame):
+        return stored
+    return stored.set_axis(exact_columns(stored, prot.uns.get(names_of(measured()))), axis=1)
 
 
 class Writer:
@@ -206,6 +270,11 @@ class Writer:
             pushed = [prediction(key)] if self.home is self.data is not part else []
             remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot", *pushed)
 
+    @property
+    def in_frames(self) -> bool:
+        """Whether tables are DataFrames here."""
+        return isinstance(self.home, AnnData)
+
     def drop_obs(self, *columns: str) -> None:
         """Remove columns, and where they are repeated, if they are there."""
         for slot in columns:
@@ -213,13 +282,20 @@ class Writer:
                 if name in table.obs:
                     del table.obs[name]
 
-    def obsm(self, slot: str, values: np.ndarray, columns: list[str] | None = None) -> None:
-        """Float32 array or DataFrame, NaN for cells outside the model."""
+    def obsm(self, slot: str, values: np.ndarray, names: Sequence[str] | None = None) -> None:
+        """A float32 array, or a table of columns with these exact names; NaN for cells outside the model.
+
+        In a MuData, a table is an array: mudata 0.3 cannot bring a DataFrame up to date.
+        """
         out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
         inside = self.row >= 0
         out[inside] = values[self.row[inside]]
-        self.home.obsm[slot] = out if columns is None else pd.DataFrame(out, index=self.home.obs_names, columns=columns)
+        self.home.obsm[slot] = out
         self.written.append(f"obsm['{slot}']")
+        if names is not None:
+            self.home.uns[names_of(slot)] = np.array(names, dtype=object)
+            if self.in_frames:
+                self.home.obsm[slot] = pd.DataFrame(out, self.home.obs_names, file_columns(names))
 
     def obs(self, slot: str, values: np.ndarray | pd.Categorical) -> None:
         """A float32 or categorical column, missing for cells outside the model."""

@@ -124,9 +124,7 @@ def _probabilities(fit: Fit) -> pd.DataFrame:
     slot = slots.prot_foreground(fit.key)
     if slot not in fit.home.obsm:
         raise missing(f"{fit.where}.obsm['{slot}']", f"run av.tl.foreground(data, model='{fit.key}')")
-    table = fit.home.obsm[slot]
-    exact = {slots.column_name(name): name for name in map(str, fit.setup.get("proteins", ()))}
-    return table.rename(columns=lambda column: exact.get(column, column))
+    return slots.table(fit.home, slot, map(str, fit.setup.get("proteins", ())))
 
 
 def _measured_counts(fit: Fit) -> pd.DataFrame:

@@ -129,7 +129,7 @@ def _declared(data: Data, panel_key: str | None):
     """The same from what :func:`anvi.pp.panels` wrote."""
     slot = slots.measured()
     for mod, part in data.mod.items() if isinstance(data, MuData) else ():
-        table = part.varm.get(slot)
+        table = slots.read_measured(part)
         if isinstance(table, pd.DataFrame):
             table = table.astype(bool).T.rename(index=str, columns=str)
             return table, panel_key, tuple(dict.fromkeys((mod, *data.mod))), f"mdata['{mod}'].varm['{slot}']", part

@@ -10,12 +10,11 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._data import containers
 from anvi._data.containers import Data, Source
 from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins, whole
 from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
-from anvi._data.slots import measured
+from anvi._data.slots import measured, write_measured
 from anvi._find import find_reference
 from anvi._model import Model
 
@@ -90,7 +89,6 @@ def align_query(
     source, (fitted, _) = Source(query), find_reference(reference, model)
     setup = relocated(fitted.setup, source, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
-    containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
     match = match_genes(setup.genes, rna, gene_key, where)
     check_share(match, setup.genes, rna, gene_key, min_genes, where)
     aligned = _with_genes(rna, setup, match.column, where)
@@ -147,7 +145,7 @@ def _with_proteins(source: Source, setup: Setup) -> AnnData:
     aligned.obsm.update({key: value.copy() for key, value in prot.obsm.items()})
     if proteins.declared is not None:
         known = proteins.declared.astype(bool).reindex(index=list(setup.proteins), fill_value=False)
-        aligned.varm.update({measured(): known})
+        write_measured(aligned, known)
     return aligned
 
 

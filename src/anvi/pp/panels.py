@@ -116,7 +116,7 @@ def panels(
         table[name] = _declared(name, members, table)
     if harmonize is False:
         data = slots.own(data, copy)
-        data.mod[prot_mod].varm[slots.measured()] = table
+        slots.write_measured(data.mod[prot_mod], table)
         return data if copy else None
 
     # which antibody of one panel is which of another; the panel of the first cells names them
@@ -132,7 +132,7 @@ def panels(
     _check_clear(found)
     data = slots.own(data, copy)
     joined, table, first_names = _joined(data.mod[prot_mod], found, table, panel_of_cell)
-    joined.varm[slots.measured()] = table
+    slots.write_measured(joined, table)
     with warnings.catch_warnings():  # of columns that mudata 0.3 will not pull up in future
         warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
         warnings.filterwarnings("ignore", message=r"From 0\.4 \.update", category=FutureWarning)

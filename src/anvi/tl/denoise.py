@@ -107,11 +107,11 @@ def denoise(
 
     `mdata['rna'].layers['{key}_denoised']` : float32 array (cells, genes)
         Genes, in units of `library_size`.
-    `mdata.obsm['{key}_prot_denoised']` : DataFrame (cells, proteins)
-        Proteins in counts, of every cell whether stained or not ("/" in a name is "|" in the column).
+    `mdata.obsm['{key}_prot_denoised']` : table (cells, proteins)
+        Proteins in counts, of every cell whether stained or not.
     `mdata['prot'].layers['{key}_denoised']` : float32 array (cells, proteins)
         The same for the cells of the protein modality; an AnnData has no place for it.
-    `mdata.obsm['{key}_prot_lower']`, `mdata.obsm['{key}_prot_upper']` : DataFrame (cells, proteins)
+    `mdata.obsm['{key}_prot_lower']`, `mdata.obsm['{key}_prot_upper']` : table (cells, proteins)
         Ends of the interval, with `return_interval`; in a Dataset `prot_lower` and `prot_upper`.
     `uns[key]['denoise']` : dict
         By modality, how it was asked for; for proteins `imputed`, too: the share of cells in which each was imputed.
@@ -217,9 +217,8 @@ def denoise(
                 params[setup.prot_mod]["imputed"] = (~np.isnan(imputed.value)).mean(0)
             if return_interval is not None:
                 params[setup.prot_mod]["return_interval"] = return_interval
-                names = [slots.column_name(name) for name in setup.proteins]
-                out.obsm(slots.prot_lower(asked.to), imputed.lower, names)
-                out.obsm(slots.prot_upper(asked.to), imputed.upper, names)
+                out.obsm(slots.prot_lower(asked.to), imputed.lower, setup.proteins)
+                out.obsm(slots.prot_upper(asked.to), imputed.upper, setup.proteins)
         out.params(asked.to, "denoise", params)
     return None
 
@@ -248,7 +247,7 @@ def _check_library(library_size: float | str) -> float | str:
 
 def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, values: np.ndarray) -> None:
     """Values of proteins: of every cell into obsm, and of the cells of the protein modality into its layers."""
-    out.obsm(table, values, [slots.column_name(name) for name in asked.setup.proteins])
+    out.obsm(table, values, asked.setup.proteins)
     if asked.setup.prot_mod in asked.source.mods:
         out.layer(asked.setup.prot_mod, layer, values, asked.setup.proteins)
 
@@ -299,8 +298,8 @@ def foreground(
     -------
     None, or a DataFrame (cells, proteins), NaN for cells outside the model. Sets:
 
-    `mdata.obsm['{key}_prot_foreground']` : DataFrame (cells, proteins)
-        Of every cell, whether stained or not ("/" in a name is "|" in the column).
+    `mdata.obsm['{key}_prot_foreground']` : table (cells, proteins)
+        Of every cell, whether stained or not.
     `mdata['prot'].layers['{key}_foreground']` : float32 array (cells, proteins)
         The same for the cells of the protein modality; an AnnData has no place for it.
     `uns[key]['foreground']` : dict

@@ -377,7 +377,7 @@ def totalanvi(
         Lead over the second class; entropy of all probabilities (0 to 1); distance to labelled cells (1 is far).
     `obs['totalanvi_label']` : categorical
         The cell's own label where it has one; else "Unassigned" where its novelty is above 1, else the prediction.
-    `obsm['totalanvi_proba']` : DataFrame (cells, classes)
+    `obsm['totalanvi_proba']` : table (cells, classes)
         All class probabilities.
     `uns['totalanvi_prediction_colors']`, `uns['totalanvi_label_colors']` : list of str
         The labels' colours, where they have any.

@@ -92,9 +92,9 @@ def predict(
         the model sure; among what the user's coarse label leaves open, and never coarser than that.
     `obs['{key}_prediction_{level}']`, `obs['{key}_confidence_{level}']`, `obs['{key}_novelty_{level}']`
         The same of the coarser levels, where there are any; probabilities are sums over classes.
-    `obsm['{key}_proba']` : DataFrame (cells, classes)
+    `obsm['{key}_proba']` : table (cells, classes)
         With `soft`: all probabilities.
-    `obsm['{key}_sets']` : DataFrame (cells, classes)
+    `obsm['{key}_sets']` : table (cells, classes)
         With `coverage`: 1 for the classes in the set of the cell, else 0; a cell without any fits no class.
     `uns[key]['sets']` : dict
         With `coverage`: `coverage`, and `promise`, for each class the held-out cells, what is promised of it alone, and

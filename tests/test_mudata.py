@@ -1,0 +1,207 @@
+"""What every verb leaves behind can be cut, filtered and brought up to date by mudata and muon, as anybody does."""
+
+import re
+import warnings
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from helpers import cite
+
+import anvi as av
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+        import muon as mu
+    except ImportError:  # of no extra: it is what others have
+        mu = None
+
+KEEP = np.random.default_rng(0).random(300) < 0.8
+
+
+def filtered(mdata):
+    """QC of one modality, as in muon's tutorials."""
+    mdata["rna"]._inplace_subset_obs(KEEP)  # as sc.pp.filter_cells does
+    mdata.update()
+
+
+def replaced(mdata):
+    """Another object in the place of a modality."""
+    mdata.mod["rna"] = mdata["rna"][KEEP].copy()
+    mdata.mod["prot"] = mdata["prot"][mdata["prot"].obs_names.isin(mdata["rna"].obs_names)].copy()
+    mdata.update()
+
+
+def subset_then_updated(mdata):
+    mdata = mdata[KEEP].copy()
+    mdata.update()
+    mdata["rna"]._inplace_subset_obs(np.arange(mdata["rna"].n_obs) % 2 > 0)
+    mdata.update()
+    return mdata
+
+
+def pushed(mdata):
+    mdata.push_obs(common=True, prefixed=False)  # of two copies of a column, mudata wants to be told which
+    mdata.pull_obs()
+    mdata.push_var()
+    mdata.pull_var()
+
+
+def filtered_globally(mdata):
+    mu.pp.filter_obs(mdata, KEEP)
+
+
+def genes_filtered(mdata):
+    mdata["rna"]._inplace_subset_var(np.arange(mdata["rna"].n_vars) % 5 > 0)
+    mdata.update()
+
+
+def more_cells(mdata):
+    """A modality with cells that were not there: they have no answer."""
+    prot = mdata["prot"]
+    extra = prot[:5].copy()
+    extra.obs_names = [f"new_{i}" for i in range(5)]
+    mdata.mod["prot"] = anndata.concat([prot, extra], join="inner")
+    mdata.update()
+
+
+WAYS = [
+    lambda mdata: mdata.update(),
+    filtered,
+    replaced,
+    subset_then_updated,
+    lambda mdata: mu.pp.intersect_obs(mdata),
+    filtered_globally,
+    genes_filtered,
+    pushed,
+    more_cells,
+]
+NAMES = "update filter replace subset intersect filter_all filter_genes push_pull more_cells".split()
+VERBS = {
+    "labelled fit": lambda mdata: None,
+    "denoise": lambda mdata: av.tl.denoise(mdata),
+    "foreground": lambda mdata: av.tl.foreground(mdata),
+    "correlation": lambda mdata: av.tl.feature_correlation(mdata, n_samples=2),
+    "sets": lambda mdata: av.tl.predict(mdata, coverage=0.9),
+    "markers": lambda mdata: av.tl.differential_expression(mdata, "true_cell_type", n_samples=50),
+    "attributions": lambda mdata: av.tl.attributions(mdata, n_cells=5, per_cell=True),
+    "criticism": lambda mdata: av.metrics.criticism(mdata, n_samples=2),
+    "panels": lambda mdata: av.pp.panels(mdata, "batch"),
+    "minify": lambda mdata: av.tl.minify(mdata, keep_counts=True),
+}
+
+
+@pytest.fixture(scope="module")
+def after():
+    """An object after each verb."""
+    fitted = cite(300, labeled_fraction=1.0)
+    av.tl.totalanvi(fitted, batch_key="batch", max_epochs=1, train_size=0.7)
+    found = {}
+    for name, verb in VERBS.items():
+        found[name] = fitted.copy()
+        verb(found[name])
+    found["RNA fit"] = cite(300)
+    av.tl.scanvi(found["RNA fit"], batch_key="batch", max_epochs=1)
+    found["query"] = cite(300)
+    av.tl.map_query(found["query"], fitted, max_epochs=0)
+    return found
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "RNA fit", "query"])
+@pytest.mark.parametrize("way", WAYS, ids=NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_mudata_goes_on_after_every_verb(after, verb, way):
+    if mu is None and "mu" in way.__code__.co_names:
+        pytest.skip("needs muon")
+    before = after[verb]
+    mdata = before.copy()
+    mdata = way(mdata) or mdata
+    for slot in before.obsm:
+        if slot in before.mod:
+            continue
+        old, new = (pd.DataFrame(np.asarray(data.obsm[slot]), data.obs_names) for data in (before, mdata))
+        pd.testing.assert_frame_equal(new, old.reindex(mdata.obs_names))  # each cell has what it had
+    key = "scanvi" if verb == "RNA fit" else "totalanvi"
+    table = av.get.proba(mdata, model=key)
+    expected = av.get.proba(before, model=key)
+    pd.testing.assert_frame_equal(table, expected.reindex(table.index))
+    if way is genes_filtered:
+        return
+    av.tl.latent(mdata[:20].copy() if verb != "minify" else mdata, model=av.get.model(before))  # it can still be asked
+
+
+def test_tables_of_an_earlier_release_are_read(after):
+    """DataFrames in obsm, "/" as "|", and no names beside them."""
+    mdata = after["denoise"].copy()
+    for slot in ("totalanvi_proba", "totalanvi_prot_denoised"):
+        mdata.obsm[slot] = av.get.table(mdata, slot)
+        del mdata.uns[f"{slot}_names"]
+    pd.testing.assert_frame_equal(av.get.proba(mdata), av.get.proba(after["denoise"]))
+    pd.testing.assert_frame_equal(av.get.denoised(mdata), av.get.denoised(after["denoise"]))
+
+
+def test_a_table_without_its_names_is_told(after):
+    mdata = after["sets"].copy()
+    mdata.uns["totalanvi_sets_names"] = mdata.uns["totalanvi_sets_names"][1:]
+    with pytest.raises(KeyError, match=r"obsm\['totalanvi_sets'\] is an array whose columns have no names"):
+        av.get.table(mdata, "totalanvi_sets")
+    with pytest.raises(KeyError, match=r"no obsm\['sets'\]; tables there are 'true_protein_rate'"):
+        av.get.table(mdata, "sets")
+
+
+@pytest.mark.parametrize("ending", ["h5mu", "zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_names_that_differ_by_a_slash_alone(tmp_path, ending):
+    """In the columns of a DataFrame in a file they would be one."""
+    mdata = cite(300, missing="zero")
+    mdata["prot"].var_names = ["A/B", "A|B", *mdata["prot"].var_names[2:]]
+    mdata.update_var()
+    mdata.obs["batch"] = mdata.obs["batch"].cat.rename_categories({"batch_0": "x/1", "batch_1": "x|1"})
+    mdata.obs["pool/day"] = np.where(np.arange(300) % 2, "a", "b")
+    av.pp.panels(mdata, "batch")
+    assert av.pl.panels(mdata, show=False, return_fig=True) is not None
+    ref, query = mdata[:200].copy(), mdata[200:].copy()
+    av.tl.totalvi(ref, batch_key="batch", categorical_covariate_keys=["pool/day"], max_epochs=1)
+    av.tl.denoise(ref)
+    del query.obs["pool/day"], ref.obs["pool/day"]
+    av.tl.map_query(query, ref, max_epochs=0)
+    for data in (ref, query):
+        path = tmp_path / f"x.{ending}"
+        data.write(path) if ending == "h5mu" else data.write_zarr(path)
+        back = mudata.read(path) if ending == "h5mu" else mudata.read_zarr(path)
+        if data is query:
+            continue
+        layer = pd.DataFrame(ref["prot"].layers["totalvi_denoised"], ref["prot"].obs_names, ref["prot"].var_names)
+        table = av.get.denoised(back, ["A/B", "A|B"]).loc[ref["prot"].obs_names]
+        np.testing.assert_array_equal(table, layer[["A/B", "A|B"]])
+        assert not np.allclose(table["A/B"], table["A|B"])
+        panels = av._data.slots.read_measured(back["prot"])
+        assert list(panels) == ["batch_2", "x/1", "x|1"] and not panels["batch_2"].any()
+        setup = av.get.model(ref).setup
+        for name, row in zip(setup.panels, setup.measured, strict=True):
+            np.testing.assert_array_equal(panels[name], row)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("layer", [None, "counts"])
+@pytest.mark.filterwarnings("ignore")
+def test_the_advice_on_empty_cells_works_as_it_is_written(layer, alone):
+    mdata = cite(300)
+    counts = mdata["rna"].X.toarray()
+    counts[[3, 9]] = 0
+    if layer is None:
+        mdata["rna"].X = counts
+    else:
+        mdata["rna"].layers[layer] = counts
+    data, where = (mdata["rna"].copy(), "data") if alone else (mdata, "mdata")
+    fit = av.tl.scvi if alone else av.tl.totalanvi
+    with pytest.raises(ValueError, match="2 cells without a single count") as told:
+        fit(data, max_epochs=1, layer=layer if layer is None or alone else {"rna": layer})
+    names = {"sc": sc, "numpy": np, where: data}
+    exec(re.split(r"e\.g\.:? ", str(told.value))[1].rstrip("."), names)
+    fit(names[where], max_epochs=1, layer=layer if layer is None or alone else {"rna": layer})
+    assert names[where].n_obs == 298
