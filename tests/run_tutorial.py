@@ -41,7 +41,7 @@ def main(path: str) -> None:
     with serve() as hub, tempfile.TemporaryDirectory() as folder:
         os.environ.update(surroundings(hub.endpoint, folder))
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=300, resources=resources, record_timing=False).execute()
+        NotebookClient(notebook, timeout=1_500, resources=resources, record_timing=False).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     nbformat.write(notebook, path)
