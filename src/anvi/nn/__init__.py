@@ -10,8 +10,10 @@
     rna          RNA part
     protein      protein part: background, foreground, mixture
     labels       label part: classifier, q(u|z,c), p(z|u,c)
-    vae          the parts joined; the terms of the bound
+    vae          the parts joined; the terms of the bound, those of unmeasured proteins left out
     objective    from terms to the number that is minimised
+
+`config.Batch` says what each tensor of a minibatch is. "The incumbent" is scvi-tools.
 """
 
 from .config import PRESETS, Batch, Config, Entries

@@ -298,9 +298,9 @@ class VAE(nn.Module):
         log_prob = torch.where(batch.measured, part.log_prob(y, rates, batch.batch, self.config.eps), zero)
         kl = torch.where(batch.measured, part.kl_background(rates, batch.panel), zero)
         penalty = None
-        if self.config.objective == "scvi-tools":
+        if self.config.objective == "scvi-tools":  # of all proteins, measured or not, as there
             penalty = 1e-3 * nn.functional.softplus(-rates.mixing).sum(-1)
             if part.log_efficiency is not None:
-                log_efficiency = part.log_efficiency[batch.batch]
+                log_efficiency = sparse.rows(part.log_efficiency, batch.batch)
                 penalty = penalty + (log_efficiency + 0.5 * log_efficiency.square() + 0.918938533204672742).sum(-1)
         return -log_prob.sum(-1), kl.sum(-1), penalty
