@@ -127,7 +127,7 @@ ALLOWED = {
     "_runtime": {"_runtime", "settings"},
     "datasets": {"datasets", "settings"},
     "_files": {"_files"},
-    "_data": {"_data", "nn"},
+    "_data": {"_data", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
     "_store": {"_store", "_files", "_model", "_data", "settings"},
@@ -399,7 +399,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 1_940,
-    "_data": 3_450,
+    "_data": 3_570,
     "_fit": 970,
     "_posterior": 2_080,
     "io": 1_120,

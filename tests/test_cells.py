@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from functools import cache
 
 import mudata
@@ -10,8 +11,13 @@ from anndata import AnnData
 from helpers import cite, dense, mudata_of, permuted, quiet_mudata
 from scipy import sparse
 
+import anvi as av
+from anvi._data import containers
+from anvi._data.batches import take
 from anvi._data.cells import CSR, Cells, read_cells
+from anvi._data.counts import compact
 from anvi._data.setup import find_setup
+from anvi.tl import _fit
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +200,111 @@ def test_rows_of_csr_against_scipy(seed):
         again[entries.row.numpy(), entries.column.numpy()] = entries.count.numpy()
         np.testing.assert_array_equal(again, expected)
         assert found.dtype == torch.float32 and found.shape == (len(rows), 23)
+
+
+# compact in memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, kind",
+    [
+        ([], "uint8"),
+        ([1, 255], "uint8"),
+        ([1, 256], "uint16"),
+        ([65_535], "uint16"),
+        ([65_536], "float32"),
+        ([0.5], "float32"),
+        ([-1.0], "float32"),
+        ([np.nan], "float32"),
+        ([np.inf], "float32"),
+    ],
+)
+@pytest.mark.parametrize("given", ["float32", "float64", "int64"])
+def test_counts_take_the_smallest_type_that_holds_them(values, kind, given):
+    if given == "int64" and not all(float(value).is_integer() for value in values):
+        pytest.skip("no integers")
+    array = np.array(values, dtype=given)
+    assert compact(array).dtype == kind
+    np.testing.assert_array_equal(compact(array), array.astype(np.float32))
+
+
+@pytest.mark.parametrize("largest, kind", [(255, "uint8"), (300, "uint16"), (40_000, "uint16"), (1e6, "float32")])
+def test_cells_are_compact(mdata, largest, kind):
+    data = mdata.copy()
+    x, y = dense(data["rna"].X).copy(), data["prot"].X.copy()
+    x[3, 2] = y[5, 4] = largest
+    data["rna"].X, data["prot"].X = sparse.csr_matrix(np.minimum(x, largest)), np.minimum(y, largest)
+    cells, kind = read(data), getattr(torch, kind)
+    assert (cells.x.indices.dtype, cells.x.values.dtype, cells.y.dtype) == (torch.int16, kind, kind)
+    order = data["rna"].obs_names.get_indexer(cells.names)
+    np.testing.assert_array_equal(rna_counts(cells), dense(data["rna"].X)[order])
+    batch = take(cells, torch.arange(len(cells)))
+    assert batch.x.dtype == batch.y.dtype == batch.entries.count.dtype == torch.float32
+    assert batch.entries.column.dtype == torch.int64 and batch.y.max() == largest == batch.x.max()
+
+
+def test_many_genes_have_longer_indices():
+    matrix = sparse.csr_matrix(([1.0, 2.0], [40_000, 3], [0, 1, 2]), shape=(2, 40_001))
+    cells = read(AnnData(matrix, obs=pd.DataFrame(index=["a", "b"])), proteins=False)
+    assert cells.x.indices.dtype == torch.int32
+    np.testing.assert_array_equal(rna_counts(cells), matrix.toarray())
+
+
+@pytest.mark.parametrize("form", ["dense", "csr", "csc"])
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_reading_by_pieces_changes_nothing(mdata, tmp_path, monkeypatch, form, where):
+    data = mudata_of({"rna": mdata["rna"].copy(), "prot": mdata["prot"].copy()}, mdata)
+    counts = dense(mdata["rna"].X).copy()
+    counts[-1, 0] = 1_000  # the type grows on the way
+    data["rna"].X = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[form](counts)
+    keys = {"labels_key": "cell_type", "batch_key": "batch"}
+    whole = read(data, **keys)
+    if where == "file":
+        with quiet_mudata():
+            data.write_h5mu(tmp_path / "data.h5mu", compression="gzip")
+            data = mudata.read_h5mu(tmp_path / "data.h5mu", backed="r")
+    for piece in (1, 500, 100_000):
+        monkeypatch.setattr(containers, "PIECE", piece)
+        assert_equal_cells(read(data, **keys), whole)
+
+
+def test_an_offence_in_a_later_piece_is_found_and_named(mdata, monkeypatch):
+    monkeypatch.setattr(containers, "PIECE", 1_000)
+    data = mdata.copy()
+    x = dense(data["rna"].X).copy()
+    x[70, 3] = x[72, 4] = 0.5
+    data["rna"].X = x
+    named = rf"0.5 at cell '{data['rna'].obs_names[70]}', feature '{data['rna'].var_names[3]}'"
+    with pytest.raises(ValueError, match=rf"{named}, and \d more among the first \d+ cells\. "):
+        read(data)
+
+
+@pytest.mark.parametrize(
+    "name, likelihood",
+    [("scvi", "nb"), ("scvi", "normal"), ("scanvi", "nb"), ("totalvi", "nb"), ("totalanvi", "nb")],
+)
+def test_fits_of_compact_counts_are_those_of_wide_ones(mdata, monkeypatch, name, likelihood):
+    """Bit for bit: everything is widened in the minibatch."""
+    data = mdata.copy()
+    x, data["prot"].X = dense(data["rna"].X).copy(), np.minimum(data["prot"].X, 400)
+    x[0, 0] = data["prot"].X[1, 1] = 400
+    data["rna"].X = np.log1p(x) if likelihood == "normal" else x
+    options = {"max_epochs": 2, "batch_key": "batch", "gene_likelihood": likelihood, "copy": True}
+    compact_fit = getattr(av.tl, name)(data, **options)
+
+    def wide(*args, **kwargs):
+        cells = read_cells(*args, **kwargs)
+        assert cells.y is None or cells.y.dtype == torch.uint16
+        assert cells.x.values.dtype == (torch.float32 if likelihood == "normal" else torch.uint16)
+        x = cells.x._replace(indices=cells.x.indices.int(), values=cells.x.values.float())
+        return replace(cells, x=x, y=None if cells.y is None else cells.y.float())
+
+    monkeypatch.setattr(_fit, "read_cells", wide)
+    wide_fit = getattr(av.tl, name)(data, **options)
+    one, other = (av.get.model(fit, name) for fit in (compact_fit, wide_fit))
+    pd.testing.assert_frame_equal(one.history, other.history)
+    for weight, value in one.network.state_dict().items():
+        assert torch.equal(value, other.network.state_dict()[weight]), weight
 
 
 # order changes nothing --------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import cite
+from helpers import cite, dense
 from pretend_cuda import Machine
+from scipy import sparse
 
 import anvi as av
 from anvi._data.batches import Minibatches, split
@@ -68,10 +69,17 @@ def read():
     found = {}
     for n_classes, n_cells, n_genes in ((4, 400, 40), (30, 500, 90)):
         mdata = cite(n_cells, n_genes=n_genes, n_proteins=max(12, n_classes), n_classes=n_classes)
+        large = 300.0 if n_classes == 4 else 200.0  # counts that take two bytes, and such that take one
+        for mod in ("rna", "prot"):
+            x = np.minimum(dense(mdata[mod].X), large)
+            x[0, 0] = large
+            mdata[mod].X = sparse.csr_matrix(x) if mod == "rna" else x
         for name in MODELS:
             labels_key = "cell_type" if name.endswith("anvi") else None
             setup = find_setup(mdata, proteins="total" in name, labels_key=labels_key, batch_key="batch")
-            found[name, n_classes] = setup, read_cells(mdata, setup, labels=True)
+            cells = read_cells(mdata, setup, labels=True)
+            assert cells.x.values.dtype == (torch.uint16 if n_classes == 4 else torch.uint8)
+            found[name, n_classes] = setup, cells
     return found
 
 

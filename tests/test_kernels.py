@@ -187,14 +187,18 @@ def test_no_cells():
         assert torch.equal(log_theta.grad, torch.zeros(genes))
 
 
+@pytest.mark.parametrize("index, kind", [("int32", "float32"), ("int16", "uint8"), ("int16", "uint16")])
 @pytest.mark.parametrize("room", [0, 300, 1_000])
-def test_entries_of_rows(room):
+def test_entries_of_rows(room, index, kind):
     """Those of the dense matrix, then zeros, not all on one address."""
     x, _, _ = draw(4, torch.float32)
+    x = x if kind == "float32" else x.clamp(max=torch.iinfo(getattr(torch, kind)).max)
     stored = Entries.of(x)
     indptr = torch.cat([torch.zeros(1, dtype=torch.int64), (x > 0).sum(1).cumsum(0)])
     rows = torch.tensor([2, 0, 1, 0, 2])[: 5 if room else 0]
-    row, column, count = kernels.entries(rows, indptr, stored.column.int(), stored.count, x.shape[1], room)
+    columns, values = stored.column.to(getattr(torch, index)), stored.count.to(getattr(torch, kind))
+    row, column, count = kernels.entries(rows, indptr, columns, values, x.shape[1], room)
+    assert (row.dtype, column.dtype, count.dtype) == (torch.int64, torch.int64, torch.float32)
     exact = Entries.of(x[rows])
     n = len(exact.count)
     assert len(count) == room and n <= room
@@ -279,7 +283,7 @@ from anvi.nn import kernels
 
 of_type = torch.finfo(torch.float32)
 forward = dict(EPS=1e-8, SOFTMAX=True, ZERO=True, DOUBLE=False, LIMIT=of_type.max**0.5, LOWEST=of_type.min, BLOCK=1024)
-whole = {"start": "*i64", "end": "*i64", "indices": "*i32", "row": "*i64", "column": "*i64", "code": "*i64"}
+whole = {"start": "*i64", "end": "*i64", "indices": "*i16", "row": "*i64", "column": "*i64", "code": "*i64"}
 numbers = {"genes", "theta_stride", "n", "phi_size", "cells", "columns", "grad_row", "grad_column", "rows", "width",
            "n_rows", "n_columns", "room", "z_row", "z_column", "mean_row", "mean_column"}
 for function, constants in (
@@ -295,6 +299,7 @@ for function, constants in (
     (kernels._relu_dropout_backward, dict(scale=1.25, BLOCK=1024)),
 ):
     signature = {name: "i32" if name in numbers else whole.get(name, "*fp32") for name in function.arg_names}
+    signature |= {"values": "*u16"} if function is kernels._gather_entries else {}
     source = ASTSource(function, signature | dict.fromkeys(constants, "constexpr"), constants)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
     assert ".f64" not in ptx, function  # nothing slips into double precision, which is slow

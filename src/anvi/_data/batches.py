@@ -42,7 +42,7 @@ def take(
     x, entries = cells.x.dense(rows) if dense else (None, cells.x.entries(rows, room))
     return Batch(
         x=x,
-        y=None if cells.y is None else cells.y[index],
+        y=None if cells.y is None else cells.proteins(index),
         measured=mask,
         batch=cells.batch[index],
         panel=None if cells.panel is None else cells.panel[index],

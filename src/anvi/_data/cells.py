@@ -17,10 +17,12 @@ from . import containers
 from .containers import Data, Source
 from .counts import (
     Proteins,
+    by_rows,
     canonical,
     check_counts,
     check_counts_are_there,
     check_no_empty_cells,
+    compact,
     find_proteins,
     has_proteins,
     stored_counts,
@@ -33,11 +35,11 @@ logger = logging.getLogger("anvi")
 
 
 class CSR(NamedTuple):
-    """Sparse counts in the row order of their modality."""
+    """Sparse counts in the row order of their modality, in the smallest types that hold them exactly."""
 
     indptr: Tensor  # (rows + 1,) int64
-    indices: Tensor  # (non-zeros,) int32 or int64
-    values: Tensor  # (non-zeros,) float32
+    indices: Tensor  # (non-zeros,) int16, int32 or int64
+    values: Tensor  # (non-zeros,) uint8, uint16 or float32
     n_columns: int
 
     def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
@@ -60,14 +62,21 @@ class CSR(NamedTuple):
             inside = place < end[-1]
             row = torch.searchsorted(end, place, right=True).clamp_(max=len(rows) - 1)
             entry = ((start - end + length)[row] + place).where(inside, 0)
-            count, column = self.values[entry].where(inside, 0.0), self.indices[entry].long()
+            count, column = widened(self.values, entry).where(inside, 0.0), self.indices.index_select(0, entry).long()
             # zeros on one address would wait for each other when they are added
             row, column = row.where(inside, place % len(rows)), column.where(inside, place % self.n_columns)
             return Entries(row, column, count)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         first = length.cumsum(0) - length
         entry = (start - first).index_select(0, row).add_(torch.arange(len(row), device=rows.device))
-        return Entries(row, self.indices.index_select(0, entry).long(), self.values.index_select(0, entry))
+        return Entries(row, self.indices.index_select(0, entry).long(), widened(self.values, entry))
+
+
+def widened(values: Tensor, index: Tensor) -> Tensor:
+    """Some rows of compact counts, as float32."""
+    if values.dtype == torch.uint16:  # which torch selects from as long as it takes it for something else
+        return values.view(torch.int16).index_select(0, index).view(torch.uint16).float()
+    return values.index_select(0, index).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +86,7 @@ class Cells:
     names: np.ndarray  # (cells,) sorted
     x: CSR  # RNA counts
     x_row: Tensor  # (cells,) row of each cell in x
-    y: Tensor | None  # (cells, proteins) protein counts, 0 where not measured
+    y: Tensor | None  # (cells, proteins) protein counts, 0 where not measured; uint8, uint16 or float32
     mask_table: Tensor | None  # (distinct panels and NaN patterns, proteins) bool
     mask_row: Tensor | None  # (cells,) row of each cell in mask_table
     batch: Tensor  # (cells,) codes
@@ -94,6 +103,10 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def proteins(self, index: Tensor) -> Tensor:
+        """Protein counts of some cells `(cells, proteins)`, as float32."""
+        return widened(self.y, index)
 
     @property
     def measured(self) -> Tensor | None:
@@ -172,32 +185,54 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
 
 
 def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
+    """Counts of the setup's genes, compact, and their sum in each row; some rows at a time."""
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
-    counts = stored_counts(rna, setup.rna_layer, where)
-    check_counts_are_there(counts, source, slot)
-    genes, names = pd.Index(setup.genes), rna.var_names.astype(str)
-    if not genes.equals(names):
-        column, several = containers.positions(genes, names)
-        if several.any():
-            containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
-        absent = genes[column < 0]
-        if len(absent):
-            raise ValueError(
-                f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). "
-                "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
-                "is mapped with av.tl.map_query(query, reference)."
-            )
-        counts = counts[:, column]  # of the others nothing is copied
-    counts = canonical(counts, slot)
-    if setup.counts:
-        check_counts(counts, rna.obs_names, genes, slot, rna, mod=None if source.alone else setup.rna_mod)
-    library = np.asarray(counts.sum(1), dtype=np.float64).ravel()
-    check_no_empty_cells(library, rna.obs_names, slot, "" if len(genes) == len(names) else _in_code(rna, genes))
-    # torch wants arrays that it may write to, although nothing here does
-    indices, values = (part if part.flags.writeable else part.copy() for part in (counts.indices, counts.data))
-    indptr = torch.from_numpy(counts.indptr.astype(np.int64))
-    return CSR(indptr, torch.from_numpy(indices), torch.from_numpy(values), len(genes)), library
+    stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
+    check_counts_are_there(stored, source, slot)
+    genes = pd.Index(setup.genes)
+    column = _columns_of(genes, rna, where)
+    length, library = np.zeros(rna.n_obs + 1, dtype=np.int64), np.zeros(rna.n_obs)
+    indices = np.empty(0, dtype=np.int16 if len(setup.genes) <= 2**15 else np.int32)
+    values = np.empty(0, dtype=np.uint8)
+    for rows, piece in by_rows(stored, slot):
+        counts = canonical(piece if column is None else piece[:, column], slot)  # of the others nothing is copied
+        if setup.counts:
+            names, seen = rna.obs_names[rows], containers.how_far(rows, rna.n_obs)
+            check_counts(counts, names, genes, slot, rna, mod=mod, seen=seen)
+        length[rows.start + 1 : rows.stop + 1] = np.diff(counts.indptr)
+        library[rows] = np.asarray(counts.sum(1)).ravel()
+        indices, values = _longer(indices, counts.indices), _longer(values, compact(counts.data))
+    check_no_empty_cells(library, rna.obs_names, slot, "" if len(genes) == rna.n_vars else _in_code(rna, genes))
+    indptr, columns, counts = (torch.from_numpy(part) for part in (length.cumsum(), indices, values))
+    return CSR(indptr, columns, counts, len(genes)), library
+
+
+def _columns_of(genes: pd.Index, rna: AnnData, where: str) -> np.ndarray | None:
+    """The column of each gene; None where they are the columns as they stand."""
+    if genes.equals(pd.Index(rna.var_names.astype(str))):
+        return None
+    column, several = containers.positions(genes, rna.var_names.astype(str))
+    if several.any():
+        containers.unique_names(rna.var_names, f"{where}.var_names", "gene")
+    absent = genes[column < 0]
+    if len(absent):
+        raise ValueError(
+            f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). "
+            "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
+            "is mapped with av.tl.map_query(query, reference)."
+        )
+    return column
+
+
+def _longer(array: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """An array with more behind it, in place where it can: two of them at once would be what compactness saves."""
+    if array.dtype.itemsize < more.dtype.itemsize and array.dtype.kind != "i":  # indices fit their type
+        array = array.astype(more.dtype)
+    n = len(array)
+    array.resize(n + len(more), refcheck=False)
+    array[n:] = more
+    return array
 
 
 def _in_code(rna: AnnData, genes: pd.Index) -> str:
@@ -270,9 +305,8 @@ def _labels(source: Source, setup: Setup, cells: pd.Index, wanted: bool) -> dict
 
 def _read_proteins(source: Source, setup: Setup, cells: pd.Index) -> dict[str, Tensor]:
     names = pd.Index(setup.proteins)
-    y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
-    has_row = np.zeros(len(cells), dtype=bool)
-    panel, table = np.zeros(len(cells), dtype=np.int64), np.zeros(y.shape, dtype=bool)
+    y = np.zeros((len(cells), len(names)), dtype=np.uint8)
+    panel, measured = np.zeros(len(cells), dtype=np.int64), np.zeros(y.shape, dtype=bool)
     if has_proteins(source, setup):
         proteins = find_proteins(source, setup)
         if not names.isin(proteins.names).any():
@@ -280,16 +314,15 @@ def _read_proteins(source: Source, setup: Setup, cells: pd.Index) -> dict[str, T
                 f"None of the model's {len(names)} proteins ({', '.join(names[:3])}, ...) is in {proteins.where} "
                 f"({', '.join(proteins.names[:3])}, ...). Rename them; to predict from RNA alone, leave proteins out."
             )
-        y, has_row = _by_name(proteins, names, cells)
         panel, table = _panel_of_cells(source, setup, cells, proteins)
+        y, measured = _by_name(proteins, names, cells, table)
     else:
         _no_proteins_elsewhere(source, setup)
         logger.info("no protein counts: all cells are taken as RNA-only")
-    measured = ~np.isnan(y) & table & has_row[:, None]
     packed = np.ascontiguousarray(np.packbits(measured, axis=1))  # one short byte string per cell sorts fast
     _, first, row = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)
     return {
-        "y": torch.from_numpy(np.where(measured, y, 0).astype(np.float32)),
+        "y": torch.from_numpy(y),
         "mask_table": torch.from_numpy(measured[first]),
         "mask_row": torch.from_numpy(row.reshape(-1).astype(np.int64)),
         "panel": torch.from_numpy(panel),
@@ -304,7 +337,7 @@ def _stored_proteins(source: Source, setup: Setup, cells: pd.Index, stored: Stor
         column = source.text(key, "panel_key", setup.mods).reindex(cells)
         panel = np.maximum(pd.Index(setup.panels).get_indexer(column), 0).astype(np.int64)
     return {
-        "y": torch.zeros(len(cells), len(setup.proteins)),
+        "y": torch.zeros(len(cells), len(setup.proteins), dtype=torch.uint8),
         "mask_table": torch.from_numpy(stored.mask_table),
         "mask_row": torch.from_numpy(stored.mask_row),
         "panel": torch.from_numpy(panel),
@@ -327,14 +360,20 @@ def _no_proteins_elsewhere(source: Source, setup: Setup) -> None:
             )
 
 
-def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index) -> tuple[np.ndarray, np.ndarray]:
-    """Protein counts in the model's order of proteins and cells; NaN where there are none."""
+def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Protein counts in the model's order of proteins and cells, 0 where there are none, and where there are some."""
     column = pd.Index(proteins.names).get_indexer(names)
     row = proteins.cells.get_indexer(cells)
-    y = np.full((len(cells), len(names)), np.nan, dtype=np.float32)
-    y[np.ix_(row >= 0, column >= 0)] = proteins.counts[np.ix_(row[row >= 0], column[column >= 0])]
+    blocks, measured = [np.zeros((0, len(names)), dtype=np.uint8)], np.zeros((len(cells), len(names)), dtype=bool)
+    step = max(1, containers.PIECE // len(names))
+    for start in range(0, len(cells), step):
+        part, inside = row[start : start + step], table[start : start + step]
+        y = np.full(inside.shape, np.nan, dtype=np.float32)
+        y[np.ix_(part >= 0, column >= 0)] = proteins.counts[np.ix_(part[part >= 0], column[column >= 0])]
+        measured[start : start + step] = there = ~np.isnan(y) & inside
+        blocks.append(compact(np.where(there, y, 0)))
     tell_proteins(proteins, tuple(names))
-    return y, row >= 0
+    return np.concatenate(blocks), measured
 
 
 def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:

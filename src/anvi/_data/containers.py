@@ -1,19 +1,26 @@
-"""The door in: `Source` opens a MuData or an AnnData once per call; layers, matrices, columns found in any obs."""
+"""The door in: `Source` opens a MuData or an AnnData once per call; columns found in any obs, matrices by pieces."""
 
 import difflib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
+from scipy import sparse
+
+from anvi.settings import with_bar
 
 Data: TypeAlias = MuData | AnnData
 logger = logging.getLogger("anvi")
+
+PIECE = 4_000_000
+"""Values of a matrix that are looked at together: reading and checking must not need as much memory as the counts."""
 
 
 def check_type(data: object) -> None:
@@ -202,6 +209,71 @@ def positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray
     at = unique.get_indexer(wanted)
     column = np.where(at >= 0, np.flatnonzero(~repeated)[at], -1) if len(unique) else np.full(len(wanted), -1)
     return column, wanted.isin(names[repeated & (names != "")])
+
+
+def in_file(matrix) -> bool:
+    """Whether a matrix lies in a file and is read when it is asked for."""
+    return isinstance(matrix, CSRDataset | CSCDataset) or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr")
+
+
+def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
+    """All rows of a matrix, some at a time and in memory, in their order; with a bar where they come from a file.
+
+    Parameters
+    ----------
+    matrix
+        `(cells, features)`: dense, DataFrame or csr, in memory or in a file.
+    where
+        The slot, for messages.
+
+    Yields
+    ------
+    Which rows, and these rows as they are stored.
+    """
+    csr = isinstance(matrix, CSRDataset) or sparse.issparse(matrix)
+    n_rows, n_columns = matrix.shape
+    if csr:
+        indptr = np.asarray(matrix.group["indptr"][:]) if isinstance(matrix, CSRDataset) else matrix.indptr
+        check_pointer(indptr, n_rows, where)
+        ends = np.searchsorted(indptr, np.arange(PIECE, indptr[-1], PIECE), side="right")
+    else:
+        step = max(1, PIECE // max(1, n_columns))
+        chunks = getattr(matrix, "chunks", None)
+        step = step if chunks is None else -(-step // chunks[0]) * chunks[0]  # a chunk is unpacked as a whole
+        ends = np.arange(step, n_rows, step)
+    edges = np.unique([0, *np.minimum(ends, n_rows), n_rows])
+    rows = map(slice, edges[:-1].tolist(), edges[1:].tolist())
+
+    def read(part: slice):
+        if csr:
+            inside = slice(int(indptr[part.start]), int(indptr[part.stop]))
+            of = vars(matrix) if sparse.issparse(matrix) else matrix.group
+            values, columns = (
+                np.asarray(of[name][inside]) for name in ("data", "indices")
+            )  # views of what is in memory
+            if not len(values) == len(columns) == inside.stop - inside.start or columns.dtype.kind not in "iu":
+                raise ValueError(f"{where} is corrupt: it has not the entries that its index pointer says.")
+            pointer = indptr[part.start : part.stop + 1] - inside.start
+            return sparse.csr_matrix((values, columns, pointer), shape=(part.stop - part.start, n_columns))
+        return matrix.iloc[part] if hasattr(matrix, "iloc") else matrix[part]
+
+    parts = ((part, read(part)) for part in rows)
+    bar = in_file(matrix) and n_rows > 0
+    yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+
+
+def how_far(rows: slice, n: int) -> str:
+    """What to say of a finding in some rows, when those behind them have not been looked at."""
+    return f" among the first {rows.stop:,} cells" if rows.stop < n else ""
+
+
+def check_pointer(indptr: np.ndarray, n_major: int, where: str) -> None:
+    """Raise a ValueError unless the index pointer of a sparse matrix ascends from 0, once for every row and the end."""
+    if len(indptr) != n_major + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(
+            f"{where} is corrupt: its index pointer has {len(indptr)} entries for {n_major} rows, or does not ascend "
+            "from 0. Read the file again, or build the matrix anew."
+        )
 
 
 def unique_names(names: pd.Index, where: str, what: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.abc import CSCDataset, CSRDataset
+from anndata.abc import CSCDataset
 from scipy import sparse
 
 from . import containers, slots
@@ -44,7 +44,7 @@ BLOCK = 1_000_000
 
 
 def stored_counts(adata: AnnData, layer: str | None, where: str):
-    """Counts of a modality as they are stored: dense, csr, csc; those of a backed object are read."""
+    """Counts of a modality as they are stored: dense, csr, csc, or in a file."""
     there = ", ".join(f"'{name}'" for name in adata.layers if name) or "none"
     if layer is None:
         if adata.X is None:
@@ -54,8 +54,52 @@ def stored_counts(adata: AnnData, layer: str | None, where: str):
         counts = adata.layers[layer]
     else:
         raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
-    counts = counts.to_memory() if isinstance(counts, CSRDataset | CSCDataset) else counts
+    if containers.in_file(counts):
+        return counts
     return whole(counts, f"{where}.X" if layer is None else f"{where}.layers['{layer}']")
+
+
+def in_memory(counts):
+    """A matrix of counts, read if it lies in a file."""
+    if not containers.in_file(counts):
+        return counts
+    return counts.to_memory() if hasattr(counts, "to_memory") else np.asarray(counts[:])
+
+
+def by_rows(counts, where: str) -> Iterator[tuple[slice, object]]:
+    """All rows of stored counts, some at a time, in memory and whole; see :func:`containers.pieces`."""
+    if isinstance(counts, CSCDataset):
+        logger.warning(
+            f"{where} is stored by columns (CSC): slow to read, and turned in memory; better store it as CSR"
+        )
+        counts = _turned(counts, where)
+    elif sparse.issparse(counts) and counts.format != "csr":
+        counts = counts.tocsr()
+    for rows, piece in containers.pieces(counts, where):
+        yield rows, whole(piece, where)
+
+
+def _turned(counts: CSCDataset, where: str) -> sparse.csr_matrix:
+    """Counts that a file has by columns, by rows."""
+    n_columns = counts.shape[1]
+    indptr = np.asarray(counts.group["indptr"][:])
+    containers.check_pointer(indptr, n_columns, where)
+    ends = np.searchsorted(indptr, np.arange(containers.PIECE, indptr[-1], containers.PIECE), side="right")
+    edges = np.unique([0, *ends, n_columns]).tolist()
+    parts = []
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        block = whole(counts[:, start:end], where).tocsr()
+        parts.append(sparse.csr_matrix((compact(block.data), block.indices, block.indptr), shape=block.shape))
+    return sparse.hstack(parts, format="csr")
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """Values in the smallest of uint8, uint16 and float32 that holds them exactly; float32 where none does."""
+    low, high = (values.min(), values.max()) if len(values) else (0, 0)
+    for kind in (np.uint8, np.uint16):
+        if low >= 0 and high <= np.iinfo(kind).max and (values.dtype.kind in "bu" or (values == np.rint(values)).all()):
+            return values.astype(kind, copy=False)
+    return values.astype(np.float32, copy=False)
 
 
 def whole(counts, where: str):
@@ -88,11 +132,7 @@ def whole(counts, where: str):
     n_major, n_minor = counts.shape if counts.format == "csr" else counts.shape[::-1]
     if any(part.ndim != 1 or part.dtype not in (np.int32, np.int64) for part in (indptr, indices)):
         raise ValueError(f"{where} is corrupt: its index pointer or its indices are no row of integers.")
-    if len(indptr) != n_major + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(
-            f"{where} is corrupt: its index pointer has {len(indptr)} entries for {n_major} rows, or does not ascend "
-            "from 0. Read the file again, or build the matrix anew."
-        )
+    containers.check_pointer(indptr, n_major, where)
     if len(indices) != len(values) or indptr[-1] > len(values) or values.ndim != 1:
         raise ValueError(
             f"{where} is corrupt: {len(indices)} indices and {len(values)} values for {indptr[-1]} entries. "
@@ -151,6 +191,7 @@ def check_counts(
     *,
     mod: str | None = None,
     missing_allowed: bool = False,
+    seen: str = "",
 ) -> None:
     """Raise a ValueError at the first value that is not a count.
 
@@ -168,6 +209,8 @@ def check_counts(
         The modality's name in a MuData, where layers are named per modality.
     missing_allowed
         Whether NaN means "not measured" (proteins) and is fine.
+    seen
+        How far a matrix has been read, where this is not all of it.
     """
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     first, number = dict.fromkeys(OFFENCES), dict.fromkeys(OFFENCES, 0)
@@ -181,7 +224,7 @@ def check_counts(
             row, column = _row_and_column(counts, position)
             raise ValueError(
                 f"{where} holds {kind} values where raw counts are expected: {values[position]!s} at cell "
-                f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more. "
+                f"'{cell_names[row]}', feature '{feature_names[column]}', and {number[kind] - 1} more{seen}. "
                 f"{_advice(kind, counts, adata, where, mod, missing_allowed)}"
             )
     found = made_whole(counts)
@@ -227,6 +270,8 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     """Whether the first values are whole and not negative."""
+    if containers.in_file(counts):
+        counts = next(by_rows(counts, "a layer"))[1]
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
     if missing_allowed:
@@ -342,7 +387,11 @@ def _entry(part: Data, key: str) -> dict:
 
 def check_counts_are_there(counts, source: Source, where: str) -> None:
     """Raise a ValueError if a matrix of counts is empty because they were dropped by `tl.minify`."""
-    if not sparse.issparse(counts) or counts.nnz:
+    if hasattr(counts, "group"):
+        empty = not counts.group["data"].shape[0]
+    else:
+        empty = sparse.issparse(counts) and not counts.nnz
+    if not empty:
         return
     keys = [key for part in source.parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
     if keys:
@@ -395,8 +444,7 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     stored = stored_counts(prot, setup.prot_layer, where)
     check_counts_are_there(stored, source, slot)
     names = tuple(map(str, prot.var_names))
-    counts = _dense(stored, prot.obs_names, names, slot)
-    check_counts(counts, prot.obs_names, names, slot, prot, mod=setup.prot_mod, missing_allowed=True)
+    counts = _proteins(stored, prot.obs_names, names, slot, prot, setup.prot_mod)
     return Proteins(prot.obs_names, names, counts, slots.read_measured(prot), slot)
 
 
@@ -426,8 +474,7 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
         names = _nameless(table.shape[1])
     containers.unique_names(pd.Index(names), where, "protein")
     check_counts_are_there(table, source, where)
-    counts = _dense(whole(table, where), adata.obs_names, names, where)
-    check_counts(counts, adata.obs_names, names, where, None, missing_allowed=True)
+    counts = _proteins(table, adata.obs_names, names, where, None, None)
     return Proteins(adata.obs_names, names, counts, None, where, named=isinstance(table, pd.DataFrame) or bool(beside))
 
 
@@ -497,6 +544,19 @@ def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
     logger.warning(
         line + (f"; the model does not know {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else "")
     )
+
+
+def _proteins(
+    stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
+) -> np.ndarray:
+    """Counts `(cells, proteins)` as float32, read and checked some cells at a time."""
+    stored = stored if containers.in_file(stored) else whole(stored, where)
+    counts = np.empty(stored.shape, dtype=np.float32)
+    for rows, piece in by_rows(stored, where):
+        counts[rows] = _dense(piece, cells[rows], names, where)
+        seen = containers.how_far(rows, len(cells))
+        check_counts(counts[rows], cells[rows], names, where, adata, mod=mod, missing_allowed=True, seen=seen)
+    return counts
 
 
 def _dense(counts, cells: pd.Index, names: tuple[str, ...], where: str) -> np.ndarray:

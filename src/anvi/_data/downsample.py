@@ -97,13 +97,13 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
     parts = {
         name: None if part is None else part[index]
-        for name in ("y", "mask_row", "batch", "panel", "codes", "continuous", "label", "label_row")
+        for name in ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row")
         for part in [getattr(cells, name)]
     }
     mask_table = cells.mask_table
     if cells.y is not None:
-        efficiency = _efficiency(cells.y.shape[1], shift, generator).expand_as(parts["y"])
-        parts["y"] = _thin(parts["y"], efficiency, generator)
+        y = cells.proteins(index)
+        parts["y"] = _thin(y, _efficiency(y.shape[1], shift, generator).expand_as(y), generator)
         if not shift.proteins:
             parts["y"], parts["mask_row"] = torch.zeros_like(parts["y"]), torch.zeros_like(parts["mask_row"])
             mask_table = torch.zeros_like(mask_table[:1])

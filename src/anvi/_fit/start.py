@@ -82,7 +82,7 @@ def background_prior(
         if len(cells) < 5:
             continue
         cells = cells[torch.randperm(len(cells), generator=generator)[:n_sampled]]
-        means, scales = lower_component(y[cells].log1p(), measured[cells])
+        means, scales = lower_component(y[cells].float().log1p(), measured[cells])
         mean[code] = means.mean()
         # the published start is a tenth of this, which lets the divergence of the background drown all else at first
         log_scale[code] = scales.square().mean().sqrt().log()

@@ -92,7 +92,7 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
         genes=genes,
         center=center,
         scale=scale,
-        y=torch.where(cells.measured[kept], cells.y[kept].log1p(), torch.nan),
+        y=torch.where(cells.measured[kept], cells.proteins(kept).log1p(), torch.nan),
         batch=cells.batch[kept],
         measured=_measured(cells, model.config.n_batches),
         **dict.fromkeys(("loading", "latent", "components", "slope", "intercept", "residuals"), torch.zeros(0)),
@@ -104,7 +104,7 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     alone = len(held_out) < MIN_HELD_OUT
     index = kept if alone else held_out
     found, spread = _predict(part, view if alone else _view(model, part, cells, index), leave_out=alone)
-    off = (torch.where(cells.measured[index], cells.y[index].log1p(), torch.nan) - found) / spread
+    off = (torch.where(cells.measured[index], cells.proteins(index).log1p(), torch.nan) - found) / spread
     grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=device)
     residuals = torch.nanquantile(off.double(), grid, dim=0).float().T.contiguous()  # (proteins, 101)
     part = part._replace(residuals=residuals.nan_to_num(0.0))

@@ -320,7 +320,7 @@ def gather(
             x = cells.x.dense(cells.x_row[rows])[0].cpu().numpy()
             rna.start(rows, x, np.ones(x.shape, dtype=bool), split[rows])
             if prot is not None:
-                y = cells.y[rows].cpu().numpy()
+                y = cells.proteins(index[rows]).cpu().numpy()
                 measured = (
                     cells.mask_table[cells.mask_row[rows]].cpu().numpy() if mask else np.ones(y.shape, dtype=bool)
                 )

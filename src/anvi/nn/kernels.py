@@ -52,7 +52,7 @@ def entries(rows: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, n_col
     start = indptr[rows]
     end = (indptr[rows + 1] - start).cumsum(0)
     row, column = (torch.empty(room, dtype=torch.int64, device=rows.device) for _ in range(2))
-    count = values.new_empty(room)
+    count = torch.empty(room, dtype=torch.float32, device=rows.device)
     if room:
         steps = len(rows).bit_length()
         _gather_entries[(triton.cdiv(room, 256),)](
@@ -307,9 +307,10 @@ def _gather_entries(
     entry = tl.load(start + low, mask=inside, other=0) + place - before
     # zeros on one address would wait for each other when they are added
     found = tl.load(indices + entry, mask=inside, other=0).to(tl.int64)
+    number = tl.load(values + entry, mask=inside, other=0).to(tl.float32)
     tl.store(row + place, tl.where(inside, low, place % n_rows), mask=wanted)
     tl.store(column + place, tl.where(inside, found, place % n_columns), mask=wanted)
-    tl.store(count + place, tl.load(values + entry, mask=inside, other=0), mask=wanted)
+    tl.store(count + place, number, mask=wanted)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from anvi._data import containers
 from anvi._data.containers import Data
-from anvi._data.counts import stored_counts
+from anvi._data.counts import in_memory, stored_counts
 
 from ._figure import find_basis, finish, label, no_basis, shorten
 
@@ -244,7 +244,7 @@ def _feature(data: Data, part: AnnData, name: str, layer: str | dict[str, str] |
     where = f"mdata['{mod}']" if mod else "adata"
     if (part.var_names == name).sum() > 1:
         raise ValueError(f"'{name}' is the name of several features of {where}; run {where}.var_names_make_unique().")
-    matrix = stored_counts(part, containers.layer_of(layer, mod), where)
+    matrix = in_memory(stored_counts(part, containers.layer_of(layer, mod), where))
     column = matrix[:, [part.var_names.get_loc(name)]]
     column = column.toarray() if sparse.issparse(column) else np.asarray(column)
     return pd.Series(column[:, 0], index=part.obs_names)

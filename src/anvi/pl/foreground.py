@@ -12,7 +12,7 @@ from scipy import sparse
 
 from anvi._data import containers, slots
 from anvi._data.containers import Data
-from anvi._data.counts import stored_counts
+from anvi._data.counts import in_memory, stored_counts
 from anvi._data.fits import Fit, missing, parts, resolve_fit
 
 from ._figure import check_axes, finish, new_figure, shorten
@@ -143,7 +143,7 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
         part = data.mod[mod]
         names, cells = part.var_names.astype(str), part.obs_names
         layer, where = setup.get("prot_layer"), f"mdata['{mod}']"
-        values = stored_counts(part, layer, where)
+        values = in_memory(stored_counts(part, layer, where))
         where = f"{where}.X" if layer is None else f"{where}.layers['{layer}']"
     if sparse.issparse(values) and not values.nnz:
         raise ValueError(f"{where} is empty, as av.tl.minify leaves it; draw the object from before, with its counts.")

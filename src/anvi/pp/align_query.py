@@ -11,7 +11,7 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._data.containers import Data, Source
-from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins, whole
+from anvi._data.counts import find_proteins, has_proteins, in_memory, stored_counts, tell_proteins, whole
 from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured, write_measured
@@ -107,7 +107,7 @@ def align_query(
 
 
 def _with_genes(rna: AnnData, setup: Setup, column: np.ndarray, where: str) -> AnnData:
-    counts = stored_counts(rna, setup.rna_layer, where)
+    counts = in_memory(stored_counts(rna, setup.rna_layer, where))
     kept = {name: whole(values, f"{where}.layers['{name}']") for name, values in rna.layers.items() if name is not None}
     layers = {name: _columns(values, column) for name, values in kept.items()}  # None: X
     var = pd.DataFrame({PADDED: column < 0}, index=pd.Index(setup.genes, dtype=object))

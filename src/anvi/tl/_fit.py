@@ -145,7 +145,7 @@ def run_fit(
     cells = read_cells(source, setup, labels=True)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
-        scale = float(cells.x.values.double().sum() / cells.log_library.double().exp().sum())
+        scale = float(cells.x.values.sum(dtype=torch.float64) / cells.log_library.double().exp().sum())
         scale = scale if first is None else first.setup.size_factor_scale
         setup = replace(setup, size_factor_scale=scale)
         cells = replace(cells, log_library=cells.log_library + math.log(scale))
@@ -334,7 +334,9 @@ def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: l
     for rows in cells.x_row.split(10_000):  # in the order of the cells, whatever that of the modality
         for part in cells.x.entries(rows):
             digest.update(part.numpy())
-    proteins = () if cells.y is None else (cells.y, cells.mask_row)
+    for rows in () if cells.y is None else torch.arange(len(cells)).split(10_000):
+        digest.update(cells.proteins(rows).numpy())
+    proteins = () if cells.y is None else (cells.mask_row,)
     covariates = [part for part in (cells.codes, cells.continuous, cells.panel) if part is not None]
     first_weights = [weights.cpu().contiguous() for weights in network.state_dict().values()]
     for tensor in (cells.log_library, cells.told, cells.batch, *proteins, *covariates, *first_weights):
