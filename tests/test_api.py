@@ -127,18 +127,19 @@ ALLOWED = {
     "_runtime": {"_runtime", "settings"},
     "datasets": {"datasets", "settings"},
     "_files": {"_files"},
-    "_data": {"_data", "nn", "settings"},
+    "_backed": {"_backed", "_files"},
+    "_data": {"_data", "_backed", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
     "_store": {"_store", "_files", "_model", "_data", "settings"},
-    "_find": {"_find", "_files", "_store", "_model", "_data"},
+    "_find": {"_find", "_backed", "_files", "_store", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
-    "pp": {"pp", "_find", "_model", "_data"},
-    "tl": {"tl", "_files", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
-    "metrics": {"metrics", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
+    "pp": {"pp", "_backed", "_find", "_model", "_data"},
+    "tl": {"tl", "_backed", "_files", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
+    "metrics": {"metrics", "_backed", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
     "get": {"get", "tl", "_posterior", "_find", "_model", "_data"},
     "pl": {"pl", "_files", "_data", "settings"},
-    "io": {"io", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
+    "io": {"io", "_backed", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
 }
 FRONT_DOORS = ("__init__", "__main__")
 
@@ -158,6 +159,7 @@ def test_the_layers_have_no_cycle():
         "settings",
         "_runtime",
         "_files",
+        "_backed",
         "datasets",
         "_data",
         "_model",
@@ -398,7 +400,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 1_940,
+    "": 2_050,
     "_data": 3_570,
     "_fit": 970,
     "_posterior": 2_080,
@@ -406,8 +408,8 @@ BUDGETS = {
     "metrics": 1_030,
     "nn": 1_670,
     "pl": 2_100,
-    "pp": 440,
-    "tl": 1_830,
+    "pp": 450,
+    "tl": 1_850,
 }
 
 
@@ -478,7 +480,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 13  # of AnnData and MuData outside _data, pp and io; to fall to 6
 
 
-WALK = {"files": 33, "lines": 3_330}
+WALK = {"files": 34, "lines": 3_460}
 
 
 def test_a_fit_is_a_short_walk():

@@ -15,7 +15,7 @@ import anvi as av
 from anvi._data import containers
 from anvi._data.batches import take
 from anvi._data.cells import CSR, Cells, read_cells
-from anvi._data.counts import compact
+from anvi._data.containers import compact
 from anvi._data.setup import find_setup
 from anvi.tl import _fit
 

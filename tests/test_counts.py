@@ -88,5 +88,5 @@ def test_offences_are_counted_over_all_blocks(monkeypatch):
     values = np.ones((4, 5))
     values[1, 1], values[2, 4], values[3, 0] = 0.5, -1, -2
     names = list("abcd"), list("vwxyz")
-    with pytest.raises(ValueError, match=r"negative values .* -1 at cell 'c', feature 'z', and 1 more"):
+    with pytest.raises(ValueError, match=r"negative values .* -1.0 at cell 'c', feature 'z', and 1 more"):
         check_counts(values, *names, "X", None)

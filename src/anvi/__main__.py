@@ -85,6 +85,8 @@ def fit(options: Namespace) -> Answer:
     """Fit one of the four models to a file."""
     import anvi as av
 
+    from ._backed import save_backed
+
     verb = getattr(av.tl, options.method)
     given = _given(options, verb, options.method) | _settings(options.set, verb)
     _check_out(options)
@@ -92,7 +94,7 @@ def fit(options: Namespace) -> Answer:
     verb(data, **given)
     key = str(given.get("key_added", options.method)).removeprefix("X_")
     model = av.get.model(data, key)
-    _write(data, options.out)
+    save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name, "info": model.info} | _classes(data, model, key)
     return Answer(f"{options.out}: {model!r}, {model.info['epochs']} epochs, under '{key}'", facts)
 
@@ -101,6 +103,7 @@ def predict(options: Namespace) -> Answer:
     """Predict the classes of a file's cells."""
     import anvi as av
 
+    from ._backed import save_backed
     from ._find import find_model, find_reference
 
     given = _given(options, av.tl.predict, "predict")
@@ -113,7 +116,7 @@ def predict(options: Namespace) -> Answer:
     model, key = find_model(data, asked)
     av.tl.predict(data, model=asked, **given)
     key = str(given.get("key_added", key)).removeprefix("X_")
-    _write(data, options.out)
+    save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name} | _classes(data, model, key)
     return Answer(f"{options.out}: {_told(facts)}", facts)
 
@@ -122,6 +125,7 @@ def map_(options: Namespace) -> Answer:
     """Map a file's cells onto a fitted model."""
     import anvi as av
 
+    from ._backed import save_backed
     from ._data import slots
     from ._find import find_reference
 
@@ -133,7 +137,7 @@ def map_(options: Namespace) -> Answer:
     key = str(given.get("key_added", reference.key)).removeprefix("X_")
     model = av.get.model(data, key)
     told = slots.home(data, model.setup).uns[key]["reference"]
-    _write(data, options.out)
+    save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name, "reference": told} | _classes(data, model, key)
     matched = f"{told['genes_matched']:.1f} % of the genes matched"
     return Answer(f"{options.out}: {matched}; {_told(facts)}", facts)
@@ -466,26 +470,14 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _read(path: Path):
-    import anndata
-    import mudata
+    from ._backed import open_backed
 
     if _existing(path).suffix not in ENDINGS or path.is_dir():
         raise UsageError(f"{path} must be a .h5mu or .h5ad file.")
     try:
-        data = mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
-        if path.suffix == ".h5mu" and not data.mod:  # mudata 0.4 reads an .h5ad as nothing
-            raise ValueError("it has no modality")
-        return data
+        return open_backed(path)
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # of another's file
         raise ValueError(f"{path} cannot be read as a {path.suffix} file ({error}).") from error
-
-
-def _write(data, path: Path) -> None:
-    """Write beside the file first, so that a full disk leaves what was there."""
-    from ._files import replacing
-
-    with replacing(path, path.suffix) as part:
-        data.write(part)
 
 
 COMMANDS = {

@@ -5,10 +5,9 @@ import logging
 import re
 from pathlib import Path
 
-import anndata
-import mudata
 import pandas as pd
 
+from ._backed import ENDINGS, open_backed
 from ._data import slots
 from ._data.containers import Data, Source
 from ._data.fits import stored_fits
@@ -18,9 +17,7 @@ from ._store import FILES, fetch, read_fetched, read_model
 
 logger = logging.getLogger("anvi")
 
-OBJECTS = (".h5mu", ".h5ad", ".zarr")
-"""How files with a fitted object end."""
-NO_HUB_ID = (*OBJECTS, ".h5", ".hdf5", ".gz", ".zip", ".pt", ".safetensors")
+NO_HUB_ID = (*ENDINGS, ".h5", ".hdf5", ".gz", ".zip", ".pt", ".safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """A name on the hub, and what no such name ends with: a file was meant."""
 
@@ -117,15 +114,12 @@ def _may_be_on_the_hub(name: str) -> bool:
 
 def _read(path: Path) -> Data:
     """A MuData or an AnnData from a file."""
-    if not path.exists() or path.suffix not in OBJECTS:
+    if not path.exists() or path.suffix not in ENDINGS:
         raise FileNotFoundError(
             f"reference='{path}' is neither a folder that av.write_model made nor a .h5mu, .h5ad or .zarr file. "
             "(A model on the hub is named by a str, 'owner/name', where no folder 'owner' is here.)"
         )
-    with reading(path):
-        if path.suffix == ".zarr":
-            return mudata.read_zarr(path) if (path / "mod").is_dir() else anndata.read_zarr(path)
-        return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
+    return open_backed(path)
 
 
 def key_to_write(data: Source | Data, model: Model, key: str, key_added: str | None) -> str:

@@ -14,15 +14,13 @@ from anvi.nn import Entries
 from anvi.nn.sparse import kernels_for
 
 from . import containers
-from .containers import Data, Source
+from .containers import Data, Source, by_rows, compact
 from .counts import (
     Proteins,
-    by_rows,
     canonical,
     check_counts,
     check_counts_are_there,
     check_no_empty_cells,
-    compact,
     find_proteins,
     has_proteins,
     stored_counts,

@@ -14,6 +14,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
 from scipy import sparse
 
+from anvi._backed import in_file
 from anvi.settings import with_bar
 
 Data: TypeAlias = MuData | AnnData
@@ -211,9 +212,28 @@ def positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray
     return column, wanted.isin(names[repeated & (names != "")])
 
 
-def in_file(matrix) -> bool:
-    """Whether a matrix lies in a file and is read when it is asked for."""
-    return isinstance(matrix, CSRDataset | CSCDataset) or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr")
+CHECKED = 1_000_000
+"""Values that are compared at a time."""
+
+
+def in_memory(counts):
+    """A matrix of counts, read if it lies in a file."""
+    if not in_file(counts):
+        return counts
+    return counts.to_memory() if hasattr(counts, "to_memory") else np.asarray(counts[:])
+
+
+def by_rows(counts, where: str) -> Iterator[tuple[slice, Any]]:
+    """All rows of stored counts, some at a time, in memory and whole; see :func:`pieces`."""
+    if isinstance(counts, CSCDataset):
+        logger.warning(
+            f"{where} is stored by columns (CSC): slow to read, and turned in memory; better store it as CSR"
+        )
+        counts = _turned(counts, where)
+    elif sparse.issparse(counts) and counts.format != "csr":
+        counts = counts.tocsr()
+    for rows, piece in pieces(counts, where):
+        yield rows, whole(piece, where)
 
 
 def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
@@ -260,6 +280,86 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
     parts = ((part, read(part)) for part in rows)
     bar = in_file(matrix) and n_rows > 0
     yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+
+
+def _turned(counts: CSCDataset, where: str) -> sparse.csr_matrix:
+    """Counts that a file has by columns, by rows."""
+    n_columns = counts.shape[1]
+    indptr = np.asarray(counts.group["indptr"][:])
+    check_pointer(indptr, n_columns, where)
+    ends = np.searchsorted(indptr, np.arange(PIECE, indptr[-1], PIECE), side="right")
+    edges = np.unique([0, *ends, n_columns]).tolist()
+    parts = []
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        block = whole(counts[:, start:end], where).tocsr()
+        parts.append(sparse.csr_matrix((compact(block.data), block.indices, block.indptr), shape=block.shape))
+    return sparse.hstack(parts, format="csr")
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """Values in the smallest of uint8, uint16 and float32 that holds them exactly; float32 where none does."""
+    low, high = (values.min(), values.max()) if len(values) else (0, 0)
+    for kind in (np.uint8, np.uint16):
+        if low >= 0 and high <= np.iinfo(kind).max and (values.dtype.kind in "bu" or (values == np.rint(values)).all()):
+            return values.astype(kind, copy=False)
+    return values.astype(np.float32, copy=False)
+
+
+def whole(counts, where: str):
+    """A matrix as it came, once its parts are known to fit together: nothing indexes by it before.
+
+    What reads a sparse matrix trusts its parts, so that those of a corrupt file would give other cells' counts, or end
+    the process.
+
+    Parameters
+    ----------
+    counts
+        Dense, sparse or DataFrame `(cells, features)`.
+    where
+        The slot, for the message.
+
+    Raises
+    ------
+    ValueError
+        If values are no real numbers, or the parts of a sparse matrix contradict each other or its shape.
+    """
+    if not sparse.issparse(counts):
+        kinds = [np.asarray(counts).dtype] if not hasattr(counts, "dtypes") else [*counts.dtypes]
+        for kind in {str(kind): kind for kind in kinds}.values():
+            _check_kind(kind, where, "biufO")  # an array of objects may hold numbers
+        return counts
+    _check_kind(counts.dtype, where, "biuf")
+    if counts.format not in ("csr", "csc"):  # made in memory; files have none
+        return counts
+    indptr, indices, values = counts.indptr, counts.indices, counts.data
+    n_major, n_minor = counts.shape if counts.format == "csr" else counts.shape[::-1]
+    if any(part.ndim != 1 or part.dtype not in (np.int32, np.int64) for part in (indptr, indices)):
+        raise ValueError(f"{where} is corrupt: its index pointer or its indices are no row of integers.")
+    check_pointer(indptr, n_major, where)
+    if len(indices) != len(values) or indptr[-1] > len(values) or values.ndim != 1:
+        raise ValueError(
+            f"{where} is corrupt: {len(indices)} indices and {len(values)} values for {indptr[-1]} entries. "
+            "Read the file again, or build the matrix anew."
+        )
+    used = indices[: indptr[-1]]
+    for start in range(0, len(used), CHECKED):
+        part = used[start : start + CHECKED]
+        if part.min() < 0 or part.max() >= n_minor:
+            wrong = int(part[(part < 0) | (part >= n_minor)][0])
+            raise ValueError(
+                f"{where} is corrupt: it has an entry at place {wrong} of {n_minor}. Read the file again, or build "
+                "the matrix anew."
+            )
+    return counts
+
+
+def _check_kind(kind, where: str, real: str) -> None:
+    """Raise a ValueError unless values of a dtype, numpy's or pandas', are real numbers."""
+    kind = getattr(kind, "subtype", kind)  # of pandas' sparse columns
+    if getattr(kind, "kind", "O") not in real:
+        raise ValueError(
+            f"{where} holds values of the type {kind}, which are no counts. Convert them, e.g. .astype('float32')."
+        )
 
 
 def how_far(rows: slice, n: int) -> str:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.abc import CSCDataset
 from scipy import sparse
 
 from . import containers, slots
 from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
-from .containers import Data, Source
+from .containers import Data, Source, by_rows, in_file, whole
 
 if TYPE_CHECKING:
     from .setup import Setup
@@ -54,109 +53,9 @@ def stored_counts(adata: AnnData, layer: str | None, where: str):
         counts = adata.layers[layer]
     else:
         raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
-    if containers.in_file(counts):
+    if in_file(counts):
         return counts
     return whole(counts, f"{where}.X" if layer is None else f"{where}.layers['{layer}']")
-
-
-def in_memory(counts):
-    """A matrix of counts, read if it lies in a file."""
-    if not containers.in_file(counts):
-        return counts
-    return counts.to_memory() if hasattr(counts, "to_memory") else np.asarray(counts[:])
-
-
-def by_rows(counts, where: str) -> Iterator[tuple[slice, object]]:
-    """All rows of stored counts, some at a time, in memory and whole; see :func:`containers.pieces`."""
-    if isinstance(counts, CSCDataset):
-        logger.warning(
-            f"{where} is stored by columns (CSC): slow to read, and turned in memory; better store it as CSR"
-        )
-        counts = _turned(counts, where)
-    elif sparse.issparse(counts) and counts.format != "csr":
-        counts = counts.tocsr()
-    for rows, piece in containers.pieces(counts, where):
-        yield rows, whole(piece, where)
-
-
-def _turned(counts: CSCDataset, where: str) -> sparse.csr_matrix:
-    """Counts that a file has by columns, by rows."""
-    n_columns = counts.shape[1]
-    indptr = np.asarray(counts.group["indptr"][:])
-    containers.check_pointer(indptr, n_columns, where)
-    ends = np.searchsorted(indptr, np.arange(containers.PIECE, indptr[-1], containers.PIECE), side="right")
-    edges = np.unique([0, *ends, n_columns]).tolist()
-    parts = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
-        block = whole(counts[:, start:end], where).tocsr()
-        parts.append(sparse.csr_matrix((compact(block.data), block.indices, block.indptr), shape=block.shape))
-    return sparse.hstack(parts, format="csr")
-
-
-def compact(values: np.ndarray) -> np.ndarray:
-    """Values in the smallest of uint8, uint16 and float32 that holds them exactly; float32 where none does."""
-    low, high = (values.min(), values.max()) if len(values) else (0, 0)
-    for kind in (np.uint8, np.uint16):
-        if low >= 0 and high <= np.iinfo(kind).max and (values.dtype.kind in "bu" or (values == np.rint(values)).all()):
-            return values.astype(kind, copy=False)
-    return values.astype(np.float32, copy=False)
-
-
-def whole(counts, where: str):
-    """A matrix as it came, once its parts are known to fit together: nothing indexes by it before.
-
-    What reads a sparse matrix trusts its parts, so that those of a corrupt file would give other cells' counts, or end
-    the process.
-
-    Parameters
-    ----------
-    counts
-        Dense, sparse or DataFrame `(cells, features)`.
-    where
-        The slot, for the message.
-
-    Raises
-    ------
-    ValueError
-        If values are no real numbers, or the parts of a sparse matrix contradict each other or its shape.
-    """
-    if not sparse.issparse(counts):
-        kinds = [np.asarray(counts).dtype] if not hasattr(counts, "dtypes") else [*counts.dtypes]
-        for kind in {str(kind): kind for kind in kinds}.values():
-            _check_kind(kind, where, "biufO")  # an array of objects may hold numbers
-        return counts
-    _check_kind(counts.dtype, where, "biuf")
-    if counts.format not in ("csr", "csc"):  # made in memory; files have none
-        return counts
-    indptr, indices, values = counts.indptr, counts.indices, counts.data
-    n_major, n_minor = counts.shape if counts.format == "csr" else counts.shape[::-1]
-    if any(part.ndim != 1 or part.dtype not in (np.int32, np.int64) for part in (indptr, indices)):
-        raise ValueError(f"{where} is corrupt: its index pointer or its indices are no row of integers.")
-    containers.check_pointer(indptr, n_major, where)
-    if len(indices) != len(values) or indptr[-1] > len(values) or values.ndim != 1:
-        raise ValueError(
-            f"{where} is corrupt: {len(indices)} indices and {len(values)} values for {indptr[-1]} entries. "
-            "Read the file again, or build the matrix anew."
-        )
-    used = indices[: indptr[-1]]
-    for start in range(0, len(used), BLOCK):
-        part = used[start : start + BLOCK]
-        if part.min() < 0 or part.max() >= n_minor:
-            wrong = int(part[(part < 0) | (part >= n_minor)][0])
-            raise ValueError(
-                f"{where} is corrupt: it has an entry at place {wrong} of {n_minor}. Read the file again, or build "
-                "the matrix anew."
-            )
-    return counts
-
-
-def _check_kind(kind, where: str, real: str) -> None:
-    """Raise a ValueError unless values of a dtype, numpy's or pandas', are real numbers."""
-    kind = getattr(kind, "subtype", kind)  # of pandas' sparse columns
-    if getattr(kind, "kind", "O") not in real:
-        raise ValueError(
-            f"{where} holds values of the type {kind}, which are no counts. Convert them, e.g. .astype('float32')."
-        )
 
 
 def canonical(counts, where: str) -> sparse.csr_matrix:
@@ -270,7 +169,7 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     """Whether the first values are whole and not negative."""
-    if containers.in_file(counts):
+    if in_file(counts):
         counts = next(by_rows(counts, "a layer"))[1]
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
@@ -550,7 +449,7 @@ def _proteins(
     stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
 ) -> np.ndarray:
     """Counts `(cells, proteins)` as float32, read and checked some cells at a time."""
-    stored = stored if containers.in_file(stored) else whole(stored, where)
+    stored = stored if in_file(stored) else whole(stored, where)
     counts = np.empty(stored.shape, dtype=np.float32)
     for rows, piece in by_rows(stored, where):
         counts[rows] = _dense(piece, cells[rows], names, where)

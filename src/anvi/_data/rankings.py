@@ -17,8 +17,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import containers, slots
-from .containers import Data, Source
-from .counts import whole
+from .containers import Data, Source, whole
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -16,6 +16,8 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from anvi._backed import lies_in_file
+
 from . import containers
 from .antibodies import renamed
 from .containers import Data
@@ -386,6 +388,10 @@ def writer(data: Data, setup, cells: np.ndarray) -> Writer:
 
 def own(data: Data, copy: bool) -> Data:
     """The object to write to: the user's, or its copy; a view becomes an object of its own, with a warning."""
+    if copy and lies_in_file(data):
+        raise ValueError(
+            "copy=True would read all counts of this object from its file: leave it out, or pass the path."
+        )
     if copy:
         return data.copy()
     if data.is_view:

@@ -8,6 +8,7 @@
     _weights     its weights under our names
 """
 
+from anvi._backed import open_backed, save_backed
 from anvi._store import data_from_hub, from_hub, push_to_hub, read_model
 
 from ._card import model_card, write_model
@@ -18,7 +19,9 @@ __all__ = [
     "from_hub",
     "from_scvi_tools",
     "model_card",
+    "open_backed",
     "push_to_hub",
     "read_model",
+    "save_backed",
     "write_model",
 ]

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
@@ -16,6 +17,7 @@ from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
 
+@on_file
 def elbo(
     data: Data,
     *,
@@ -39,7 +41,7 @@ def elbo(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     split
@@ -88,6 +90,7 @@ def elbo(
     return _answer(data, asked, index, present, per_cell)
 
 
+@on_file
 def reconstruction_error(
     data: Data,
     *,
@@ -109,7 +112,7 @@ def reconstruction_error(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     split
@@ -154,6 +157,7 @@ def reconstruction_error(
     return _answer(data, asked, index, present, per_cell)
 
 
+@on_file
 def marginal_likelihood(
     data: Data,
     *,
@@ -181,7 +185,7 @@ def marginal_likelihood(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     split

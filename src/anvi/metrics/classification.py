@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.predictions import expected_error, reliability
@@ -18,6 +19,7 @@ OVERALL = "overall"
 """Name of the row over all classes."""
 
 
+@on_file
 def classification(
     data: Data,
     labels_key: str | None = None,

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import stored_fits
@@ -26,6 +27,7 @@ from ._tables import METRICS, Check, Verdict, tables
 logger = logging.getLogger("anvi")
 
 
+@on_file
 def criticism(
     data: Data,
     *,
@@ -52,7 +54,7 @@ def criticism(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features; it must hold counts.
+        The fitted object or its file, or another one with the same features; it must hold counts.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     groupby

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, check_type
 from anvi._data.setup import Setup, label_column
@@ -20,6 +21,7 @@ LEFT_OUT = "anvi_left_out"
 """Column of labels without one class, in the copies that are fitted."""
 
 
+@on_file
 def novelty(
     data: Data,
     *,

@@ -14,8 +14,8 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._data import containers
-from anvi._data.containers import Data
-from anvi._data.counts import in_memory, stored_counts
+from anvi._data.containers import Data, in_memory
+from anvi._data.counts import stored_counts
 
 from ._figure import find_basis, finish, label, no_basis, shorten
 

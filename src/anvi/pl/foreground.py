@@ -11,8 +11,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from anvi._data import containers, slots
-from anvi._data.containers import Data
-from anvi._data.counts import in_memory, stored_counts
+from anvi._data.containers import Data, in_memory
+from anvi._data.counts import stored_counts
 from anvi._data.fits import Fit, missing, parts, resolve_fit
 
 from ._figure import check_axes, finish, new_figure, shorten

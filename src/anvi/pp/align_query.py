@@ -10,8 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._data.containers import Data, Source
-from anvi._data.counts import find_proteins, has_proteins, in_memory, stored_counts, tell_proteins, whole
+from anvi._backed import on_file
+from anvi._data.containers import Data, Source, in_memory, whole
+from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins
 from anvi._data.query import PADDED, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured, write_measured
@@ -21,6 +22,7 @@ from anvi._model import Model
 from .panels import panels
 
 
+@on_file
 def align_query(
     query: Data,
     reference: Data | str | Path | Model,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
@@ -52,6 +53,7 @@ class Report:
         return "\n".join(lines)
 
 
+@on_file
 def check(
     data: Data,
     *,
@@ -72,7 +74,7 @@ def check(
     Parameters
     ----------
     data
-        MuData or AnnData.
+        MuData or AnnData, or the path of its file.
     labels_key
         Column with cell types, or several, coarse to fine; None for models without labels.
     label_tree, batch_key, panel_key

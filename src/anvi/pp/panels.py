@@ -12,6 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from anvi._backed import on_file
 from anvi._data import containers, slots
 from anvi._data.antibodies import AMBIGUOUS, match_antibodies, match_kits
 from anvi._data.containers import Source
@@ -21,6 +22,7 @@ from anvi._data.setup import Setup, find_panels
 logger = logging.getLogger("anvi")
 
 
+@on_file
 def panels(
     data: MuData,
     panel_key: str | None = None,

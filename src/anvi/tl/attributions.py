@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data, Source
 from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anvi")
 
 
+@on_file
 def attributions(
     data: Data,
     *,
@@ -63,7 +65,7 @@ def attributions(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes.
+        The fitted object or its file, or another one with the same genes.
     model
         Key, folder or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.
     groupby

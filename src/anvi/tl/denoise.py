@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@on_file
 def denoise(
     data: Data,
     *,
@@ -60,7 +62,7 @@ def denoise(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order). Proteins need not be
+        The fitted object or its file, or another one with the same genes (by name, in any order). Proteins need not be
         there.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
@@ -252,6 +254,7 @@ def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, v
         out.layer(asked.setup.prot_mod, layer, values, asked.setup.proteins)
 
 
+@on_file
 def foreground(
     data: Data,
     *,
@@ -275,7 +278,7 @@ def foreground(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order). Proteins need not be
+        The fitted object or its file, or another one with the same genes (by name, in any order). Proteins need not be
         there.
     model
         Key, folder or :class:`~anvi.Model` with proteins; None: the only fitted model in `data`.

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data
 from anvi._data.select import REST, Mask, check_samples, write_column
@@ -26,6 +27,7 @@ LEAST_COUNT = 0.05
 """Counts, in a cell of median library size, below which a gene is as good as absent."""
 
 
+@on_file
 def differential_expression(
     data: Data,
     groupby: str | None = None,
@@ -61,7 +63,7 @@ def differential_expression(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     groupby
         Column of the groups, found in `mdata.obs` or a modality's obs (`"rna:leiden"` is explicit). Cells without a
         value, with the model's unlabelled category or "Unassigned" belong to no group and to no rest, unless they are

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@on_file
 def feature_correlation(
     data: Data,
     *,
@@ -49,7 +51,7 @@ def feature_correlation(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order).
+        The fitted object or its file, or another one with the same genes (matched by name, in any order).
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     features

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
+from anvi._backed import on_file
 from anvi._data.containers import Data
 from anvi._data.setup import Genes
 from anvi._model import Model
@@ -16,7 +17,8 @@ DATA = """data
     proteins and partial panels are welcome. Or an AnnData with RNA counts, and proteins in `obsm[prot_obsm]`."""
 
 RNA_DATA = """data
-    AnnData with RNA counts, or a MuData that holds them in `mdata['rna']`."""
+    AnnData with RNA counts, or a MuData that holds them in `mdata['rna']`, or the path of its file, which then gets
+    what is written."""
 
 LABELS = """labels_key
     Column with cell types, found in `mdata.obs` or a modality's obs (`"rna:cell_type"` is explicit). Or several, coarse
@@ -142,6 +144,7 @@ def documented(**values: str) -> Callable:
     normal="",
     label_dispersion='"gene-label", ',
 )
+@on_file
 def scanvi(
     data: Data,
     labels_key: str | list[str] = "cell_type",
@@ -237,6 +240,7 @@ def scanvi(
     normal=', "normal"',
     label_dispersion="",
 )
+@on_file
 def scvi(
     data: Data,
     *,
@@ -311,6 +315,7 @@ def scvi(
     normal="",
     label_dispersion='"gene-label", ',
 )
+@on_file
 def totalanvi(
     data: Data,
     labels_key: str | list[str] = "cell_type",
@@ -414,6 +419,7 @@ def totalanvi(
     normal="",
     label_dispersion="",
 )
+@on_file
 def totalvi(
     data: Data,
     *,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
@@ -12,6 +13,7 @@ from ._ask import ask
 from ._fit import RandomState
 
 
+@on_file
 def latent(
     data: Data,
     *,
@@ -30,7 +32,7 @@ def latent(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order).
+        The fitted object or its file, or another one with the same genes (matched by name, in any order).
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     n_samples

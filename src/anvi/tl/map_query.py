@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
@@ -40,6 +41,7 @@ WEIGHTS = ("max_kl_weight", "protein_weight", "classification_ratio", "label_smo
 """Options that weigh the terms of the loss: a mapping minimises what the reference's fit did."""
 
 
+@on_file
 def map_query(
     query: Data,
     reference: Data | str | Path | Model,
@@ -74,7 +76,7 @@ def map_query(
     Parameters
     ----------
     query
-        MuData or AnnData with raw counts. Its genes may be more, fewer, and in any order: those that it lacks are
+        MuData or AnnData with raw counts, or its file. Its genes may be more or fewer, in any order: those it lacks are
         masked. Proteins that it lacks, and a whole protein modality that it lacks, are not measured; proteins that the
         reference does not know are ignored. Labels are not needed.
     reference

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anvi._backed import on_file
 from anvi._data import minified, slots
 from anvi._data.cells import Cells
 from anvi._data.containers import Data
@@ -18,6 +19,7 @@ from ._ask import Context, ask
 logger = logging.getLogger("anvi")
 
 
+@on_file
 def minify(
     data: Data, *, model: str | Path | Model | None = None, keep_counts: bool = False, copy: bool = False
 ) -> Data | None:
@@ -30,7 +32,7 @@ def minify(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`. Its library size must be observed or
         a size factor; with a latent one the counts must be kept.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._backed import on_file
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
 from anvi._model import Model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@on_file
 def posterior_predictive(
     data: Data,
     *,
@@ -48,7 +50,7 @@ def posterior_predictive(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order).
+        The fitted object or its file, or another one with the same genes (matched by name, in any order).
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
     modality

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file
 from anvi._data.containers import Data
 from anvi._data.fits import check_no_own_label
 from anvi._data.predictions import write_predictions
@@ -18,6 +19,7 @@ from ._ask import ask
 from ._fit import RandomState
 
 
+@on_file
 def predict(
     data: Data,
     *,
@@ -42,7 +44,7 @@ def predict(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same genes (matched by name, in any order). Proteins that it lacks
+        The fitted object or its file, or another one with the same genes (by name, in any order). Proteins it lacks
         count as not measured; so does the whole protein modality.
     model
         Key, folder or :class:`~anvi.Model` with labels; None: the only fitted model in `data`.

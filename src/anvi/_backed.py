@@ -1,0 +1,216 @@
+"""Objects that stay in their file: opened without their matrices, and saved without reading them.
+
+`X`, layers and `obsp` of what :func:`open_backed` opens are read when somebody asks for them, by blocks of rows; all
+else is in memory. :func:`save_backed` copies those matrices as they are stored and writes all else anew, into a file
+that takes its place when it is whole. Both also take what `mudata.read_h5mu(path, backed="r")` has opened.
+"""
+
+import functools
+import inspect
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anndata
+import h5py
+import pandas as pd
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from anndata.io import read_elem, sparse_dataset, write_elem
+from mudata import MuData
+
+from ._files import reading, replacing
+
+ENDINGS = (".h5mu", ".h5ad", ".zarr")
+"""How files with an object end."""
+TABLES = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
+"""What a part of an object holds beside its matrices; a MuData has `obsmap` and `varmap`, too."""
+Verb = TypeVar("Verb", bound=Callable)
+
+
+def in_file(matrix: object) -> bool:
+    """Whether a matrix lies in a file and is read when it is asked for."""
+    return isinstance(matrix, CSRDataset | CSCDataset) or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr")
+
+
+def open_backed(path: str | Path) -> MuData | AnnData:
+    """Open a `.h5mu`, `.h5ad` or `.zarr` file; matrices stay there until they are asked for.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or it does not end as one with an object does.
+    OSError, ValueError
+        If it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS or not path.exists():
+        raise FileNotFoundError(f"There is no {' or '.join(ENDINGS)} file {path}.")
+    with reading(path):
+        root = _root(path)
+        if "mod" not in root:
+            if path.suffix == ".h5mu":
+                raise ValueError("it has no modality")
+            return _modality(root) if "encoding-type" in root.attrs else anndata.read_h5ad(path)
+        names = list(root["mod"].attrs.get("mod-order", root["mod"]))
+        others = {
+            name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
+        }
+        return MuData(
+            {name: _modality(root["mod"][name]) for name in names}, axis=int(root.attrs.get("axis", 0)), **others
+        )
+
+
+def _root(path: Path):
+    if path.suffix != ".zarr":
+        return h5py.File(path, "r")
+    import zarr
+
+    return zarr.open_group(str(path), mode="r")
+
+
+def _modality(group) -> AnnData:
+    own = {name: read_elem(group[name]) for name in TABLES if name in group and name != "obsp"}
+    lazily = {name: _elements(group[name]) for name in ("layers", "obsp") if name in group}
+    return AnnData(_matrix(group["X"]) if "X" in group else None, **own, **lazily)
+
+
+def _elements(group) -> dict:
+    return {name: _matrix(group[name]) for name in group}
+
+
+def _matrix(element):
+    """A dataset as it is, a sparse matrix as one whose parts are read when they are needed."""
+    return element if hasattr(element, "shape") else sparse_dataset(element)
+
+
+def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
+    """Write an object whose matrices lie in a file, without reading them; the file is whole or not there at all.
+
+    Parameters
+    ----------
+    data
+        Opened by :func:`open_backed`, or with `backed="r"`.
+    path
+        File to write, of the kind of the one that the matrices lie in; None: that one itself.
+
+    Raises
+    ------
+    ValueError
+        If no matrix of the object lies in a file, or in one of another kind.
+    OSError
+        If it cannot be written.
+    """
+    lying = [matrix for part in _parts(data).values() for matrix in _matrices(part)]
+    if not lying and path is None:
+        raise ValueError("No matrix of this object lies in a file: name the one to write, path=...")
+    if not lying:
+        with replacing(Path(path), Path(path).suffix) as part:
+            data.write_zarr(part) if Path(path).suffix == ".zarr" else data.write(part)
+        return
+    at_home, old = _home(lying[0])
+    path = at_home if path is None else Path(path)
+    if path.suffix != at_home.suffix:
+        raise ValueError(f"{path} must end in {at_home.suffix}, as {at_home}: matrices are copied as they are stored.")
+    with replacing(path, path.suffix) as part:
+        if isinstance(old, h5py.File):
+            header = old.userblock_size  # by which mudata knows its files
+            with h5py.File(part, "w", userblock_size=header) as new:
+                _write(data, old, new)
+            with at_home.open("rb") as before, part.open("r+b") as file:
+                file.write(before.read(header))
+        else:
+            import zarr
+
+            _write(data, old, zarr.open_group(str(part), mode="w", zarr_format=old.metadata.zarr_format))
+
+
+def _parts(data: MuData | AnnData) -> dict[str, Any]:
+    """The object under "", and its modalities under the names of their groups."""
+    return {"": data} | {f"mod/{name}": part for name, part in getattr(data, "mod", {}).items()}
+
+
+def lies_in_file(data: MuData | AnnData) -> bool:
+    """Whether a matrix of an object lies in a file."""
+    return any(_matrices(part) for part in _parts(data).values())
+
+
+def _matrices(part: MuData | AnnData) -> list:
+    """The matrices of a part that lie in a file."""
+    return [matrix for matrix in (part.X, *(part.layers or {}).values()) if in_file(matrix)]
+
+
+def _home(matrix) -> tuple[Path, Any]:
+    """The file that a matrix lies in, and its root."""
+    element = matrix.group if hasattr(matrix, "group") else matrix
+    if hasattr(element, "file"):
+        return Path(element.file.filename), element.file
+    import zarr
+
+    return Path(element.store.root), zarr.open_group(element.store, mode="r")
+
+
+def _write(data: MuData | AnnData, old, new) -> None:
+    """Write all parts: what lies in a file as it lies there, all else anew."""
+    pulled = {
+        f"{name.removeprefix('mod/')}:{column}"
+        for name in _parts(data)
+        if name and name in old
+        for column in old[name]["obs"].attrs["column-order"]
+    }
+    if hasattr(data, "mod"):  # columns that mudata repeats by itself
+        pulled -= set(old["obs"].attrs["column-order"])
+    for name, part in _parts(data).items():
+        group = new.require_group(name) if name else new
+        for table in (*TABLES, "obsmap", "varmap", "layers"):
+            value = getattr(part, table, None)
+            if isinstance(value, pd.DataFrame):
+                frame = value.drop(columns=pulled & set(value)).copy()
+                part.strings_to_categoricals(frame)  # in place
+                write_elem(group, table, frame)
+            elif value is not None:
+                stored = {key: item for key, item in value.items() if in_file(item)}
+                write_elem(group, table, {key: item for key, item in value.items() if key and key not in stored})
+                for key, item in stored.items():
+                    _copy(item, group[table], key)
+        if in_file(part.X):
+            _copy(part.X, group, "X")
+            if f"{name}/raw".lstrip("/") in old:
+                _copy(old[f"{name}/raw".lstrip("/")], group, "raw")
+        elif part.X is not None:
+            write_elem(group, "X", part.X)
+        if not name or name in old:
+            group.attrs.update(dict((old[name] if name else old).attrs))
+    if hasattr(data, "mod"):
+        new["mod"].attrs["mod-order"] = list(data.mod)
+
+
+def _copy(matrix, group, name: str) -> None:
+    """Copy a matrix as it is stored, compressed or not."""
+    element = matrix.group if hasattr(matrix, "group") else matrix
+    if hasattr(element, "file"):
+        group.copy(element, group, name)
+    else:
+        shutil.copytree(Path(element.store.root) / element.path, Path(group.store.root) / group.path / name)
+
+
+def on_file(verb: Verb) -> Verb:
+    """Let a verb take the path of a file: it is opened, and what the verb has written is saved into it."""
+
+    @functools.wraps(verb)
+    def opened(*args, **kwargs):
+        given = inspect.signature(verb).bind(*args, **kwargs)
+        name, path = next(iter(given.arguments.items()))
+        if not isinstance(path, str | Path):
+            return verb(*args, **kwargs)
+        data = given.arguments[name] = open_backed(path)
+        copy = given.arguments.get("copy", False)
+        if copy:  # of what is in memory: the file stays as it is
+            given.arguments["copy"] = False
+        answer = verb(*given.args, **given.kwargs)
+        if answer is None and not copy:
+            save_backed(data, path)
+        return data if copy else answer
+
+    return opened  # type: ignore[return-value]

@@ -1,0 +1,213 @@
+"""Objects that stay in their file: every verb on a path or a backed object gives what it gives in memory."""
+
+import shutil
+from pathlib import Path
+
+import anndata
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import cite, dense, mudata_of, quiet_mudata
+from scipy import sparse
+
+import anvi as av
+from anvi import _backed
+from anvi._backed import in_file, open_backed, save_backed
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Cannot join columns"),
+]
+FIT = {"batch_key": "batch", "max_epochs": 2, "n_hidden": 16}
+
+
+@pytest.fixture(scope="module")
+def mdata():
+    """Counts in a layer, X being something else, a graph of cells, and raw; never written to."""
+    mdata = cite(200, n_genes=40, n_proteins=12)
+    rna = mdata["rna"]
+    rna.layers["counts"] = sparse.csr_matrix(rna.X)
+    rna.raw = rna.copy()
+    rna.obsp["graph"] = sparse.identity(rna.n_obs, format="csr")
+    mdata.uns["mine"] = {"a": "b"}
+    return mdata
+
+
+@pytest.fixture(scope="module")
+def stored(mdata, tmp_path_factory):
+    """The object in files, which nobody writes to."""
+    folder = tmp_path_factory.mktemp("stored")
+    with quiet_mudata():
+        mdata.write_h5mu(folder / "data.h5mu", compression="gzip")
+        mdata.write_zarr(folder / "data.zarr")
+    return folder
+
+
+@pytest.fixture(params=["h5mu", "zarr"])
+def path(request, stored, tmp_path):
+    """The object in a file of one's own."""
+    copy = shutil.copytree if request.param == "zarr" else shutil.copy
+    return Path(copy(stored / f"data.{request.param}", tmp_path / f"data.{request.param}"))
+
+
+def read(path):
+    with quiet_mudata():
+        return mudata.read_zarr(path) if path.suffix == ".zarr" else mudata.read_h5mu(path)
+
+
+def same(one, other):
+    """Raise unless two objects hold the same in all slots of all parts; models but for time and place."""
+    assert list(one.mod) == list(other.mod)
+    for a, b in ((one, other), *((one[mod], other[mod]) for mod in one.mod)):
+        columns = sorted(set(a.obs) & set(b.obs))
+        assert set(a.obs) ^ set(b.obs) == set()
+        pd.testing.assert_frame_equal(a.obs[columns], b.obs[columns], check_categorical=False)
+        for slot in ("obsm", "varm", "obsp", "varp"):
+            assert set(getattr(a, slot)) == set(getattr(b, slot)), slot
+            for name, value in getattr(a, slot).items():
+                theirs = getattr(b, slot)[name]
+                if isinstance(value, pd.DataFrame):
+                    pd.testing.assert_frame_equal(value, theirs)
+                else:
+                    np.testing.assert_array_equal(dense(value), dense(theirs))
+        assert set(a.uns) == set(b.uns)
+    for mod in one.mod:
+        np.testing.assert_array_equal(dense(one[mod].X), dense(other[mod].X))
+        assert set(one[mod].layers) == set(other[mod].layers)
+        for name, value in one[mod].layers.items():
+            np.testing.assert_array_equal(dense(value), dense(other[mod].layers[name]))
+        if one[mod].raw is not None:  # which mudata does not read from zarr
+            np.testing.assert_array_equal(dense(one[mod].raw.X), dense(other[mod].raw.X))
+
+
+def test_matrices_stay_in_the_file(path, mdata):
+    data = open_backed(path)
+    assert data.shape == mdata.shape and list(data.mod) == list(mdata.mod)
+    assert all(in_file(matrix) for matrix in (data["rna"].X, data["rna"].layers["counts"], data["prot"].X))
+    assert in_file(data["rna"].obsp["graph"]) and not in_file(mdata["rna"].X)
+    assert data.uns["mine"] == {"a": "b"}
+
+
+def test_saving_what_was_not_touched_changes_nothing(path, mdata):
+    save_backed(open_backed(path))
+    same(read(path), mdata)
+    assert not list(path.parent.glob(".*"))
+
+
+def test_compression_is_kept(mdata, tmp_path):
+    path, out = tmp_path / "data.h5mu", tmp_path / "out.h5mu"
+    with quiet_mudata():
+        mdata.write_h5mu(path, compression="lzf")
+    save_backed(open_backed(path), out)
+    with h5py.File(out) as file:
+        assert file["mod/rna/X/data"].compression == file["mod/rna/layers/counts/indices"].compression == "lzf"
+        assert out.read_bytes()[:6] == b"MuData" == path.read_bytes()[:6]
+
+
+@pytest.mark.parametrize("name", ["scanvi", "totalanvi"])
+def test_a_fit_of_a_path_is_that_of_the_object(path, mdata, name):
+    expected = mdata.copy()
+    with quiet_mudata():
+        getattr(av.tl, name)(expected, layer={"rna": "counts"}, **FIT)
+        assert getattr(av.tl, name)(path, layer={"rna": "counts"}, **FIT) is None
+        found = read(path)
+        same(found, expected)
+        one, other = (av.get.model(data, name) for data in (found, expected))
+    assert one.history.equals(other.history)
+    # and the model in the file answers, from there
+    with quiet_mudata():
+        latent = av.tl.latent(path, inplace=False)
+        av.tl.denoise(path, features=list(mdata["rna"].var_names[:3]))
+        av.tl.denoise(expected, features=list(mdata["rna"].var_names[:3]))
+    np.testing.assert_array_equal(
+        latent, expected.obsm[f"X_{name}"] if name == "totalanvi" else expected["rna"].obsm["X_scanvi"]
+    )
+    same(read(path), expected)
+
+
+def test_an_object_opened_by_mudata_or_anndata(mdata, tmp_path):
+    expected = mdata.copy()
+    with quiet_mudata():
+        mdata.write_h5mu(tmp_path / "data.h5mu")
+        data = mudata.read_h5mu(tmp_path / "data.h5mu", backed="r")
+        for one in (expected, data):
+            av.tl.totalanvi(one, **FIT)
+        with pytest.raises(ValueError, match="copy=True would read all counts"):
+            av.tl.totalanvi(data, copy=True, **FIT)
+        save_backed(data, tmp_path / "out.h5mu")
+        same(read(tmp_path / "out.h5mu"), expected)
+        assert "totalanvi" not in read(tmp_path / "data.h5mu").uns
+    rna = mdata["rna"].copy()
+    rna.obs["batch"] = mdata.obs["batch"]
+    rna.write_h5ad(tmp_path / "data.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "data.h5ad", backed="r")
+    for one in (rna, backed, tmp_path / "data.h5ad"):
+        av.tl.scvi(one, **FIT)
+    save_backed(backed, tmp_path / "out.h5ad")
+    for file in ("data.h5ad", "out.h5ad"):
+        found = anndata.read_h5ad(tmp_path / file)
+        np.testing.assert_array_equal(found.obsm["X_scvi"], rna.obsm["X_scvi"])
+        np.testing.assert_array_equal(dense(found.raw.X), dense(rna.raw.X))
+
+
+def test_a_copy_leaves_the_file_as_it_is(path):
+    with quiet_mudata():
+        before = open_backed(path).obs
+        data = av.tl.scvi(path, copy=True, **FIT)
+        assert "X_scvi" in data["rna"].obsm and in_file(data["rna"].X)
+        assert "X_scvi" not in open_backed(path)["rna"].obsm and open_backed(path).obs.equals(before)
+
+
+def test_a_file_is_never_half_written(path, monkeypatch, mdata):
+    """Whatever fails, wherever: the file is the one from before, and nothing lies beside it."""
+    original, done = _backed.write_elem, []
+
+    def failing(*args, **kwargs):
+        done.append(args)
+        if len(done) == at:
+            raise OSError(28, "No space left on device")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(_backed, "write_elem", failing)
+    with quiet_mudata():
+        data, at = open_backed(path), 0
+        data.obsm["new"] = np.ones((data.n_obs, 2))
+        save_backed(data, path.with_name(f"other{path.suffix}"))
+        n = len(done)
+        for at in range(1, n + 1, 9):  # noqa: B007 -- `failing` looks at it
+            done.clear()
+            with pytest.raises(OSError, match="No space left"):
+                save_backed(data)
+            same(read(path), mdata)
+            assert {place.name for place in path.parent.iterdir()} == {path.name, f"other{path.suffix}"}
+    assert n > 20
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no .h5mu or .h5ad or .zarr file .*none.h5mu"):
+        av.tl.totalanvi(tmp_path / "none.h5mu")
+    (tmp_path / "bad.h5mu").write_bytes(b"nothing")
+    with pytest.raises((OSError, ValueError), match="bad.h5mu"):
+        av.tl.totalanvi(str(tmp_path / "bad.h5mu"))
+    with pytest.raises(ValueError, match="No matrix of this object lies in a file"):
+        save_backed(cite(60))
+
+
+def test_another_kind_of_file_is_refused(path, tmp_path):
+    with pytest.raises(ValueError, match="must end in"):
+        save_backed(open_backed(path), tmp_path / "out.h5ad")
+
+
+def test_columns_that_mudata_repeats_are_not_stored_again(mdata, tmp_path):
+    """They come back by reading, and would else double the table of cells."""
+    data = mudata_of({"rna": mdata["rna"].copy(), "prot": mdata["prot"].copy()})
+    data["rna"].obs["depth"] = 1.0
+    with quiet_mudata():
+        data.update()
+        data.write_h5mu(tmp_path / "data.h5mu")
+        av.tl.scvi(tmp_path / "data.h5mu", max_epochs=1, n_hidden=16)
+    with h5py.File(tmp_path / "data.h5mu") as file:
+        columns = list(file["obs"].attrs["column-order"])
+    assert "rna:depth" not in columns and "rna:scvi_split" in columns
