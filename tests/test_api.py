@@ -98,6 +98,7 @@ def test_plots_read_slots_only(file):
     data = {module for module in found if module.startswith("anvi._data")}
     assert {module.split(".")[2] for module in data if module.count(".") > 1} <= {
         "slots",
+        "antibodies",  # which gene a protein is of
         "containers",
         "counts",  # what is drawn of a matrix is checked as it is for a model
         "setup",
@@ -400,16 +401,16 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_050,
+    "": 2_070,
     "_data": 3_570,
     "_fit": 970,
     "_posterior": 2_080,
     "io": 1_120,
     "metrics": 1_030,
     "nn": 1_670,
-    "pl": 2_100,
+    "pl": 2_260,
     "pp": 450,
-    "tl": 1_850,
+    "tl": 1_900,
 }
 
 
@@ -477,7 +478,7 @@ def test_the_container_is_opened_in_few_files():
     assert sum(n for name, n in found.items() if not name.startswith(("_data/", "pp/", "io/"))) <= CHECKS_OUTSIDE
 
 
-CHECKS_OUTSIDE = 13  # of AnnData and MuData outside _data, pp and io; to fall to 6
+CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
 WALK = {"files": 34, "lines": 3_460}

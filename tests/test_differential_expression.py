@@ -70,22 +70,28 @@ def test_what_is_written(mdata, caplog):
             "lfc_std",
             "mean_group",
             "mean_reference",
+            "count_group",
+            "count_reference",
+            "pct_nz_group",
+            "pct_nz_reference",
         ):
             assert list(stored[column].dtype.names) == kinds
             for kind in kinds:
                 if column == "names":
                     assert sorted(stored[column][kind]) == sorted(features)
-                else:
+                elif mod == "rna" or not column.startswith(("count", "pct")):  # no cell may have been measured
                     assert np.isfinite(stored[column][kind]).all()
         for kind in kinds:
             assert (np.diff(stored["scores"][kind]) <= 0).all()
-            np.testing.assert_allclose(
-                stored["scores"][kind],
-                stored["logfoldchanges"][kind] / np.maximum(stored["lfc_std"][kind], 1e-6),
-                rtol=1e-4,
-            )
             proba = stored["proba_de"][kind].astype(float)
             np.testing.assert_allclose(stored["pvals"][kind], np.maximum(1 - proba, 0.5 / 60), rtol=1e-5, atol=1e-7)
+            depth = 1e4 if mod == "rna" else 1.0
+            sides = (np.log1p(depth * np.maximum(stored[f"mean_{side}"][kind], 0)) for side in ("group", "reference"))
+            higher = np.subtract(*sides)
+            scores, same = stored["scores"][kind], np.sign(higher) == np.sign(stored["logfoldchanges"][kind])
+            assert same.any() and (scores * higher >= -1e-6).all() and (np.abs(scores) <= np.abs(higher) + 1e-6).all()
+            sure = same & (proba > 0.6)  # then this is the probability of the direction
+            np.testing.assert_allclose(scores[sure], (higher * proba)[sure], rtol=1e-3, atol=1e-5)
         params = stored["params"]
         wanted = {"groupby": "kind", "reference": "rest", "method": "anvi", "use_raw": False, "mode": "change"}
         wanted |= {"corr_method": "posterior-fdr", "delta": 0.25, "fdr": 0.05, "n_samples": 60, "model": "totalanvi"}
@@ -246,7 +252,7 @@ def test_masks_that_overlap_and_masks_that_do_not(mdata):
     av.tl.differential_expression(mdata, groups=groups, model="totalanvi", **FEW)
     params = mdata["rna"].uns[KEY]["params"]
     assert params["groupby"] == f"{KEY}_groups" not in mdata["rna"].obs
-    assert sc.get.rank_genes_groups_df(mdata["rna"], None)["group"].cat.categories.tolist() == list(groups)
+    assert sc.get.rank_genes_groups_df(mdata["rna"], None)["group"].unique().tolist() == list(groups)
     apart = {"B in 0": groups["early B"], "B in 1": "kind == 'B' and batch == 'batch_1'"}
     av.tl.differential_expression(mdata, groups=apart, reference="B in 1", model="totalanvi", **FEW)
     assert list(mdata["rna"].uns[KEY]["names"].dtype.names) == ["B in 0"]
@@ -403,3 +409,58 @@ def test_shuffled_labels_have_next_to_nothing(known, mode):
         groups = {name: shuffled == name for name in np.unique(shuffled)}
         tables = av.tl.differential_expression(known, groups=groups, mode=mode, inplace=False)
         assert sum(table["is_de"].sum() for table in tables.values()) == 0
+
+
+def test_what_the_counts_say_by_a_loop():
+    """Means and shares of cells with any count, of measured cells alone, groups that overlap included."""
+    mdata = cite()
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    groups = {"B": "true_cell_type == 'B'", "first": np.arange(mdata.n_obs) < 150}
+    tables = av.tl.differential_expression(mdata, groups=groups, n_samples=20, inplace=False)
+    inside = {"B": (mdata.obs["true_cell_type"] == "B").to_numpy(), "first": np.arange(mdata.n_obs) < 150}
+    counts = {
+        "rna": mdata["rna"].to_df().reindex(mdata.obs_names),
+        "prot": mdata["prot"].to_df().reindex(mdata.obs_names),  # NaN where there is no row
+    }
+    panel = np.array(av.get.model(mdata).setup.measured)[mdata.obs["batch"].cat.codes]
+    counts["prot"] = counts["prot"].where(panel)
+    for mod, table in tables.items():
+        for name, mask in inside.items():
+            rows = table[table["group"] == name].set_index("names")
+            for feature in rows.index[:5]:
+                for side, cells in (("group", mask), ("reference", ~mask)):
+                    values = counts[mod][feature].to_numpy(dtype=float)[cells]
+                    values = values[~np.isnan(values)]
+                    assert rows.loc[feature, f"count_{side}"] == pytest.approx(values.mean(), rel=1e-5)
+                    assert rows.loc[feature, f"pct_nz_{side}"] == pytest.approx((values > 0).mean(), rel=1e-5)
+
+
+def test_scanpy_reads_the_shares_of_cells():
+    mdata = cite()
+    av.tl.totalvi(mdata, max_epochs=1)
+    av.tl.differential_expression(mdata, "true_cell_type", n_samples=20)
+    ours = av.get.de(mdata, "B", "rna").set_index("names")
+    table = sc.get.rank_genes_groups_df(mdata["rna"], "B").set_index("names")
+    np.testing.assert_allclose(table["pct_nz_group"], ours["pct_nz_group"].reindex(table.index), rtol=1e-6)
+    np.testing.assert_allclose(table["pct_nz_reference"], ours["pct_nz_reference"].reindex(table.index), rtol=1e-6)
+
+
+def test_markers_that_are_expressed_come_before_rare_ones():
+    """Two genes change as much and as surely; the one that many cells express is the better marker."""
+    from anvi.tl.differential_expression import marker_score
+
+    def change(group, reference, up, down):
+        parts = (np.array([part]) for part in (group, reference, [1.0] * 4, [0.1] * 4, up, down))
+        return differential.Change(*parts, 0.25, np.zeros(1))
+
+    found = change([1e-3, 1e-5, 1e-3, 1e-6], [1e-4, 1e-6, 1e-4, 1e-4], [1, 1, 0.5, 0], [0, 0, 0.1, 0.9])
+    score = marker_score(found, 1e4)[0]
+    assert score[0] > 5 * score[1] > 0 and score[2] == pytest.approx(score[0] / 2) and score[3] < 0
+
+
+def test_minified_data_have_no_counts_to_tell_of():
+    mdata = cite()
+    av.tl.totalvi(mdata, max_epochs=1)
+    av.tl.minify(mdata)
+    av.tl.differential_expression(mdata, "true_cell_type", n_samples=20)
+    assert "pct_nz_group" not in av.get.de(mdata) and "pts" not in mdata["rna"].uns["rank_genes_groups"]

@@ -699,7 +699,7 @@ def test_embedding_passes_arguments_on(mdata):
     _, own = plt.subplots()
     assert av.pl.embedding(mdata, color="batch", ax=own) is own
     assert isinstance(av.pl.embedding(mdata, color="batch", return_fig=True), Figure)
-    for name in ("save", "use_raw", "gene_symbols"):
+    for name in ("use_raw", "gene_symbols"):
         with pytest.raises(TypeError, match=f"no argument {name}="):
             av.pl.embedding(mdata, color="batch", **{name: "x"})
     open_before = plt.get_fignums()
@@ -725,3 +725,110 @@ def test_embedding_legends_are_whole_and_do_not_lie_over_panels():
         for ax in fig.axes:
             box = ax.get_legend().get_window_extent()
             assert not any(other.get_window_extent().overlaps(box) for other in fig.axes)
+
+
+# every plot -------------------------------------------------------------------------------------------------------
+def test_every_plot_can_write_itself(tmp_path):
+    """One place does it; here one plot, and the signature of all."""
+    import inspect
+
+    for name in set(av.pl.__all__) - {"report"}:
+        parameters = inspect.signature(getattr(av.pl, name)).parameters
+        assert parameters["save"].default is None, name
+        assert "save=save" in inspect.getsource(getattr(av.pl, name)), name
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_save_writes_a_file_of_the_kind_that_its_ending_says(fits, tmp_path, ending):
+    path = tmp_path / f"history.{ending}"
+    av.pl.history(fits, model="totalanvi", show=False, save=path)
+    assert path.read_bytes()[:5] in (b"\x89PNG\r", b"%PDF-", b"<?xml")
+    av.pl.embedding(fits, "X_totalanvi", "cell_type", show=False, save=str(tmp_path / f"e.{ending}"))
+    assert (tmp_path / f"e.{ending}").stat().st_size > 1000
+    with pytest.raises(FileNotFoundError):
+        av.pl.history(fits, model="totalanvi", show=False, save=tmp_path / "no" / "folder.png")
+
+
+# columns of obsm --------------------------------------------------------------------------------------------------
+def test_embedding_draws_columns_of_obsm(fits):
+    proba = av.get.proba(fits, model="totalanvi")
+    name = next(name for name in proba if "/" in name)
+    fits["rna"].obsm["scores"] = pd.DataFrame({"a/b": np.arange(fits["rna"].n_obs)}, fits["rna"].obs_names)
+    wanted = [f"totalanvi_proba:{name}", "X_totalanvi:1", "rna:scores:a/b"]
+    axes = av.pl.embedding(fits, "X_totalanvi", wanted, sort_order=False, show=False)
+    drawn = [np.ma.getdata(ax.collections[0].get_array()) for ax in axes]
+    np.testing.assert_allclose(drawn[0], proba[name], rtol=1e-6)
+    np.testing.assert_allclose(drawn[1], fits.obsm["X_totalanvi"][:, 1], rtol=1e-6)
+    np.testing.assert_allclose(drawn[2], fits["rna"].obsm["scores"]["a/b"])
+    with pytest.raises(KeyError, match=rf"Did you mean 'totalanvi_proba:{name}'"):
+        av.pl.embedding(fits, "X_totalanvi", f"totalanvi_probs:{name}", show=False)
+    for wrong in ("X_totalanvi:99", "X_totalanvi:one", "totalanvi_proba:none"):
+        with pytest.raises(KeyError, match="neither an obs column nor a feature"):
+            av.pl.embedding(fits, "X_totalanvi", wrong, show=False)
+
+
+def test_class_names_with_a_slash_are_found_in_obsm(mdata):
+    mdata.obsm["X_p"], mdata.obsm["proba"] = (
+        np.zeros((mdata.n_obs, 2)),
+        pd.DataFrame({"NK|T": np.linspace(0, 1, mdata.n_obs)}, index=mdata.obs_names),
+    )
+    assert av.pl.embedding(mdata, "p", "proba:NK/T", show=False).get_title() == "proba:NK/T"
+
+
+def test_colours_of_features_end_at_a_percentile_unless_they_are_given(mdata):
+    rng = np.random.default_rng(0)
+    rna = mdata["rna"]
+    mdata.obsm["X_p"] = rng.normal(size=(mdata.n_obs, 2))
+    values = rng.poisson(5, rna.n_obs).astype(np.float32)
+    values[0] = 1000
+    rna.layers["x"] = np.tile(values[:, None], (1, rna.n_vars))
+    rna.layers["rare"] = np.zeros_like(rna.layers["x"])
+    rna.layers["rare"][0] = 3
+    rna.obs["score"] = values
+    gene = f"rna:{rna.var_names[0]}"
+
+    def limits(color, **options):
+        return av.pl.embedding(mdata, "p", color, show=False, **options).collections[0].get_clim()
+
+    assert limits(gene, layer="x") == (values.min(), pytest.approx(np.quantile(values, 0.99)))
+    assert limits(gene, layer="x", vmax=50)[1] == 50 and limits(gene, layer="x", vmax="p50")[1] == np.median(values)
+    assert limits(gene, layer="x", vmin="p10")[0] == np.quantile(values, 0.1)
+    assert limits(gene, layer="rare") == (0, 3)  # the only cell is to be seen
+    assert limits("rna:score")[1] == 1000  # a column of the user's is drawn as it is
+
+
+def test_figures_of_many_panels_fit_a_page_and_rcparams_count(mdata):
+    from matplotlib import rc_context
+
+    mdata.obsm["X_p"] = np.random.default_rng(0).normal(size=(mdata.n_obs, 2))
+    eight = [f"rna:{name}" for name in mdata["rna"].var_names[:7]] + ["cell_type"]
+    assert av.pl.embedding(mdata, "p", eight, return_fig=True).get_figwidth() < 17
+    with rc_context({"figure.figsize": (2, 2)}):
+        assert av.pl.embedding(mdata, "p", eight[0], return_fig=True).get_figheight() == 2
+
+
+def test_cells_of_no_type_are_grey(labelled):
+    from anvi._data.slots import UNASSIGNED_COLOR
+
+    labelled.obs["totalanvi_label"] = pd.Categorical(
+        ["Unassigned"] * 5 + list(labelled.obs["totalanvi_label"][5:].astype(str))
+    )
+    labelled.uns.pop("totalanvi_label_colors", None)
+    av.pl.embedding(labelled, "X_totalanvi", "totalanvi_label", show=False)
+    names = list(labelled.obs["totalanvi_label"].cat.categories)
+    colors = dict(zip(names, labelled.uns["totalanvi_label_colors"], strict=True))
+    assert colors["Unassigned"] == UNASSIGNED_COLOR and len(set(colors.values())) == len(names)
+
+
+@pytest.mark.filterwarnings("ignore:Class names")
+def test_predictions_with_unassigned_cells_keep_the_labels_colours(mdata):
+    av.tl.scanvi(mdata, max_epochs=1)
+    names = list(av.get.model(mdata, "scanvi").classes)
+    from anvi._data import slots
+    from anvi._data.predictions import write_colors
+
+    home = mdata["rna"]
+    home.obs["scanvi_label"] = pd.Categorical(["Unassigned"] * home.n_obs, categories=[*names, "Unassigned"])
+    colors = [f"#0000{i:02x}" for i in range(len(names))]
+    write_colors(slots.Writer(mdata, home, "rna", home.obs_names), "scanvi", tuple(names), colors)
+    assert home.uns["scanvi_label_colors"] == [*colors, slots.UNASSIGNED_COLOR]

@@ -67,7 +67,7 @@ def test_bars_are_the_means(written):
     for row, name in zip(axes, ("B", SLASH), strict=True):  # in the order of the ranking
         assert row[0].get_title(loc="left") == f"{name}: rna"
         for ax, mod in zip(row, ("rna", "prot"), strict=True):
-            scores = found[f"{mod}_presence" if mod == "rna" else mod].sel({"class": name}).to_pandas()
+            scores = found[f"{mod}_presence"].sel({"class": name}).to_pandas()  # what marks the class
             wanted = scores.nlargest(5).index.tolist()
             assert labels(ax) == wanted
             pale, full = ax.patches[:5], ax.patches[5:]

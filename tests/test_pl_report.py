@@ -181,3 +181,34 @@ def test_mapped_cells(fitted, epochs, labels_key):
     assert lines["cells of no known type"].found.startswith(f"{share:.1%} of")
     page = Page(av.pl.report(query))
     assert not page.opened and "Predictions" in page.headings
+
+
+def test_the_length_of_a_run_is_judged_by_what_its_end_gained():
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    av.tl.totalvi(mdata, max_epochs=2)
+    key = "totalvi"
+
+    def verdict(loss) -> tuple[str, str]:
+        table = pd.DataFrame({"validation_loss": loss, "train_elbo": -1000.0, "validation_elbo": -1000.0})
+        mdata.uns[key] = mdata.uns[key] | {"history": table}
+        finding = checks(resolve_fit(mdata, None))[0]
+        return finding.verdict, finding.found
+
+    flat = [1300 - 40 * (1 - 0.8**i) for i in range(26)]  # as a default fit ends: the last is the best, by little
+    assert verdict(flat)[0] == "pass" and "best epoch 26 of 26" in verdict(flat)[1]
+    falling = np.linspace(2000, 1300, 10)
+    assert verdict(falling) == (
+        "warn",
+        "best epoch 10 of 10, the last tenth of the run gained 5.98%: may gain from more, e.g. max_epochs=20",
+    )
+    assert verdict([1300, 1200, 1250])[0] == "pass"
+    mdata.uns[key]["params"] = dict(mdata.uns[key]["params"]) | {"ended": "Ctrl-C"}
+    assert "ended early by Ctrl-C" in verdict(falling)[1]
+
+
+def test_a_page_does_not_flood_the_screen():
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    av.tl.totalvi(mdata, max_epochs=1)
+    page = av.pl.report(mdata)
+    assert len(repr(page)) < 120 and "kB" in repr(page)
+    assert page.startswith("<!doctype html>") and str(page) == page

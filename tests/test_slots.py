@@ -123,7 +123,7 @@ class TestContract:
         expected |= {"labels_key": "cell_type" if name.endswith("anvi") else None, "unlabeled_category": "Unknown"}
         assert {key: params[key] for key in expected} == expected
         assert params["n_labelled"] == (100 if name.endswith("anvi") else 0)
-        assert params["best_epoch"] == home(data, name).uns[name]["history"]["validation_loss"].idxmin()
+        assert params["best_epoch"] == home(data, name).uns[name]["history"]["validation_loss"].idxmin() + 1
 
     def test_nothing_in_bool(self, data, name, kind):
         """A bool array in obsm is silently corrupted when cells are added."""

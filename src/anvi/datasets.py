@@ -22,6 +22,11 @@ from scipy import sparse
 
 __all__ = ["pbmc_cite", "synthetic_cite"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Missing = Literal["absent", "nan", "zero"]
 UNLABELED, NO_PANEL = "Unknown", "none"
 PBMC_FILE = "pbmc_citeseq.h5mu"

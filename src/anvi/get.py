@@ -145,6 +145,10 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
     return pd.Series(values, asked.names, name=f"{asked.key}_library_size").reindex(asked.obs_names)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 __all__ = [
     "attributions",
     "batch_representation",

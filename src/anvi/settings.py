@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self.start = time.monotonic()
         if _shows_bars():
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=self.total, initial=self.done, desc="fit", unit="epoch")
+            self.bar = _bar(total=self.total, initial=self.done, desc="fit", unit="epoch")
         else:
             self.lines = settings.progress == "auto"
         return self
@@ -151,7 +150,8 @@ class Progress:
         if "validation_accuracy" in row:
             shown["validation_accuracy"] = row["validation_accuracy"]
         if self.bar is not None:
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            brief = [f"{name.replace('train_', '').removesuffix('_loss')} {value:.4g}" for name, value in shown.items()]
+            self.bar.set_postfix_str(", ".join(brief).replace("validation_accuracy", "accuracy"), refresh=False)
             self.bar.update()
         elif self.lines and (
             self.done * 10 // self.total > (self.done - 1) * 10 // self.total or self.done == self.first + 1
@@ -165,14 +165,31 @@ class Progress:
             self.bar.close()
 
 
-def with_bar(parts: Iterator[Part], total: int, what: str, cells: Callable[[Part], int]) -> Iterator[Part]:
+def with_bar(parts: Iterable[Part], total: int, what: str, size: Callable[[Part], int]) -> Iterator[Part]:
     """Hand on the parts of an answer, with a bar over cells where somebody looks."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=what, unit="cell", disable=not _shows_bars()) as bar:
+    with bar(total, what, "cell") as advance:
         for part in parts:
             yield part
-            bar.update(cells(part))
+            advance(size(part))
+
+
+@contextmanager
+def bar(total: int, what: str, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar where somebody looks; gives what moves it on."""
+    with _bar(total=total, desc=what, unit=unit, disable=not _shows_bars()) as shown:
+        yield shown.update
+
+
+def _bar(**options):
+    """A bar of tqdm: a widget in notebooks that have them, else a line in which the bar itself has room."""
+    if _in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm
+
+        return tqdm(**options)
+    from tqdm import tqdm
+
+    line = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return tqdm(**options, bar_format=line)
 
 
 def _shows_bars() -> bool:

@@ -258,10 +258,11 @@ def colors_of(data: Source | Data, labels_key: str, classes: tuple[str, ...]) ->
 
 
 def write_colors(out: slots.Writer, key: str, classes: tuple[str, ...], colors: list[str]) -> None:
-    """Colours for the predictions and, unless there are labels beyond the classes, for the labels."""
+    """Colours for the predictions and, unless the user's labels go beyond the classes, for the labels."""
     out.uns(f"{slots.prediction(key)}_colors", colors)
-    if list(out.home.obs[slots.label(key)].cat.categories) == list(classes):
-        out.uns(f"{slots.label(key)}_colors", list(colors))
+    labels = list(out.home.obs[slots.label(key)].cat.categories)
+    if labels in (list(classes), [*classes, slots.UNASSIGNED]):
+        out.uns(f"{slots.label(key)}_colors", [*colors, slots.UNASSIGNED_COLOR][: len(labels)])
 
 
 class NoveltyScores(NamedTuple):
@@ -336,6 +337,9 @@ def write_predictions(
         out.drop_obs(slots.novelty(key))
     named = _named(levels, probabilities, known, far, limits)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
+    if out.home is out.data and not Source(out.data).alone:
+        columns = [slots.prediction(key), slots.label(key)]
+        logger.info(f"for plots of one modality: mdata.push_obs(columns={columns})")
     tables = []
     for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
         if table is not None:

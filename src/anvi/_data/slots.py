@@ -75,12 +75,14 @@ OF_QUESTIONS = (
 """Slots that questions to a fit are answered in; a new fit under the key removes them."""
 ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
 """Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
+LARGE = 50e6
+"""Bytes of a slot above which its size is told."""
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """What text in a file cannot have in it: it ends there, or is no text."""
 NO_COLUMNS = (".", "..", "_index")
 """Names that mean something else in HDF5, zarr or anndata."""
-UNASSIGNED = "Unassigned"
-"""Label of a cell that lies too far from every class that the model knows."""
+UNASSIGNED, UNASSIGNED_COLOR = "Unassigned", "#b3b3b3"
+"""Label of a cell that lies too far from every class that the model knows, and its colour."""
 
 
 def clean_key(key: str) -> str:
@@ -327,7 +329,7 @@ class Writer:
         """
         home = modality_of(self.data, mod)
         home.layers[slot] = in_modality(values, self.cells, features, home)
-        self.written.append(self._named(mod, f"layers['{slot}']"))
+        self.written.append(self._named(mod, f"layers['{slot}']") + _size(home.layers[slot]))
 
     def varm(self, mod: str, slot: str, table: pd.DataFrame) -> None:
         """A DataFrame of a modality's features, missing for those that are not in its index."""
@@ -348,7 +350,7 @@ class Writer:
             Names by modality. An AnnData has room for the first modality's only.
         """
         self.home.varp[slot] = in_varp(values, features, self.home)
-        self.written.append(f"varp['{slot}']")
+        self.written.append(f"varp['{slot}']" + _size(self.home.varp[slot]))
 
     def uns(self, slot: str, value) -> None:
         """Anything that a file can hold."""
@@ -368,6 +370,12 @@ class Writer:
     def _named(self, mod: str, slot: str) -> str:
         """A slot as a user would write it; those in home are named without their modality."""
         return slot if modality_of(self.data, mod) is self.home else f"mdata['{mod}'].{slot}"
+
+
+def _size(values) -> str:
+    """The size of what was written, where a file will feel it."""
+    n_bytes = sum(part.nbytes for part in (values.data, values.indices)) if sparse.issparse(values) else values.nbytes
+    return f" ({n_bytes / 1e6:,.0f} MB)" if n_bytes > LARGE else ""
 
 
 def home(data: Data, setup) -> Data:

@@ -320,7 +320,7 @@ def _epoch(
     if suspects is not None:
         _roll_back(state, last_good, cells, suspects, plan)
         return None
-    row = {"epoch": state.epoch, **row, "kl_weight": weights.kl, "lr": lr}
+    row = {"epoch": state.epoch + 1, **row, "kl_weight": weights.kl, "lr": lr}
     state.history.append(row)
     state.epoch += 1
     _judge(state, row, plan)

@@ -378,6 +378,44 @@ def rarely_seen(
     return np.stack([np.stack(side) for side in zip(*sides, strict=True)]) < below
 
 
+class Counted(NamedTuple):
+    """What the counts themselves say on both sides `(comparisons, features)`, NaN where nothing was measured."""
+
+    mean_group: np.ndarray
+    mean_reference: np.ndarray
+    share_group: np.ndarray  # of cells with at least one count
+    share_reference: np.ndarray
+
+
+def counted(
+    cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], *, proteins: bool
+) -> Counted:
+    """Mean counts, and shares of cells with any, of the groups and their references."""
+    found = []
+    for population in populations:
+        n_features = cells.y.shape[1] if proteins else cells.x.n_columns
+        sums = torch.zeros(3, n_features, dtype=torch.float64, device=cells.label.device)  # counts, not 0, measured
+        for part in torch.from_numpy(population).to(cells.label.device).split(CHUNK):
+            if proteins:
+                measured = cells.mask_table[cells.mask_row[part]]
+                counts = cells.proteins(part) * measured
+                sums += torch.stack([counts.double().sum(0), (counts > 0).sum(0), measured.sum(0)])
+            else:
+                entries = cells.x.entries(cells.x_row[part])
+                sums[0].index_add_(0, entries.column, entries.count.double())
+                sums[1] += entries.column.bincount(minlength=n_features)
+                sums[2] += len(part)
+        found.append(sums.cpu().numpy())
+
+    def side(parts: Sequence[int]) -> np.ndarray:
+        total = sum(found[part] for part in parts)
+        return np.where(total[2] > 0, total[:2] / np.maximum(total[2], 1), np.nan)
+
+    sides = [(side([one.group]), side(one.reference)) for one in comparisons]
+    group, reference = (np.stack(part, axis=1) for part in zip(*sides, strict=True))  # (2, comparisons, features)
+    return Counted(group[0], reference[0], group[1], reference[1])
+
+
 class Evidence(NamedTuple):
     """What the shares of pairs say of each feature `(comparisons, features)`."""
 

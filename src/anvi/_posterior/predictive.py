@@ -4,7 +4,7 @@ Cells are taken in blocks of a fixed size, each with a generator of its own, so 
 the place of a cell among those that were asked for, and on nothing else. Source: spec sections 2.6 and 5.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -137,6 +137,7 @@ def correlation(
     sweep: Sweep,
     index: torch.Tensor,
     method: Literal["spearman", "pearson"],
+    watch: Callable[[list[Block]], Iterable[Block]] = iter,
 ) -> np.ndarray:
     """Correlate features across cells and posterior samples.
 
@@ -149,14 +150,14 @@ def correlation(
     ]
     total = None
     for code in sweep.codes or (None,):
-        rows = _draws(model, encoded, features, sweep, code)
+        rows = _draws(model, watch(encoded), features, sweep, code)
         matrix = pearson(_ranks(rows, len(index) * sweep.n_samples) if method == "spearman" else rows)
         total = matrix if total is None else total + matrix
     return (total / len(sweep.codes or (None,))).astype(np.float32)
 
 
 def _draws(
-    model: Model, encoded: list[Block], features: Features, sweep: Sweep, code: int | None
+    model: Model, encoded: Iterable[Block], features: Features, sweep: Sweep, code: int | None
 ) -> Iterator[np.ndarray]:
     """Rows to be correlated, block by block `(cells, features)`."""
     for block in encoded:

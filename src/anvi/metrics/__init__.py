@@ -17,3 +17,7 @@ from .criticism import criticism
 from .novelty import novelty
 
 __all__ = ["classification", "criticism", "elbo", "marginal_likelihood", "novelty", "reconstruction_error"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,6 @@
 """metrics.elbo, metrics.marginal_likelihood, metrics.reconstruction_error: how well a model explains counts."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from anvi._model import Model
 from anvi._posterior.bound import Bound, bound, marginal
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
+
+logger = logging.getLogger("anvi")
 
 
 @on_file
@@ -154,6 +157,11 @@ def reconstruction_error(
     if found.reconstruction_protein is not None:
         some = asked.cells.mask_table[asked.cells.mask_row[index]].any(1).cpu().numpy()
         present["protein"] = np.where(some, found.reconstruction_protein, np.nan)
+        if not per_cell and not some.all():
+            logger.info(
+                f"protein: mean over the {some.sum()} of {len(some)} cells that have any; in metrics.elbo the others "
+                "count as 0"
+            )
     return _answer(data, asked, index, present, per_cell)
 
 

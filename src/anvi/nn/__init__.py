@@ -34,3 +34,7 @@ __all__ = [
     "loss",
     "negative_elbo",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

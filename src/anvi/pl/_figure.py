@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
-from anvi._data.containers import Data
+from anvi._data.containers import Data, Source
 from anvi._data.fits import missing, parts
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ UNLABELLED = "#dcdcdc"
 """Cells without a label, and entries without a value."""
 RASTER_CELLS = 10_000
 """A vector file with more points than this is slow to open: they become an image inside it."""
+SAVE_DPI = 150
 _FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}  # those that cannot show anything
 
 
@@ -29,6 +29,13 @@ def new_figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1)
     from matplotlib import pyplot as plt
 
     return plt.subplots(n_rows, n_columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def ink() -> str:
+    """The colour of text, which is to be seen on light and dark styles alike."""
+    from matplotlib import rcParams
+
+    return rcParams["text.color"]
 
 
 def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes] | None:
@@ -41,8 +48,10 @@ def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes
     return given
 
 
-def finish(fig: Figure, axes, *, show: bool | None, return_fig: bool, own: bool):
-    """Show a figure or hand it back, as scanpy's plots do."""
+def finish(fig: Figure, axes, *, show: bool | None, save: str | Path | None, return_fig: bool, own: bool):
+    """Write a figure, and show it or hand it back, as scanpy's plots do."""
+    if save is not None:
+        fig.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
     if return_fig:
         return fig
     if can_show(own) if show is None else show:
@@ -114,10 +123,11 @@ def text_color(background) -> str:
 def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:
     """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere."""
     mod, colon, rest = basis.partition(":")
-    named = bool(colon) and isinstance(data, MuData) and mod in data.mod
+    mods = Source(data).mods
+    named = bool(colon) and mod in mods
     stem = (rest if named else basis).removeprefix("X_")
-    places = [data.mod[mod]] if named else parts(data)
-    reserved = set() if isinstance(data, AnnData) else set(data.mod)  # mdata.obsm["rna"] says who is in it
+    places = [mods[mod]] if named else parts(data)
+    reserved = set(mods)  # mdata.obsm["rna"] says who is in it
     found = []
     for part in places:
         names = [name for name in (f"X_{stem}", stem) if name in part.obsm]
@@ -140,9 +150,9 @@ def no_basis(basis: str) -> KeyError:
     return missing(f"obsm['X_{stem}'] or obsm['{stem}']", command)
 
 
-def label(data: MuData, part: AnnData) -> str:
-    """The name of a modality."""
-    return next(mod for mod, modality in data.mod.items() if modality is part)
+def label(data: Data, part: Data) -> str:
+    """The name of a modality; "" for the object itself."""
+    return next((mod for mod, modality in Source(data).mods.items() if modality is part), "")
 
 
 def coordinates(part: Data, slot: str) -> pd.DataFrame:
@@ -153,10 +163,9 @@ def coordinates(part: Data, slot: str) -> pd.DataFrame:
 def colored_column(data: Data, key: str, mods: tuple[str, ...] = ()) -> list[tuple[Data, str]]:
     """Parts that may hold an obs column or its colours, and its name there; the most explicit first."""
     mod, colon, rest = key.partition(":")
-    explicit = []
-    if colon and isinstance(data, MuData) and mod in data.mod:
-        explicit = [(data.mod[mod], rest)]
-    others = [data.mod[name] for name in mods if name in data.mod] if isinstance(data, MuData) else []
+    there = Source(data).mods
+    explicit = [(there[mod], rest)] if colon and mod in there else []
+    others = [there[name] for name in mods if name in there]
     return [*explicit, (data, key), *((part, key) for part in others)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.rankings import AttributionSlots
 
-from ._figure import UNLABELLED, check_axes, class_colors, finish, new_figure, shorten, stored_colors
+from ._figure import UNLABELLED, check_axes, class_colors, finish, ink, new_figure, shorten, stored_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,9 +36,8 @@ class _Table(NamedTuple):
     error: pd.DataFrame  # (features, classes)
 
     def first(self, group: str, n: int) -> list[str]:
-        """Features that contribute most to a class: by their presence, where there are many."""
-        by = self.mean if len(self.mean) <= FEW else self.presence
-        return by[group].nlargest(n).index.tolist()
+        """Features that contribute most to a class by their presence: what marks it, not what marks others."""
+        return self.presence[group].nlargest(n).index.tolist()
 
     def by_absence(self, names: Sequence[str]) -> np.ndarray:
         """Which attributions come mostly of absence `(names, classes)`."""
@@ -54,6 +54,7 @@ def attributions(
     n_features: int | None = None,
     model: str | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure | None:
@@ -82,6 +83,8 @@ def attributions(
         Prefix of the slots: the model's key, or the `key_added` that was given; None: the only ones there.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into: one per modality, or with bars one per class and modality.
     return_fig
@@ -121,7 +124,7 @@ def attributions(
     colors = _colors(data, parts[0])
     if cell is not None:
         fig, axes, own = _draw_cell(key, parts, str(cell), n_features or 10, colors, ax)
-        return finish(fig, axes, show=show, return_fig=return_fig, own=own)
+        return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=own)
     groups = _chosen(parts[0], group)
     tables = [_Table(part.mod, *(table[groups] for table in part.tables(_COLUMNS))) for part in parts]
     title = _title(parts[0].params)
@@ -131,7 +134,7 @@ def attributions(
         chosen = [_choose(table, n_features) for table in tables]
         draw = _draw_heatmaps if kind == "heatmap" else _draw_dots
         fig, axes, own = draw(tables, chosen, colors, title, ax)
-    return finish(fig, axes, show=show, return_fig=return_fig, own=own)
+    return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=own)
 
 
 _COLUMNS = ("attributions", "scores", "standard_errors")
@@ -244,7 +247,7 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
     given = check_axes(ax, len(tables), "the modalities")
     if given is None:
         widths = [max(0.2 * len(names) + 0.4, 2.2) for names in chosen]  # at least that of the title
-        fig, axes = new_figure(sum(widths) + 2.2, 0.25 * len(groups) + 1.9, 1, len(tables))
+        fig, axes = new_figure(sum(widths) + 2.2 + 0.9 * len(tables), 0.25 * len(groups) + 1.9, 1, len(tables))
         axes = axes[0]
         axes[0].get_gridspec().set_width_ratios(widths)
     else:
@@ -264,13 +267,38 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
             one.set_yticks(range(len(groups)), [])
         one.set(xlim=(-0.7, len(names) - 0.3), ylim=(len(groups) - 0.4, -0.6))
         one.tick_params(length=0)
-        one.grid(axis="y", color="#eeeeee", linewidth=0.8)
+        one.grid(axis="y", color="#808080", alpha=0.2, linewidth=0.8)
         one.set_axisbelow(True)
         one.spines[:].set_color("#cccccc")
-        one.set_title(f"{table.mod}, largest dot: {largest:.2g} logits", fontsize=9, loc="left")
+        one.set_title(table.mod, fontsize=9, loc="left")
+        _size_legend(one, largest)
     if given is None:
-        _entitle(fig, f"{title} (rings: by absence; grey: against)")
+        _entitle(fig, title)
     return fig, axes, given is None
+
+
+def _size_legend(ax: Axes, largest: float) -> None:
+    """What dots of three sizes mean, and rings and grey ones."""
+    from matplotlib.lines import Line2D
+
+    def dot(size: float, label: str, **style) -> Line2D:
+        style = {"color": "#707070", "markeredgewidth": 0.8} | style
+        return Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label=label, **style)
+
+    handles = [dot(150 * share, f"{share * largest:.2g}") for share in (0.1, 0.5, 1.0)]
+    handles += [dot(75, "by absence", markerfacecolor="none"), dot(75, "against", color=AGAINST)]
+    ax.legend(
+        handles=handles,
+        title="logits",
+        title_fontsize=7,
+        fontsize=7,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.02),
+        labelspacing=0.9,
+        handletextpad=0.4,
+        borderaxespad=0.2,
+    )
 
 
 def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str, str], title: str, ax):
@@ -296,7 +324,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
             places = np.arange(len(names))
             one.barh(places, mean - presence, left=presence, color=colors[group], alpha=PALE)
             one.barh(places, presence, color=colors[group])
-            one.errorbar(mean, places, xerr=np.nan_to_num(error), fmt="none", ecolor="black", elinewidth=0.8)
+            one.errorbar(mean, places, xerr=np.nan_to_num(error), fmt="none", ecolor=ink(), elinewidth=0.8)
             _label_bars(one, [shorten(name, 14) for name in names], most)
             one.set_title(
                 f"{shorten(group, 20)}: {table.mod}" if one is row[0] else table.mod, fontsize=8.5, loc="left"
@@ -309,7 +337,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
 def _label_bars(ax: Axes, names: Sequence[str], most: int) -> None:
     ax.set_yticks(range(len(names)), names, fontsize=LABEL)
     ax.set_ylim(max(most, 1) - 0.4, -0.6)
-    ax.axvline(0, color="black", linewidth=0.6)
+    ax.axvline(0, color=ink(), linewidth=0.6)
     ax.tick_params(axis="x", labelsize=7)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)

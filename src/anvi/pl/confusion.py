@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ def confusion(
     normalize: bool = True,
     level: str | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
@@ -54,6 +56,8 @@ def confusion(
         Of labels that have several: that level; None: the classes.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into.
     return_fig
@@ -104,7 +108,7 @@ def confusion(
         f"{n:,} labelled, accuracy {np.nansum(right) / n:.2f}, mean recall {np.nanmean(recall):.2f}",
         fontsize=10,
     )
-    return finish(fig, ax, show=show, return_fig=return_fig, own=given is None)
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
 
 
 def _side(n_classes: int) -> float:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from anvi._data import slots
-from anvi._data.containers import Data
+from anvi._data.antibodies import match_antibodies
+from anvi._data.containers import Data, Source
 from anvi._data.fits import Fit, missing, parts, resolve_fit
 
-from ._figure import check_axes, finish, new_figure, shorten
+from ._figure import check_axes, finish, ink, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ def correlation(
     model: str | None = None,
     features: Sequence[str] | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
@@ -41,11 +43,13 @@ def correlation(
     model
         Key of the fit, or prefix of the slot; None: the only one there.
     features
-        Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: the proteins, and for each the
-        gene that goes with it most, 40 features at most; of a model without proteins, the genes whose correlations
-        are largest.
+        Names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one. None: the proteins, and for each its
+        own gene or else the gene that goes with it most, 40 features at most; of a model without proteins, the genes
+        whose correlations are largest.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into.
     return_fig
@@ -96,7 +100,7 @@ def correlation(
         ax = given[0]
         fig = ax.figure
     _draw(ax, table, shown, fit)
-    return finish(fig, ax, show=show, return_fig=return_fig, own=given is None)
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
 
 
 def _fit(data: Data, model: str | None) -> Fit:
@@ -116,7 +120,7 @@ def _fit(data: Data, model: str | None) -> Fit:
 def _names(fit: Fit) -> pd.DataFrame:
     """Modality and name of every feature of `fit.home`, in its order."""
     home = fit.home
-    if isinstance(home, AnnData):
+    if Source(home).alone:
         return pd.DataFrame({"mod": fit.setup["rna_mod"], "name": home.var_names.astype(str)})
     frame = pd.DataFrame({"mod": "", "name": home.var_names.astype(str)})
     for mod in home.mod:
@@ -133,6 +137,9 @@ def _default(matrix: np.ndarray, names: pd.DataFrame, inside: np.ndarray, fit: F
         return np.sort(genes[np.argsort(-size, kind="stable")[:MAX_FEATURES]])
     proteins = proteins[: MAX_FEATURES // 2]
     partner = genes[np.nanargmax(matrix[np.ix_(proteins, genes)], axis=1)]
+    found = match_antibodies(list(names["name"].iloc[genes]), list(names["name"].iloc[proteins]))
+    own = dict(zip(found["matched_to"], genes, strict=True))  # the gene of a protein, where the model has it
+    partner = [own.get(name, other) for name, other in zip(names["name"].iloc[proteins], partner, strict=True)]
     return np.unique(np.concatenate([proteins, partner]))
 
 
@@ -178,7 +185,7 @@ def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit) -> None:
     ax.set_yticks(range(len(labels)), labels, fontsize=size)
     for axis in (ax.xaxis, ax.yaxis):
         for text, mod in zip(axis.get_ticklabels(), shown["mod"], strict=True):
-            text.set_color(PROTEIN if mod == fit.setup["prot_mod"] else "black")
+            text.set_color(PROTEIN if mod == fit.setup["prot_mod"] else ink())
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     asked = fit.home.uns.get(fit.key, {}).get("correlation", {})
@@ -186,4 +193,5 @@ def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit) -> None:
     bar.outline.set_visible(False)
     bar.set_label(f"{str(asked.get('method', '')).capitalize()} correlation".strip(), fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    ax.set_title(f"{fit.key}, denoised", fontsize=10, loc="left")
+    proteins = (shown["mod"] == fit.setup["prot_mod"]).any()
+    ax.set_title(f"{fit.key}, denoised" + (" (names of proteins in red)" if proteins else ""), fontsize=10, loc="left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERDICTS = {"pass": "#1b7837", "warn": "#b35806", "fail": "#b2182b", "unknown": "0.4"}
+VERDICTS = {"pass": "#2e8b57", "warn": "#c0651b", "fail": "#cf3b3b", "unknown": "0.5"}
 SPLITS = {"train": "#1f77b4", "validation": "#ff7f0e", "other": "0.55"}
 TITLES = {
     "cv_cell": "CV of cells",
@@ -44,6 +45,7 @@ def criticism(
     model: str | None = None,
     modality: str | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure | None:
@@ -63,6 +65,8 @@ def criticism(
         Name of the only modality to draw; None: all.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into, one per panel, modality by modality.
     return_fig
@@ -116,7 +120,7 @@ def criticism(
         title = (OTHER_TITLES if _is_other(tables) else {}).get(name, TITLES[name])
         _title(one, f"{mod}: {title}", verdict[(verdict["modality"] == mod) & (verdict["metric"] == name)])
     axes = np.array(given, dtype=object).reshape(len(mods), len(checks))
-    return finish(fig, axes, show=show, return_fig=return_fig, own=ax is None)
+    return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=ax is None)
 
 
 def _find(data: Data, model: str | None) -> tuple[str, Mapping]:
@@ -179,7 +183,7 @@ def _draw_features(ax: Axes, part: Mapping, name: str) -> None:
     what = "cv" if name == "cv_gene" else "zero"
     data, model = part["features"][f"{what}_data"], part["features"][f"{what}_model"]
     size = 6 if len(data) > 100 else 14
-    ax.scatter(data, model, s=size, alpha=0.6, linewidths=0, color="#4d4d4d", rasterized=len(data) > 10_000)
+    ax.scatter(data, model, s=size, alpha=0.6, linewidths=0, color="#707070", rasterized=len(data) > 10_000)
     _diagonal(ax, data, model, log=what == "cv")
 
 
@@ -228,7 +232,7 @@ def _draw_calibration(ax: Axes, part: Mapping, name: str) -> None:
     if ranks["validation"].notna().all():
         ax.plot(ranks["place"], ranks["validation"], "_", color=SPLITS["validation"], markersize=14, label="validation")
         ax.legend(fontsize=7, loc="lower center", framealpha=0.85, edgecolor="none")
-    ax.axhline(1 / len(ranks), color="0.3", linestyle="--", linewidth=1)
+    ax.axhline(1 / len(ranks), color="0.5", linestyle="--", linewidth=1)
     ax.set_xlabel("draws below the count", fontsize=9)
     ax.set_ylabel("share of counts", fontsize=9)
     if len(ranks) <= 12:
@@ -259,7 +263,7 @@ def _draw_groups(ax: Axes, part: Mapping, name: str) -> None:
     ax.set_yticks(rows, names)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlim(min(0, np.nanmin(table[list(SCORES)].to_numpy(float), initial=0)) - 0.04, 1.04)
-    ax.grid(axis="y", color="0.92", linewidth=0.8)
+    ax.grid(axis="y", color="0.5", alpha=0.2, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set_xlabel("data against one draw", fontsize=9)
     below = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.2), "ncols": len(SCORES)}  # points may lie anywhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.fits import missing
 
-from ._figure import RASTER_CELLS, check_axes, finish, new_figure, shorten
+from ._figure import RASTER_CELLS, check_axes, finish, ink, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anvi")
 
 HIGHER, LOWER, OTHER = "#c0392b", "#2868a8", "#c8c8c8"
-MAX_PANELS = 24  # volcanoes that can still be told apart on a page
+MAX_PANELS = 8  # volcanoes that can still be read on a page; of more groups, all stand side by side in one panel
 MAX_NAMES = 90  # features up to which each can be named
 DOT = 130.0  # points² of a certain feature
 
@@ -45,35 +46,40 @@ def differential_expression(
     n_features: int | None = None,
     key: str = "rank_genes_groups",
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
     """Features that differ between groups: all of a group by fold change and certainty, or the first of each group.
 
     A volcano has a dot per feature, mean log2 fold change against expected false discovery rate; those that are called
-    at the rate of the result are coloured, and the first of either side named. A dot plot has a row per group and a
-    column for each of their first features: colour is the fold change, size the probability of a change, and a ring
-    says that the feature is called.
+    at the rate of the result are coloured, and the first of either side named. Of more groups and modalities than eight
+    volcanoes, one panel per modality has the groups side by side: a dot per feature at its fold change. A dot plot has
+    a row per group and a column for each of their first features: colour is the fold change, size the probability of a
+    change, and a ring says that the feature is called.
 
     Parameters
     ----------
     data
         An object to which :func:`anvi.tl.differential_expression` has written.
     group
-        One or several groups; None: all (of volcanoes the first 24).
+        One or several groups; None: all.
     kind
         "volcano" or "dot".
     modality
         Name of the only modality to draw; None: all that have a result ("rna" and "prot" in an AnnData).
     n_features
-        Volcano: features named on either side; None: 6. Dot plot: features per group, by descending score; None: as
-        many as fit, from 1 to 5.
+        Volcano: features named on either side; None: 6, or 3 side by side. Dot plot: features per group, by descending
+        score; None: as many as fit, from 1 to 5.
     key
         Slot in `uns`.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
-        Axes to draw into: one per group and modality for volcanoes, one per modality for dot plots.
+        Axes to draw into: one per group and modality for volcanoes, one per modality for dot plots and for groups side
+        by side.
     return_fig
         Return the figure.
 
@@ -105,7 +111,7 @@ def differential_expression(
         raise ValueError(f"kind='{kind}' is not one of 'volcano', 'dot'.")
     panels = _read(data, group, modality, key)
     fig, axes, own = (_volcanoes if kind == "volcano" else _dots)(panels, n_features, ax)
-    return finish(fig, axes[0] if len(axes) == 1 else axes, show=show, return_fig=return_fig, own=own)
+    return finish(fig, axes[0] if len(axes) == 1 else axes, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, key: str) -> list[_Panel]:
@@ -130,9 +136,8 @@ def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, k
 # volcanoes ----------------------------------------------------------------------------------------------------------
 def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
     drawn = [(panel, group) for group in panels[0].groups for panel in panels if group in panel.groups]
-    if len(drawn) > MAX_PANELS and ax is None:
-        logger.info(f"the first {MAX_PANELS} of {len(drawn)} volcanoes are drawn; name others: group=[...]")
-        drawn = drawn[:MAX_PANELS]
+    if len(drawn) > MAX_PANELS and (ax is None or np.size(ax) == len(panels)):
+        return _side_by_side(panels, 3 if n_features is None else n_features, ax)
     given = check_axes(ax, len(drawn), "the groups and modalities")
     if given is None:
         n_columns = min(len(drawn), 4 if len(panels) != 2 else 2 if len(drawn) <= 4 else 4)
@@ -151,6 +156,69 @@ def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure
     else:
         axes[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, fontsize=7, frameon=False)
     return fig, axes, given is None
+
+
+def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[Axes], bool]:
+    """All groups of a modality in one panel, fold changes upwards."""
+    given = check_axes(ax, len(panels), "the modalities")
+    n_groups = max(len(panel.groups) for panel in panels)
+    if given is None:
+        longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+        fig, grid = new_figure(max(0.86 * n_groups + 1.0, 5.0), 3.6 * len(panels) + 0.07 * longest, len(panels), 1)
+        axes = list(grid.ravel())
+        fig.legend(
+            handles=_volcano_handles(float(panels[0].params.get("fdr", 0.05)))[:3],
+            loc="outside upper left",
+            ncols=3,
+            fontsize=8,
+            frameon=False,
+            handlelength=1.2,
+        )
+    else:
+        axes, fig = given, given[0].figure
+    for one, panel in zip(axes, panels, strict=True):
+        for place, group in enumerate(panel.groups):
+            _strip(one, panel.table[panel.table["group"] == group], place, n_names)
+        reference = shorten(str(panel.params["reference"]))
+        one.set_title(f"{panel.mod}: every group / {reference}", fontsize=9, loc="left")
+        one.set_ylabel("log2 fold change", fontsize=8)
+        one.axhline(0, color="#d0d0d0", linewidth=0.6, zorder=0)
+        one.set_xlim(-0.6, len(panel.groups) - 0.2)
+        names = [shorten(group, 24) for group in panel.groups]
+        one.set_xticks(range(len(names)), names if one is axes[-1] else [""] * len(names), rotation=90, fontsize=8)
+        one.tick_params(labelsize=8, length=2)
+        one.margins(y=0.1)
+        one.spines[["top", "right"]].set_visible(False)
+    return fig, axes, given is None
+
+
+def _strip(ax: Axes, table: pd.DataFrame, place: int, n_names: int) -> None:
+    """The features of one group, with the names of the first on either side."""
+    lfc, called = (table[name].to_numpy() for name in ("logfoldchanges", "is_de"))
+    # spread by rank within the strip, so that the same plot comes out every time
+    x = place - 0.3 + 0.3 * np.modf(np.arange(len(lfc)) * 0.6180339887)[0]
+    for chosen, color, size in ((~called, OTHER, 3), (called & (lfc > 0), HIGHER, 6), (called & (lfc <= 0), LOWER, 6)):
+        ax.scatter(x[chosen], lfc[chosen], s=size, color=color, linewidths=0, rasterized=len(lfc) > 500)
+    order = np.flatnonzero(called)
+    names = table["names"].to_numpy()
+    reach = max(float(np.nanmax(np.abs(lfc), initial=0.5)), 0.5)
+    for some, color in (
+        ([i for i in order if lfc[i] > 0][:n_names], HIGHER),
+        ([i for i in order[::-1] if lfc[i] <= 0][:n_names], LOWER),
+    ):
+        taken: list[float] = []
+        for i in sorted(some, key=lambda i: -lfc[i]):  # from the top, none over another
+            y = min([float(lfc[i]), *([taken[-1] - 0.11 * reach] if taken else [])])
+            taken.append(y)
+            ax.annotate(
+                shorten(str(names[i]), 10),
+                (x[i], lfc[i]),
+                xytext=(place + 0.06, y),
+                fontsize=6.5,
+                color=color,
+                va="center",
+                arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "#909090", "shrinkA": 0, "shrinkB": 1},
+            )
 
 
 def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
@@ -255,7 +323,7 @@ def _dot(ax: Axes, panel: _Panel, features: list[str]) -> None:
         c=lfc,
         cmap="RdBu_r",
         norm=TwoSlopeNorm(0, -limit, limit),
-        edgecolors=np.where(called, "#303030", "none"),
+        edgecolors=np.where(called, ink(), "none"),
         linewidths=0.6,
     )
     ax.set_xlim(-0.7, len(features) - 0.3)
@@ -287,7 +355,7 @@ def _dot_legends(ax: Axes, dots, size: float) -> None:
         Line2D([], [], marker="o", linestyle="", color="#a0a0a0", markersize=size**0.5 * p, label=f"{p:g}")
         for p in (0.5, 0.75, 1.0)
     ]
-    ring = {"markerfacecolor": "none", "markeredgecolor": "#303030", "markeredgewidth": 0.6}
+    ring = {"markerfacecolor": "none", "markeredgecolor": ink(), "markeredgewidth": 0.6}
     handles.append(Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label="called", **ring))
     ax.legend(
         handles=handles,

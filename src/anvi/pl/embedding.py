@@ -5,29 +5,32 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 from scipy import sparse
 
-from anvi._data import containers
-from anvi._data.containers import Data, in_memory
+from anvi._data import containers, slots
+from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
 
-from ._figure import find_basis, finish, label, no_basis, shorten
+from ._figure import class_colors, find_basis, finish, label, no_basis, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 REFUSED = {
-    "save": "save the figure: av.pl.embedding(..., return_fig=True).savefig(...)",
     "use_raw": "name the layer with layer=; .raw is not read",
     "gene_symbols": "name features by their var_names",
 }
+
+
+SINGLE, PANEL = (4.8, 4.0), (3.4, 3.0)
+"""Inches of a panel alone and among others, unless rcParams say otherwise."""
 
 
 def embedding(
@@ -37,6 +40,7 @@ def embedding(
     *,
     layer: str | dict[str, str] | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | None = None,
     return_fig: bool = False,
     **sc_kwargs: Any,
@@ -56,10 +60,14 @@ def embedding(
     color
         Names of obs columns and features. `"rna:name"` is a column of that modality's obs or one of its features;
         without a prefix, the name is looked up in the obs of `data` and of the modalities, then among the features.
+        `"totalanvi_prot_denoised:CD4"` and `"totalanvi_proba:B"` are columns of tables in obsm, `"X_totalanvi:0"` one
+        of an array. Colours of features and of columns in obsm end at their 99th percentile unless `vmax` is given.
     layer
         Layer that features are read from; a dict gives one per modality; None takes `.X`. `.raw` is never read.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into, with at most one `color`.
     return_fig
@@ -67,10 +75,10 @@ def embedding(
     **sc_kwargs
         Passed on to :func:`scanpy.pl.embedding`: among them `mask_obs` (an array, or a column that is named as in
         `color`), `groups`, `dimensions`, `components`, `projection`, `sort_order`, `edges`, `neighbors_key`,
-        `palette`, `cmap`, `na_color`, `na_in_legend`, `size`, `vmin`, `vmax`, `vcenter`, `norm`, `legend_loc`,
-        `legend_fontsize`, `legend_fontoutline`, `colorbar_loc`, `add_outline`, `frameon`, `ncols`, `wspace`, `hspace`,
-        `title`, `marker`, and what matplotlib's `scatter` takes. Arrays go by the cells of the part that holds the
-        basis. `save`, `use_raw` and `gene_symbols` are refused.
+        `palette`, `cmap`, `na_color`, `na_in_legend`, `size`, `vmin`, `vmax` (`"p99"` is a percentile), `vcenter`,
+        `norm`, `legend_loc`, `legend_fontsize`, `legend_fontoutline`, `colorbar_loc`, `add_outline`, `frameon`,
+        `ncols`, `wspace`, `hspace`, `title`, `marker`, and what matplotlib's `scatter` takes. Arrays go by the cells of
+        the part that holds the basis. `use_raw` and `gene_symbols` are refused.
 
     Returns
     -------
@@ -109,10 +117,13 @@ def embedding(
     names = dict.fromkeys(name for name in [*wanted, mask if isinstance(mask, str) else None] if name is not None)
     sources = {name: _find(data, name) for name in names}
     small = _small(data, part, slot, sources, layer)
+    if "norm" not in sc_kwargs:
+        limits = [None if name is None else _highest(small.obs[name], sources[name].kind) for name in wanted]
+        sc_kwargs = {"vmax": limits} | sc_kwargs
     axes = _draw(small, slot, wanted, ax, sc_kwargs)
     _copy_colors(data, small, sources)
     fig = (axes[0] if isinstance(axes, list) else axes).figure
-    return finish(fig, axes, show=show, return_fig=return_fig, own=ax is None)
+    return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=ax is None)
 
 
 def _draw(small: AnnData, slot: str, color: list[str | None], ax: Axes | None, sc_kwargs: dict) -> Axes | list[Axes]:
@@ -120,15 +131,17 @@ def _draw(small: AnnData, slot: str, color: list[str | None], ax: Axes | None, s
     import scanpy as sc
     from matplotlib import pyplot as plt
 
-    before = set(plt.get_fignums())
-    beside = sc_kwargs.get("legend_loc", "right margin") == "right margin"
-    if ax is None and beside and len(color) > 1:
-        panel = plt.rcParams["figure.figsize"][0]
-        room = _room(small, color, sc_kwargs.get("legend_fontsize")) / panel + 0.02
-        # scanpy puts four in a row; with wide legends fewer, so that the figure does not become wider than that
-        sc_kwargs = {"wspace": room, "ncols": max(1, int(4.6 / (1 + room)))} | sc_kwargs
+    before, size = set(plt.get_fignums()), plt.rcParams["figure.figsize"]
+    pack = ax is None and not {"wspace", "projection"} & sc_kwargs.keys()
+    if list(size) == list(plt.rcParamsDefault["figure.figsize"]):  # nobody has asked for another one
+        width, height = PANEL if len(color) > 1 else SINGLE
+        size = (width, max(height, 0.26 * _legend_rows(small, color) + 0.4))
+    n_columns = int(sc_kwargs.get("ncols", 2 if len(color) in (2, 4) else 3))
+    if ax is None and len(color) > 1:
+        sc_kwargs = {"ncols": n_columns} | sc_kwargs
     try:
-        with warnings.catch_warnings():  # between scanpy and matplotlib, nothing that a user could mend
+        # warnings between scanpy and matplotlib, nothing that a user could mend
+        with warnings.catch_warnings(), plt.rc_context({"figure.figsize": size}):
             warnings.filterwarnings("ignore", message="The set_bad function", category=PendingDeprecationWarning)
             axes = sc.pl.embedding(
                 small,
@@ -145,54 +158,90 @@ def _draw(small: AnnData, slot: str, color: list[str | None], ax: Axes | None, s
     for one in axes if isinstance(axes, list) else [axes]:
         for text in one.get_legend().get_texts() if one.get_legend() is not None else ():
             text.set_text(shorten(text.get_text()))
-    if ax is None:
-        _widen((axes[0] if isinstance(axes, list) else axes).figure)
+    if pack:
+        drawn = axes if isinstance(axes, list) else [axes]
+        _pack(drawn[0].figure, drawn, n_columns)
     return axes
 
 
-def _room(small: AnnData, color: list[str | None], font_size: float | str | None) -> float:
-    """Inches between panels in which the widest legend of scanpy fits."""
-    from matplotlib import rcParams
-    from matplotlib.font_manager import FontProperties
+def _highest(values: pd.Series, kind: str) -> float | None:
+    """Where the colours of a feature end: at its 99th percentile, so that a few cells do not wash out the others."""
+    if kind == "obs" or values.isna().all():
+        return None
+    high = float(np.nanquantile(values, 0.99))
+    return high if high > float(values.min()) else None  # in so few cells that all of them are to be seen
 
-    em = FontProperties(size=font_size or rcParams["legend.fontsize"]).get_size_in_points() / 72
-    widest = 0.0
+
+def _legend_rows(small: AnnData, color: list[str | None]) -> int:
+    """Rows of the longest legend as scanpy breaks it: one column up to 14 entries, two up to 30, else three."""
+    lengths = [0]
     for name in color:
         if name is not None and isinstance(small.obs[name].dtype, pd.CategoricalDtype):
-            lengths = [len(shorten(str(value))) for value in small.obs[name].cat.categories] + [2]  # and "NA"
-            n_columns = 1 if len(lengths) <= 14 else 2 if len(lengths) <= 30 else 3
-            n_rows = -(-len(lengths) // n_columns)
-            columns = [max(lengths[i : i + n_rows]) for i in range(0, len(lengths), n_rows)]
-            # handle, its distance to the text, and the distance of columns are 4.8 em in matplotlib
-            widest = max(widest, sum((4.9 + 0.53 * length) * em for length in columns))
-    return max(0.75, widest + 0.2)  # scanpy's own, and a label of the next panel
+            n = len(small.obs[name].cat.categories) + int(small.obs[name].isna().any())
+            lengths.append(-(-n // (1 if n <= 14 else 2 if n <= 30 else 3)))
+    return max(lengths)
 
 
-def _widen(fig: Figure) -> None:
-    """Make a figure wider by what stands out on its right: scanpy leaves no room for the last legend."""
-    outside = fig.get_tightbbox().x1 - fig.get_figwidth()
-    if outside <= 0:
-        return
-    before = fig.get_figwidth()
-    after = before + outside + 0.1
-    for one in fig.axes:
-        box = one.get_position(original=True)
-        one.set_position([box.x0 * before / after, box.y0, box.width * before / after, box.height])
+def _pack(fig: Figure, axes: list[Axes], n_columns: int) -> None:
+    """Put the columns of panels as close as what stands beside each allows: scanpy leaves every column the same room.
+
+    Panels keep their size and height; the figure becomes as wide as it must.
+    """
+    renderer, scale = fig.canvas.get_renderer(), fig.dpi
+    bars = [_bar_of(one) for one in axes]
+    boxes = []  # inches of a panel with its labels, legend and colour bar, from its own left edge
+    for one, bar in zip(axes, bars, strict=True):
+        parts = [part.get_tightbbox(renderer) for part in (one, bar) if part is not None]
+        left = one.get_window_extent(renderer).x0
+        boxes.append([(min(p.x0 for p in parts) - left) / scale, (max(p.x1 for p in parts) - left) / scale])
+    width, place, moved = fig.get_figwidth(), 0.1, []
+    for column in range(min(n_columns, len(axes))):
+        mine = range(column, len(axes), n_columns)
+        start = place - min(boxes[i][0] for i in mine)
+        moved += [(i, start) for i in mine]
+        place = start + max(boxes[i][1] for i in mine) + 0.25
+    after = place - 0.15
+    for i, start in moved:
+        shift = start / width - axes[i].get_position().x0
+        for part in (axes[i], bars[i]):
+            if part is not None:
+                box = part.get_position()
+                part.set_axes_locator(None)
+                part.set_position([(box.x0 + shift) * width / after, box.y0, box.width * width / after, box.height])
     fig.set_figwidth(after)
 
 
-def _find(data: Data, name: str) -> tuple[Data, str, str]:
-    """The part of the object that a name is in, `"obs"` or `"var"`, and the name there."""
-    mods = data.mod if isinstance(data, MuData) else {}
+def _bar_of(ax: Axes) -> Axes | None:
+    """The Axes of a panel's colour bar."""
+    found = [part.colorbar.ax for part in ax.collections if getattr(part, "colorbar", None) is not None]
+    return found[0] if found else None
+
+
+class _Colour(NamedTuple):
+    """Where something that is drawn lies."""
+
+    part: Data
+    kind: str  # "obs", "var" or "obsm"
+    name: str  # of the column or feature
+    slot: str = ""  # in obsm
+    place: int = -1  # of the column there
+
+
+def _find(data: Data, name: str) -> _Colour:
+    """What a name means."""
+    source = Source(data)
     mod, colon, rest = name.partition(":")
-    if colon and mod in mods:  # the modality itself: a copy "rna:..." in mdata.obs may be out of date
-        if rest in mods[mod].obs:
-            return mods[mod], "obs", rest
-        if rest in mods[mod].var_names:
-            return mods[mod], "var", rest
+    if colon and mod in source.mods:  # the modality itself: a copy "rna:..." in mdata.obs may be out of date
+        part = source.mods[mod]
+        if rest in part.obs:
+            return _Colour(part, "obs", rest)
+        if rest in part.var_names:
+            return _Colour(part, "var", rest)
+        if (column := _in_obsm(part, rest)) is not None:
+            return column
     if name in data.obs:
-        return data, "obs", name
-    parts = list(mods.values()) if mods else [data]
+        return _Colour(data, "obs", name)
+    parts = list(source.mods.values()) or [data]
     columns = [part for part in parts if name in part.obs]
     features = [part for part in parts if name in part.var_names]
     for kind, places in (("obs", columns), ("var", features)):
@@ -200,16 +249,37 @@ def _find(data: Data, name: str) -> tuple[Data, str, str]:
             listed = " or ".join(f"'{label(data, part)}:{name}'" for part in places)
             raise ValueError(f"color='{name}' is in several modalities; name one: {listed}.")
         if places:
-            return places[0], kind, name
-    raise KeyError(f"color='{name}' is neither an obs column nor a feature.{_near(data, name)}")
+            return _Colour(places[0], kind, name)
+    for part in source.parts:
+        if (column := _in_obsm(part, name)) is not None:
+            return column
+    raise KeyError(f"color='{name}' is neither an obs column nor a feature.{_near(source, name)}")
 
 
-def _near(data: Data, name: str) -> str:
+def _in_obsm(part: Data, name: str) -> _Colour | None:
+    """The column of a table or array in obsm that "slot:column" means."""
+    slot, colon, column = name.partition(":")
+    if not colon or slot not in part.obsm:
+        return None
+    names = slots.exact_columns(part.obsm[slot], part.uns.get(slots.names_of(slot)))
+    if names is None and column.isdecimal() and np.ndim(part.obsm[slot]) == 2:  # an array: by number
+        names = list(map(str, range(np.shape(part.obsm[slot])[1])))
+    for name in (column, slots.column_name(column)):  # an earlier release wrote "|" for "/"
+        if name in (names or ()):
+            return _Colour(part, "obsm", name, slot, names.index(name))
+    return None
+
+
+def _near(source: Source, name: str) -> str:
     """Names that look like the one that is not there."""
-    there = [(str(other), str(other)) for other in data.obs.columns]
-    for mod, part in data.mod.items() if isinstance(data, MuData) else [("", data)]:
+    there = [(str(other), str(other)) for other in source.obs.columns]
+    for mod, part in source.mods.items() or [("", source.data)]:
         prefix = f"{mod}:" if mod else ""
         there += [(str(other), f"{prefix}{other}") for other in [*part.obs.columns, *part.var_names]]
+    for part in source.parts:
+        for slot, table in part.obsm.items():
+            columns = slots.exact_columns(table, part.uns.get(slots.names_of(slot))) if np.ndim(table) == 2 else None
+            there += [(column, f"{slot}:{column}") for column in columns or ()]
     written = {}
     for short, full in there:
         written.setdefault(short, full)
@@ -218,20 +288,34 @@ def _near(data: Data, name: str) -> str:
 
 
 def _small(
-    data: Data, part: Data, slot: str, sources: dict[str, tuple[Data, str, str]], layer: str | dict[str, str] | None
+    data: Data, part: Data, slot: str, sources: dict[str, _Colour], layer: str | dict[str, str] | None
 ) -> AnnData:
     """What scanpy is given: one obs column per name, as it was written; coordinates, graphs and colours of `part`."""
     obs = pd.DataFrame(index=part.obs_names)
     uns: dict[str, Any] = {name: value for name, value in part.uns.items() if _is_graph(value)}
-    for name, (source, kind, there) in sources.items():
-        values = source.obs[there] if kind == "obs" else _feature(data, source, there, layer)
-        obs[name] = _drawable(values).reindex(obs.index)
-        colors = source.uns.get(f"{there}_colors") if kind == "obs" else None
+    for name, source in sources.items():
+        obs[name] = _drawable(_values(data, source, layer)).reindex(obs.index)
+        colors = source.part.uns.get(f"{source.name}_colors") if source.kind == "obs" else None
+        categories = obs[name].cat.categories if isinstance(obs[name].dtype, pd.CategoricalDtype) else []
         if colors is not None:
             uns[f"{name}_colors"] = list(map(str, np.atleast_1d(colors)))
+        elif slots.UNASSIGNED in categories:
+            known = class_colors(list(categories), {slots.UNASSIGNED: slots.UNASSIGNED_COLOR})
+            uns[f"{name}_colors"] = [known[category] for category in categories]
     small = AnnData(obs=obs, uns=uns, obsp=dict(part.obsp))
     small.obsm[slot] = np.asarray(part.obsm[slot])
     return small
+
+
+def _values(data: Data, source: _Colour, layer: str | dict[str, str] | None) -> pd.Series:
+    """What is drawn, by cell."""
+    if source.kind == "obs":
+        return source.part.obs[source.name]
+    if source.kind == "var":
+        return _feature(data, source.part, source.name, layer)
+    table = source.part.obsm[source.slot]
+    column = table.iloc[:, source.place] if isinstance(table, pd.DataFrame) else np.asarray(table)[:, source.place]
+    return pd.Series(np.asarray(column, dtype=float), source.part.obs_names)
 
 
 def _is_graph(value: Any) -> bool:
@@ -240,7 +324,7 @@ def _is_graph(value: Any) -> bool:
 
 def _feature(data: Data, part: AnnData, name: str, layer: str | dict[str, str] | None) -> pd.Series:
     """Values of one feature."""
-    mod = label(data, part) if isinstance(data, MuData) else ""
+    mod = label(data, part)
     where = f"mdata['{mod}']" if mod else "adata"
     if (part.var_names == name).sum() > 1:
         raise ValueError(f"'{name}' is the name of several features of {where}; run {where}.var_names_make_unique().")
@@ -262,14 +346,14 @@ def _drawable(column: pd.Series) -> pd.Series:
     return text.where(text.notna(), np.nan).map(str, na_action="ignore").astype("category")
 
 
-def _copy_colors(data: Data, small: AnnData, sources: dict[str, tuple[Data, str, str]]) -> None:
+def _copy_colors(data: Data, small: AnnData, sources: dict[str, _Colour]) -> None:
     """Keep the colours that scanpy chose, so that the next plot has the same."""
-    for name, (source, kind, there) in sources.items():
+    for name, (part, kind, there, *_) in sources.items():
         colors = small.uns.get(f"{name}_colors")
-        if kind != "obs" or colors is None or data.is_view or source.is_view:
+        if kind != "obs" or colors is None or data.is_view or part.is_view:
             continue
-        if not isinstance(source.obs[there].dtype, pd.CategoricalDtype):
+        if not isinstance(part.obs[there].dtype, pd.CategoricalDtype):
             continue
-        chosen, before = list(map(str, colors)), source.uns.get(f"{there}_colors")
+        chosen, before = list(map(str, colors)), part.uns.get(f"{there}_colors")
         if before is None or list(map(str, np.atleast_1d(before))) != chosen:
-            source.uns[f"{there}_colors"] = chosen
+            part.uns[f"{there}_colors"] = chosen

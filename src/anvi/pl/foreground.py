@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 
 from anvi._data import containers, slots
-from anvi._data.containers import Data, in_memory
+from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
 from anvi._data.fits import Fit, missing, parts, resolve_fit
 
@@ -32,6 +32,7 @@ def foreground(
     model: str | None = None,
     proteins: Sequence[str] | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure | None:
@@ -51,6 +52,8 @@ def foreground(
         Names of those to draw; None: all, of more than 24 those whose probabilities differ most between cells.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into, one per protein.
     return_fig
@@ -103,7 +106,7 @@ def foreground(
         for one in axes[-n_columns:]:
             one.set_xlabel("count + 1", fontsize=8)
         _legend(fig, fit.key)
-    return finish(fig, np.array(axes, dtype=object), show=show, return_fig=return_fig, own=given is None)
+    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=given is None)
 
 
 def _fit(data: Data, model: str | None) -> Fit:
@@ -130,7 +133,7 @@ def _probabilities(fit: Fit) -> pd.DataFrame:
 def _measured_counts(fit: Fit) -> pd.DataFrame:
     """Protein counts `(cells with proteins, proteins)`, NaN where not measured."""
     setup, data = fit.setup, fit.data
-    if isinstance(data, AnnData):
+    if Source(data).alone:
         slot = setup.get("prot_obsm")
         if slot not in data.obsm:
             raise missing(f"adata.obsm['{slot}']", "put the protein counts there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from anvi._data.containers import Data
 from anvi._data.fits import resolve_fit
 
-from ._figure import check_axes, finish, new_figure
+from ._figure import check_axes, finish, ink, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +41,7 @@ def history(
     model: str | None = None,
     terms: str | Sequence[str] | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> Axes | np.ndarray | Figure | None:
@@ -61,6 +63,8 @@ def history(
         None: all that were recorded and are not zero throughout.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into, one per term: a single one with `terms="loss"`.
     return_fig
@@ -112,7 +116,7 @@ def history(
             one.set_ylabel("nats per cell", fontsize=8)
     _legend(fig if own else axes[0], table, fit.key)
     result = axes[0] if isinstance(terms, str) else np.array(axes, dtype=object)
-    return finish(fig, result, show=show, return_fig=return_fig, own=own)
+    return finish(fig, result, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _terms(table: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
@@ -147,10 +151,10 @@ def _draw_term(ax: Axes, table: pd.DataFrame, name: str) -> None:
         ax.plot(epoch, values, color=COLORS[kind], linewidth=1.4, marker=marker, markersize=2.5, label=kind)
     warm = _warm_up(table)
     if warm is not None:
-        ax.axvspan(epoch[0] - 0.5, warm + 0.5, color="0.93", linewidth=0, zorder=0)
+        ax.axvspan(epoch[0] - 0.5, warm + 0.5, color="0.5", alpha=0.15, linewidth=0, zorder=0)
     best = _best_epoch(table)
     if best is not None:
-        ax.axvline(best, color="0.35", linewidth=1, linestyle="--", zorder=1)
+        ax.axvline(best, color="0.5", linewidth=1, linestyle="--", zorder=1)
     ax.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)
     if name == "accuracy":
         ax.set_ylim(-0.03, 1.03)
@@ -199,6 +203,8 @@ def robust_limits(values: np.ndarray, late: np.ndarray) -> tuple[float, float]:
 
 def _limit(ax: Axes, values: np.ndarray, late: np.ndarray) -> None:
     """Set the limits, and say what lies beyond them."""
+    from matplotlib import rcParams
+
     low, high = robust_limits(values, late)
     margin = 0.05 * (high - low) or 0.05 * max(abs(high), 1.0)
     ax.set_ylim(low - margin, high + margin)
@@ -208,9 +214,9 @@ def _limit(ax: Axes, values: np.ndarray, late: np.ndarray) -> None:
         notes.append((f"↑ {finite.max():,.4g}", 0.97, "top"))
     if len(finite) and finite.min() < low - margin:
         notes.append((f"↓ {finite.min():,.4g}", 0.03, "bottom"))
-    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    box = {"facecolor": rcParams["axes.facecolor"], "alpha": 0.8, "linewidth": 0, "pad": 1}
     for text, y, side in notes:
-        ax.text(0.6, y, text, transform=ax.transAxes, ha="center", va=side, fontsize=8, color="0.3", bbox=box)
+        ax.text(0.6, y, text, transform=ax.transAxes, ha="center", va=side, fontsize=8, color=ink(), bbox=box)
 
 
 def _legend(where, table: pd.DataFrame, key: str) -> None:
@@ -222,9 +228,9 @@ def _legend(where, table: pd.DataFrame, key: str) -> None:
     handles = [Line2D([], [], color=COLORS[kind], label=kind) for kind in kinds]
     best = _best_epoch(table)
     if best is not None:
-        handles.append(Line2D([], [], color="0.35", linestyle="--", label=f"best, kept: epoch {best}"))
+        handles.append(Line2D([], [], color="0.5", linestyle="--", label=f"best, kept: epoch {best}"))
     if _warm_up(table) is not None:
-        handles.append(Patch(color="0.93", label="warm-up"))
+        handles.append(Patch(color="0.5", alpha=0.15, label="warm-up"))
     if hasattr(where, "suptitle"):
         where.legend(
             handles=handles,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from mudata import MuData
 
 from anvi._data import containers, slots
-from anvi._data.containers import Data
+from anvi._data.containers import Data, Source
 from anvi._data.fits import FIT_COMMAND, missing, resolve_fit, stored_fits
 
 from ._figure import UNLABELLED, check_axes, finish, new_figure, shorten
@@ -29,6 +29,7 @@ def panels(
     model: str | None = None,
     panel_key: str | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Axes | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
@@ -47,6 +48,8 @@ def panels(
         Column with the panel of each cell, for counting cells. None: that of the fit.
     show
         Show the figure instead of returning the Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into.
     return_fig
@@ -99,7 +102,7 @@ def panels(
         _count_blocks(ax, table)
         ax.set_xlabel(f"{n_proteins} proteins, in blocks of the same panels", fontsize=9)
     _legend(ax, title)
-    return finish(fig, ax, show=show, return_fig=return_fig, own=given is None)
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
 
 
 def _table(
@@ -121,14 +124,14 @@ def _table(
         index=list(map(str, setup["panels"])),
         columns=list(map(str, setup["proteins"])),
     )
-    prot = data.mod.get(setup["prot_mod"]) if isinstance(data, MuData) else None
+    prot = Source(data).mods.get(setup["prot_mod"])
     return table, panel_key or setup["panel_key"] or setup["batch_key"], fit.mods, f"proteins of {fit.key}", prot
 
 
 def _declared(data: Data, panel_key: str | None):
     """The same from what :func:`anvi.pp.panels` wrote."""
     slot = slots.measured()
-    for mod, part in data.mod.items() if isinstance(data, MuData) else ():
+    for mod, part in Source(data).mods.items():
         table = slots.read_measured(part)
         if isinstance(table, pd.DataFrame):
             table = table.astype(bool).T.rename(index=str, columns=str)

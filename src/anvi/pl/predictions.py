@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,7 @@ def predictions(
     basis: str | None = None,
     labels_key: str | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     ax: Sequence[Axes] | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure | None:
@@ -65,6 +67,8 @@ def predictions(
         panel is left out.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
+    save
+        File to write the figure to, of the kind that its ending says.
     ax
         Axes to draw into, one per panel.
     return_fig
@@ -131,7 +135,7 @@ def predictions(
     if own:  # the legend takes no room from the panels
         width = legend.get_window_extent().width / fig.dpi
         fig.set_figwidth((PANEL + 0.1) * n_panels + 0.9 + width)
-    return finish(fig, np.array(axes, dtype=object), show=show, return_fig=return_fig, own=own)
+    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _labels(fit: Fit, labels_key: str | None) -> tuple[str | None, pd.Series | None]:

@@ -28,6 +28,7 @@ from .predictions import predictions
 ECE_LIMIT = 0.05
 UNASSIGNED_LIMIT = 0.2
 RECALL_LIMIT = 0.5
+GAIN_LIMIT = 0.002
 
 
 class Finding(NamedTuple):
@@ -36,6 +37,13 @@ class Finding(NamedTuple):
     verdict: str  # "pass", "warn", "fail" or "unknown"
     what: str
     found: str
+
+
+class Page(str):
+    """A page as text, which does not show itself in full where it is the last thing of a cell or line."""
+
+    def __repr__(self) -> str:
+        return f"<report as HTML, {len(self) / 1000:,.0f} kB: give a path, or write it with open(..., 'w').write(...)>"
 
 
 class Picture(NamedTuple):
@@ -64,7 +72,7 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
 
     Returns
     -------
-    The page as text.
+    The page as text, a str whose repr is short.
 
     Raises
     ------
@@ -100,7 +108,7 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
     page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
     if path is not None:
         write_bytes(Path(path), page.encode("utf-8"))
-    return page
+    return Page(page)
 
 
 # what was looked at -----------------------------------------------------------------------------------------------
@@ -122,10 +130,17 @@ def _training(fit: Fit) -> list[Finding]:
     table = fit.stored("history")
     if "validation_loss" not in table or not len(table):
         return [Finding("unknown", "length of the training", "no validation cells to judge it by")]
-    best, n = int(np.argmin(table["validation_loss"].to_numpy())), len(table)
-    last = best == n - 1 and n > 1
-    text = f"best epoch {best + 1} of {n}" + (": may gain from more" if last else "")
-    lines = [Finding("warn" if last else "pass", "length of the training", text)]
+    loss, n = table["validation_loss"].to_numpy(dtype=float), len(table)
+    best = int(np.argmin(loss))
+    # rates end near zero, so that the last epoch is the best of most runs: what counts is how much it still gained
+    gain = float(loss[: max(1, n - max(1, n // 10))].min() - loss[best]) / abs(float(loss[best]))
+    last, ended = best == n - 1 and n > 1, fit.home.uns[fit.key].get("params", {}).get("ended")
+    text = f"best epoch {best + 1} of {n}, the last tenth of the run gained {max(gain, 0.0):.2%}"
+    if ended is not None:
+        text += f"; ended early by {ended}"
+    elif last and gain > GAIN_LIMIT:
+        text += f": may gain from more, e.g. max_epochs={2 * n}"
+    lines = [Finding("warn" if last and gain > GAIN_LIMIT else "pass", "length of the training", text)]
     gap = float(table["train_elbo"].iloc[best] - table["validation_elbo"].iloc[best])
     share = gap / abs(float(table["validation_elbo"].iloc[best]))
     verdict = "pass" if share < 0.05 else "warn"

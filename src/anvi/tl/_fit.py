@@ -369,7 +369,7 @@ def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, 
             else {"n_labelled_coarsely": int(((cells.told >= 0) & (cells.label < 0)).sum())}
         ),
         "epochs": len(history),
-        "best_epoch": int(best),
+        "best_epoch": int(best) + 1,  # as the history and its plots count
         "seconds": round(seconds, 1),
         "device": str(device),
         "anvi": version("anvi"),

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from anvi._data.select import REST, Mask, check_samples, write_column
 from anvi._model import Model
 from anvi._posterior import differential
 from anvi._posterior.bound import N_PROPOSALS
+from anvi.settings import bar
 
 from ._ask import Context, ask
 from ._fit import RandomState
@@ -25,6 +27,8 @@ logger = logging.getLogger("anvi")
 METHOD = "anvi"
 LEAST_COUNT = 0.05
 """Counts, in a cell of median library size, below which a gene is as good as absent."""
+DEPTH = 1e4
+"""Counts of a cell on whose scale genes are scored, as in scanpy's `normalize_total(target_sum=1e4)`."""
 
 
 @on_file
@@ -114,13 +118,17 @@ def differential_expression(
     proteins under `'{key_added}_prot'`):
 
     `uns[key_added]` : dict
-        In the shape of `sc.tl.rank_genes_groups`, features of each group by descending score: `names`; `scores`, mean
-        over standard deviation of the log2 fold change; `logfoldchanges`, its mean; `pvals`, the probability that a
-        call is wrong (1 - `proba_de`, and never below half a pair); `pvals_adj`, its mean over all features that are
-        at least as sure, hence the expected false discovery rate if these are called. Further `proba_de`,
-        `bayes_factor` (natural log; vanilla: of being higher), `lfc_std`, and `mean_group` and `mean_reference`: mean
-        expression on either side, shares of genes (with size factors, counts at size factor 1) and counts of proteins
-        above background; and `params`.
+        In the shape of `sc.tl.rank_genes_groups`, features of each group by descending score: `names`; `scores`, the
+        difference of log1p expression (of genes per 10,000 counts) times the probability of a change in that direction,
+        so that what is sure, large and expressed comes first; `logfoldchanges`, the mean log2 fold change; `pvals`, the
+        probability that a call is wrong (1 - `proba_de`, and never below half a pair); `pvals_adj`, its mean over all
+        features that are at least as sure, hence the expected false discovery rate if these are called. Further
+        `proba_de`, `bayes_factor` (natural log; vanilla: of being higher), `lfc_std`, and `mean_group` and
+        `mean_reference`: mean expression on either side, shares of genes (with size factors, counts at size factor 1)
+        and counts of proteins above background; and `params`. Of the counts themselves, if they are there:
+        `count_group` and `count_reference`, their means, `pct_nz_group` and `pct_nz_reference`, shares of cells with
+        any (of a protein, of the cells that were measured; background counts, too), and `pts` and `pts_rest` as scanpy
+        has these.
     `obs[groupby]` : categorical
         Copied to the modality if it is not there, since scanpy's plots look for it; groups that came as masks, and
         groups whose name is taken by another column, are in `obs['{key_added}_groups']`.
@@ -258,7 +266,13 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
         if how.mode == "change" and how.delta is None:
             logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
         own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
-        by_mod[mod] = _ranking(result, found.names, names, how.n_samples, params | own)
+        depth = DEPTH if mod == asked.setup.rna_mod and asked.setup.size_factor_key is None else 1.0
+        counts = None
+        if asked.cells.q_mean is None and asked.setup.counts:  # else there are none
+            every = differential.counted(asked.cells, populations, comparisons, proteins=mod != asked.setup.rna_mod)
+            kept = np.isin(asked.setup.genes if mod == asked.setup.rna_mod else asked.setup.proteins, names)
+            counts = differential.Counted(*(part[:, kept] for part in every))
+        by_mod[mod] = _ranking(result, counts, found.names, names, how.n_samples, depth, params | own)
     return by_mod
 
 
@@ -271,7 +285,22 @@ def _genes(asked: Context, populations, comparisons, draws: differential.Posteri
         rare, offset = differential.rarely_seen(asked.cells, populations, comparisons), math.nan
     values = differential.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
     options = differential.Options(how.mode, how.delta, offset, seed)
-    return names, differential.compare(values, len(names), draws, comparisons, options, rare=rare)
+    with _watched(values, how, asked.setup.rna_mod) as values:
+        return names, differential.compare(values, len(names), draws, comparisons, options, rare=rare)
+
+
+@contextmanager
+def _watched(values: differential.Values, how: _How, mod: str) -> Iterator[differential.Values]:
+    """What decodes pairs, with a bar over them; some are decoded once more to estimate thresholds."""
+    pilot = differential.PILOT if how.mode == "change" and how.delta is None else 0
+    every = how.n_samples * (2 if how.pseudocounts == "scvi" else 1) + min(pilot, how.n_samples)
+    with bar(every, f"differential expression, {mod}", "pair") as advance:
+
+        def watched(rows: slice):
+            advance(rows.stop - rows.start)
+            return values(rows)
+
+        yield watched
 
 
 def _proteins(asked: Context, comparisons, draws: differential.PosteriorDraws, how: _How, seed: int):
@@ -282,31 +311,52 @@ def _proteins(asked: Context, comparisons, draws: differential.PosteriorDraws, h
         logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
     values = differential.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
     options = differential.Options(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
-    result = differential.compare(values, len(names), draws, comparisons, options)
+    with _watched(values, how, asked.setup.prot_mod) as values:
+        result = differential.compare(values, len(names), draws, comparisons, options)
     means = {side: getattr(result, side) - differential.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
     return names, result._replace(**means)
 
 
 def _ranking(
-    result: differential.Change, groups: Sequence[str], features: Sequence[str], n_pairs: int, params: dict
+    result: differential.Change,
+    counts: differential.Counted | None,
+    groups: Sequence[str],
+    features: Sequence[str],
+    n_pairs: int,
+    depth: float,
+    params: dict,
 ) -> dict:
     evidence = differential.evidence(result, n_pairs)
-    # a fold change without any spread is that of a feature which is constant
-    score = result.lfc_mean / np.maximum(result.lfc_std, 1e-6)
+    extras = {"proba_de": evidence.proba_de, "bayes_factor": evidence.bayes_factor, "lfc_std": result.lfc_std}
+    extras |= {"mean_group": result.group_mean, "mean_reference": result.reference_mean}
+    if counts is not None:
+        extras |= {"count_group": counts.mean_group, "count_reference": counts.mean_reference}
+        extras |= {"pct_nz_group": counts.share_group, "pct_nz_reference": counts.share_reference}
+    score = marker_score(result, depth)
     columns = {
         group: rankings.Ranked(
             scores=score[i],
             logfoldchanges=result.lfc_mean[i],
             pvals=evidence.error[i],
             pvals_adj=evidence.expected_fdr[i],
-            extras={
-                "proba_de": evidence.proba_de[i].astype(np.float32),
-                "bayes_factor": evidence.bayes_factor[i].astype(np.float32),
-                "lfc_std": result.lfc_std[i].astype(np.float32),
-                "mean_group": result.group_mean[i].astype(np.float32),
-                "mean_reference": result.reference_mean[i].astype(np.float32),
-            },
+            extras={name: values[i].astype(np.float32) for name, values in extras.items()},
         )
         for i, group in enumerate(groups)
     }
-    return rankings.build_ranking(columns, features, {"method": METHOD} | params)
+    ranking = rankings.build_ranking(columns, features, {"method": METHOD} | params)
+    if counts is not None and not any("/" in group for group in groups):  # which no column in a file can hold
+        for slot, share in (("pts", counts.share_group), ("pts_rest", counts.share_reference)):
+            ranking[slot] = pd.DataFrame(share.T.astype(np.float32), list(features), list(groups))
+    return ranking
+
+
+def marker_score(result: differential.Change, depth: float) -> np.ndarray:
+    """What makes a marker `(comparisons, features)`: a change that is sure, large and of something that is expressed.
+
+    The difference of log1p mean expression times the probability of a change in its direction. The mean fold change
+    over its deviation would put genes first that hardly any cell expresses.
+    """
+    higher = np.log1p(depth * np.clip(result.group_mean, 0, None)) - np.log1p(
+        depth * np.clip(result.reference_mean, 0, None)
+    )
+    return np.nan_to_num(higher * np.where(higher > 0, result.up, result.down))

@@ -16,6 +16,7 @@ from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import correlation
+from anvi.settings import with_bar
 
 from ._ask import Context, ask
 from ._fit import RandomState
@@ -134,7 +135,11 @@ def feature_correlation(
     if n_cells is not None and n_cells < len(cells):
         index = np.sort(np.random.default_rng(sweep.seed).choice(len(cells), n_cells, replace=False))
     index = torch.from_numpy(index).to(cells.label.device)
-    matrix = correlation(asked.model, cells, asked.features, sweep, index, method)
+
+    def watch(blocks):
+        return with_bar(blocks, len(index), "correlation", lambda block: len(block.q_z.mean))
+
+    matrix = correlation(asked.model, cells, asked.features, sweep, index, method, watch)
     if not inplace:
         return _array(matrix, asked)
     names = {setup.rna_mod: setup.genes} | ({setup.prot_mod: setup.proteins} if setup.joint else {})
