@@ -104,7 +104,7 @@ def fit(path: Path, out: Path, options: list[str]) -> dict:
     watcher.join()
     if process.returncode:
         raise SystemExit(process.returncode)
-    at = {name: next(t for t, line in said if what in line) for name, what in WORDS.items()}
+    at = {name: next(t for t, line in said if any(map(line.__contains__, words))) for name, words in WORDS.items()}
     end = time.monotonic() - begun
     return {
         "peak_gb": round(peak, 3),
@@ -115,7 +115,8 @@ def fit(path: Path, out: Path, options: list[str]) -> dict:
     }
 
 
-WORDS = {"read": " classes (", "epoch": "epoch 1/1", "written": "written: "}
+WORDS = {"read": [" classes ("], "epoch": ["epoch 1/1", "ended the fit"], "written": ["written: "]}
+"""What a fit says when it is that far; with --max-minutes it may end before the epoch does."""
 
 
 def recovered(out: Path) -> float:

@@ -1,6 +1,7 @@
 """Objects that stay in their file: every verb on a path or a backed object gives what it gives in memory."""
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import anndata
@@ -15,6 +16,9 @@ from scipy import sparse
 import anvi as av
 from anvi import _backed
 from anvi._backed import in_file, open_backed, save_backed
+from anvi._data import containers
+from anvi._data.cells import read_cells
+from anvi._data.setup import find_setup
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning"),
@@ -150,6 +154,30 @@ def test_an_object_opened_by_mudata_or_anndata(mdata, tmp_path):
         found = anndata.read_h5ad(tmp_path / file)
         np.testing.assert_array_equal(found.obsm["X_scvi"], rna.obsm["X_scvi"])
         np.testing.assert_array_equal(dense(found.raw.X), dense(rna.raw.X))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_reading_takes_the_memory_of_a_block_and_of_what_is_kept(tmp_path, monkeypatch, form):
+    counts = sparse.random(20_000, 300, 0.2, "csr", dtype=np.float32, random_state=0)
+    counts.data[:] = 1
+    counts = sparse.hstack([sparse.csr_matrix(np.ones((20_000, 1), np.float32)), counts[:, 1:]], "csr")  # none is empty
+    data = anndata.AnnData({"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[form])
+    data.var["highly_variable"] = np.arange(300) % 10 == 0
+    data.write_h5ad(tmp_path / "data.h5ad", compression="lzf")
+    n_bytes = counts.data.nbytes + counts.indices.nbytes  # 9.6 MB; a tenth of it is kept
+    del data, counts
+    monkeypatch.setattr(containers, "PIECE", 50_000)
+    data = open_backed(tmp_path / "data.h5ad")
+    setup = find_setup(data, proteins=False)
+    tracemalloc.start()
+    try:
+        cells = read_cells(data, setup)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert cells.x.n_columns == 30 and len(cells.x.values) == pytest.approx((0.2 * 29 + 1) * 20_000, rel=0.02)
+    names = 20_000 * 100  # what names of cells and their tables take
+    assert peak < (2.5 if form == "csc" else 0.35) * n_bytes + names
 
 
 def test_a_copy_leaves_the_file_as_it_is(path):

@@ -58,7 +58,9 @@ def open_backed(path: str | Path) -> MuData | AnnData:
             name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
         }
         return MuData(
-            {name: _modality(root["mod"][name]) for name in names}, axis=int(root.attrs.get("axis", 0)), **others
+            {name: _modality(root["mod"][name], others["obs"].index) for name in names},
+            axis=int(root.attrs.get("axis", 0)),
+            **others,
         )
 
 
@@ -70,8 +72,11 @@ def _root(path: Path):
     return zarr.open_group(str(path), mode="r")
 
 
-def _modality(group) -> AnnData:
+def _modality(group, cells: pd.Index | None = None) -> AnnData:
+    """A modality; where it has just the cells of the object, their names are kept once."""
     own = {name: read_elem(group[name]) for name in TABLES if name in group and name != "obsp"}
+    if cells is not None and own["obs"].index.equals(cells):
+        own["obs"].index = cells
     lazily = {name: _elements(group[name]) for name in ("layers", "obsp") if name in group}
     return AnnData(_matrix(group["X"]) if "X" in group else None, **own, **lazily)
 
