@@ -16,7 +16,7 @@ def test_rows_are_those_of_the_history(mdata, name):
     rows = []
     getattr(av.tl, name)(mdata, max_epochs=3, callback=rows.append)
     history = av.get.history(mdata if name.startswith("total") else mdata["rna"])
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows == history.to_dict("records")
     assert all(isinstance(value, int | float) for row in rows for value in row.values())
 
@@ -34,7 +34,7 @@ def test_what_it_does_changes_nothing(mdata):
 
 def test_what_it_raises_ends_the_fit(mdata, tmp_path):
     def refuse(row):
-        if row["epoch"] == 1:
+        if row["epoch"] == 2:
             raise ConnectionError("the tracker is gone")
 
     file = tmp_path / "fit.safetensors"
@@ -43,7 +43,7 @@ def test_what_it_raises_ends_the_fit(mdata, tmp_path):
     assert "totalvi" not in mdata.uns and "X_totalvi" not in mdata.obsm
     rows = []
     av.tl.totalvi(mdata, max_epochs=3, checkpoint=file, callback=rows.append)  # goes on
-    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["epoch"] for row in rows] == [2, 3]
 
 
 def test_it_must_be_a_function(mdata):
