@@ -31,7 +31,7 @@ import anvi as av
 
 TEST = 0.4
 """Share of the cells that are scored."""
-MOST = 2_000
+MOST = 1_200
 """Cells of PBMC that take part, drawn anew for every seed."""
 LINEAGES = {
     "pbmc": {
@@ -52,7 +52,7 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
     """Cells of a data set, their fine and their coarse type."""
     rng = np.random.default_rng(seed)
     if name == "simulated":
-        mdata = av.datasets.synthetic_cite(3_000, n_genes=400, n_classes=12, random_state=seed)
+        mdata = av.datasets.synthetic_cite(1_200, n_genes=200, n_classes=12, random_state=seed)
         fine = mdata.obs["true_cell_type"].astype(str)
         groups = {f"group {i}": list(part) for i, part in enumerate(np.array_split(sorted(set(fine)), 4))}
     else:
@@ -84,7 +84,9 @@ def fit(mdata: MuData, labels_key, seed: int, options: dict) -> float:
     """One fit; the seconds that it took. The slots are called the same whichever model it is."""
     method, options = options["method"], {name: value for name, value in options.items() if name != "method"}
     begun = time.perf_counter()
-    getattr(av.tl, method)(mdata, labels_key, batch_key="batch", random_state=seed, key_added="fit", **options)
+    places = {"batch_key": "batch", "key_added": "fit"}
+    # a fifth is held out: with a tenth, 30 % of the labels of so few cells are too few to promise anything by
+    getattr(av.tl, method)(mdata, labels_key, random_state=seed, train_size=0.8, **places, **options)
     return time.perf_counter() - begun
 
 
@@ -227,13 +229,10 @@ TASKS = {
     "pbmc, 70 %": lambda seed, options: coarse_labels("pbmc", 0.7, seed, options),
     "pbmc, 97 %": lambda seed, options: coarse_labels("pbmc", 0.97, seed, options),
     "simulated, 70 %": lambda seed, options: coarse_labels("simulated", 0.7, seed, options),
-    "simulated, 97 %": lambda seed, options: coarse_labels("simulated", 0.97, seed, options),
     "mosaic, 70 %": lambda seed, options: coarse_labels("mosaic", 0.7, seed, options),
-    "mosaic, 97 %": lambda seed, options: coarse_labels("mosaic", 0.97, seed, options),
     "two references": two_references,
     "across kits": across_kits,
     "without Treg": lambda seed, options: unknown("Treg", seed, options),
-    "without CD16 Mono": lambda seed, options: unknown("CD16 Mono", seed, options),
     "without MAIT": lambda seed, options: unknown("MAIT", seed, options),
     "without B": lambda seed, options: unknown("B", seed, options),
 }

@@ -169,7 +169,8 @@ def test_coarse_labels_come_as_often_as_classes():
     mdata = labelled()
     cells = read_cells(mdata, find_setup(mdata, proteins=False, labels_key=KEYS), labels=True)
     kinds = cells.told[cells.told >= 0].unique()
-    minibatches = Minibatches(cells, torch.arange(len(cells)), 100, 10 * len(kinds), torch.Generator().manual_seed(0))
+    n_fine = len(cells.label[cells.label >= 0].unique())
+    minibatches = Minibatches(cells, torch.arange(len(cells)), 100, 10 * n_fine, torch.Generator().manual_seed(0))
     for choice in minibatches.plan():
         assert (cells.label_row[choice.balanced].bincount(minlength=len(cells.label_table))[kinds] == 10).all()
         assert (cells.label[choice.index[: choice.n_labelled]] >= 0).all()

@@ -96,7 +96,7 @@ class Minibatches:
     size
         Largest number of cells in a minibatch; the cells of an epoch are spread evenly.
     labelled_size
-        Size of the extra class-balanced minibatch of labelled cells; 0 for none.
+        Size of the extra class-balanced minibatch of labelled cells; 0 for none. Coarse labels make it larger.
     generator
         CPU generator that shuffles.
     """
@@ -113,7 +113,9 @@ class Minibatches:
         self.n_labelled = self.sizes[0] if bool((label >= 0).any()) else 0
         told = cells.told.cpu()[index]
         self.classes = [index[told == code] for code in told[told >= 0].unique()]  # and coarse labels beside them
-        self.labelled_size = labelled_size if self.classes else 0
+        n_fine = len(label[label >= 0].unique())
+        # coarse labels come beside the classes, not in their place
+        self.labelled_size = labelled_size * len(self.classes) // (n_fine or len(self.classes) or 1)
 
     def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
         """Yield `n_steps` pairs of a minibatch and a class-balanced labelled minibatch."""
