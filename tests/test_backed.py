@@ -1,5 +1,6 @@
 """Objects that stay in their file: every verb on a path or a backed object gives what it gives in memory."""
 
+import inspect
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -186,6 +187,26 @@ def test_a_copy_leaves_the_file_as_it_is(path):
         data = av.tl.scvi(path, copy=True, **FIT)
         assert "X_scvi" in data["rna"].obsm and in_file(data["rna"].X)
         assert "X_scvi" not in open_backed(path)["rna"].obsm and open_backed(path).obs.equals(before)
+
+
+@pytest.mark.parametrize("space", ["tl", "pp", "metrics", "get", "pl"])
+def test_every_function_of_an_object_takes_its_file(space):
+    module = getattr(av, space)
+    for name in module.__all__:
+        function = getattr(module, name)
+        first = next(iter(inspect.signature(function).parameters), None) if inspect.isfunction(function) else None
+        assert first not in ("data", "query") or hasattr(function, "__wrapped__"), name
+
+
+def test_looking_at_a_file_leaves_it_as_it_is(stored, tmp_path):
+    path = Path(shutil.copy(stored / "data.h5mu", tmp_path))
+    with quiet_mudata():
+        av.tl.totalanvi(path, **FIT)
+        before = path.read_bytes()
+        assert len(av.get.history(path)) == 2 and len(av.get.proba(str(path))) == 200
+        assert av.pl.history(path, show=False, return_fig=True) is not None
+        assert av.pl.embedding(path, basis="X_totalanvi", color=av.get.model(path).setup.genes[0], show=True) is None
+    assert path.read_bytes() == before
 
 
 def test_a_file_is_never_half_written(path, monkeypatch, mdata):

@@ -200,7 +200,7 @@ def _copy(matrix, group, name: str) -> None:
         shutil.copytree(Path(element.store.root) / element.path, Path(group.store.root) / group.path / name)
 
 
-def on_file(verb: Verb) -> Verb:
+def on_file(verb: Verb, *, saves: bool = True) -> Verb:
     """Let a verb take the path of a file: it is opened, and what the verb has written is saved into it."""
 
     @functools.wraps(verb)
@@ -214,8 +214,11 @@ def on_file(verb: Verb) -> Verb:
         if copy:  # of what is in memory: the file stays as it is
             given.arguments["copy"] = False
         answer = verb(*given.args, **given.kwargs)
-        if answer is None and not copy:
+        if answer is None and saves and not copy:
             save_backed(data, path)
         return data if copy else answer
 
     return opened  # type: ignore[return-value]
+
+
+on_file_to_look_at = functools.partial(on_file, saves=False)

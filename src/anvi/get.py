@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ._backed import on_file
 from ._data import containers, rankings, slots
 from ._data.containers import Data
 from ._data.select import find_features
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@on_file
 def likelihood_parameters(
     data: Data,
     *,
@@ -111,6 +113,7 @@ def likelihood_parameters(
     return out if asked.obs_names.equals(names) else out.reindex(obs=asked.obs_names.to_numpy(dtype=str))
 
 
+@on_file
 def library_size(data: Data, *, model: str | Path | Model | None = None, device: str = "auto") -> pd.Series:
     """The library size that a model reckons with: the posterior mean where it is latent, else what was observed.
 
@@ -163,6 +166,7 @@ __all__ = [
 ]
 
 
+@on_file
 def model(data: Data, key: str | None = None) -> Model:
     """The fitted model that lies in an object.
 
@@ -193,6 +197,7 @@ def model(data: Data, key: str | None = None) -> Model:
     return find_model(data, key, "key")[0]
 
 
+@on_file
 def proba(data: Data, *, model: str | Path | Model | None = None, level: str | None = None) -> pd.DataFrame:
     """Class probabilities as they were written, with the exact class names.
 
@@ -234,6 +239,7 @@ def proba(data: Data, *, model: str | Path | Model | None = None, level: str | N
     return pd.DataFrame(levels.sums(found.to_numpy(), number), found.index, list(levels.groups(number)))
 
 
+@on_file
 def table(data: Data, slot: str) -> pd.DataFrame:
     """Any table in obsm that anvi wrote, with the exact names of its columns.
 
@@ -272,6 +278,7 @@ def table(data: Data, slot: str) -> pd.DataFrame:
     return slots.table(part, slot)
 
 
+@on_file
 def de(
     data: Data,
     group: str | Sequence[str] | None = None,
@@ -333,6 +340,7 @@ def de(
     return pd.concat(tables, ignore_index=True)
 
 
+@on_file
 def batch_representation(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
     """What a model has learnt of each batch: all numbers of it that stand for a batch, side by side.
 
@@ -375,6 +383,7 @@ def batch_representation(data: Data, *, model: str | Path | Model | None = None)
     return pd.concat(tables, axis=1, names=["layer", "unit"])
 
 
+@on_file
 def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFrame:
     """The course of a fit: one row per epoch, every term in nats per cell, training and validation.
 
@@ -400,6 +409,7 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     return find_model(data, model)[0].history.copy()
 
 
+@on_file
 def denoised(
     data: Data,
     features: Sequence[str] | None = None,
@@ -472,6 +482,7 @@ def denoised(
     return out.set_axis([f"{mod}:{name}" if both else name for mod, name, both in names], axis=1)
 
 
+@on_file
 def attributions(data: Data, *, model: str | None = None, per_cell: bool = False) -> xr.Dataset:
     """Why a class: what genes and proteins contribute to its logit, as :func:`anvi.tl.attributions` wrote it.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.rankings import AttributionSlots
@@ -45,6 +46,7 @@ class _Table(NamedTuple):
         return np.abs(mean - presence) > np.abs(presence)
 
 
+@on_file_to_look_at
 def attributions(
     data: Data,
     group: str | Sequence[str] | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data
 from anvi._data.fits import missing, resolve_fit
 from anvi._data.predictions import expected_error
@@ -24,6 +25,7 @@ FEWEST = 30
 TITLES = {"with_proteins": "with proteins", "without_proteins": "RNA only"}
 
 
+@on_file_to_look_at
 def calibration(
     data: Data,
     *,

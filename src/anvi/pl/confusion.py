@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_NUMBERS = 20  # classes up to which each cell has room for a number
 
 
+@on_file_to_look_at
 def confusion(
     data: Data,
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import slots
 from anvi._data.antibodies import match_antibodies
 from anvi._data.containers import Data, Source
@@ -24,6 +25,7 @@ MAX_FEATURES = 40  # drawn unless they are named
 PROTEIN = "#a8324a"
 
 
+@on_file_to_look_at
 def correlation(
     data: Data,
     *,

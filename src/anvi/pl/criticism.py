@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data, check_type
 from anvi._data.fits import missing, parts
 
@@ -39,6 +40,7 @@ SCORES = {"roc_auc": ("o", "ROC-AUC"), "gene_f1": ("s", "F1 of the top"), "lfc_p
 MAX_GROUPS = 30
 
 
+@on_file_to_look_at
 def criticism(
     data: Data,
     *,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.fits import missing
@@ -37,6 +38,7 @@ class _Panel(NamedTuple):
     groups: list[str]
 
 
+@on_file_to_look_at
 def differential_expression(
     data: Data,
     group: str | Sequence[str] | None = None,

@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
@@ -33,6 +34,7 @@ SINGLE, PANEL = (4.8, 4.0), (3.4, 3.0)
 """Inches of a panel alone and among others, unless rcParams say otherwise."""
 
 
+@on_file_to_look_at
 def embedding(
     data: Data,
     basis: str = "umap",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
@@ -26,6 +27,7 @@ COLUMNS = 5
 BACKGROUND, FOREGROUND = "#c4c4c4", "#d1495b"
 
 
+@on_file_to_look_at
 def foreground(
     data: Data,
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data
 from anvi._data.fits import resolve_fit
 
@@ -35,6 +36,7 @@ TITLES = {
 N_COLUMNS = 4
 
 
+@on_file_to_look_at
 def history(
     data: Data,
     *,

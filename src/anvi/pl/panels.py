@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import FIT_COMMAND, missing, resolve_fit, stored_fits
@@ -23,6 +24,7 @@ MAX_NAMES = 80  # proteins up to which each can be named
 MEASURED = "#3182bd"
 
 
+@on_file_to_look_at
 def panels(
     data: Data,
     *,

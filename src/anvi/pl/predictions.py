@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, missing, resolve_fit
@@ -36,6 +37,7 @@ LEGEND_ROWS = 20
 BASIS_NAMES = {"umap": "UMAP", "tsne": "tSNE", "pca": "PC"}  # as scanpy writes them
 
 
+@on_file_to_look_at
 def predictions(
     data: Data,
     *,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._backed import on_file_to_look_at
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
@@ -53,6 +54,7 @@ class Picture(NamedTuple):
     draw: Callable  # takes data, model and return_fig
 
 
+@on_file_to_look_at
 def report(data: Data, path: str | Path | None = None, *, model: str | None = None, overwrite: bool = False) -> str:
     """One page about a fit: what was fitted, what to look at, and every picture that the slots allow.
 
