@@ -407,7 +407,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_070,
+    "": 2_090,
     "_data": 3_570,
     "_fit": 970,
     "_posterior": 2_080,

@@ -256,13 +256,17 @@ def test_a_name_in_place_of_a_list(mdata, key):
 # the object -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "data", [None, "cite.h5mu", np.ones((3, 3)), pd.DataFrame({"a": [1]})], ids=lambda d: type(d).__name__
-)
+@pytest.mark.parametrize("data", [None, np.ones((3, 3)), pd.DataFrame({"a": [1]})], ids=lambda d: type(d).__name__)
 @pytest.mark.parametrize("name", [*MODELS, "predict", "latent"])
 def test_neither_mudata_nor_anndata(data, name):
     with pytest.raises(TypeError, match=f"Expected a MuData or an AnnData, got {type(data).__name__}"):
         getattr(av.tl, name)(data)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "predict", "latent"])
+def test_no_such_file(name):
+    with pytest.raises(FileNotFoundError, match=r"There is no \.h5mu or \.h5ad or \.zarr file cite\.h5mu"):
+        getattr(av.tl, name)("cite.h5mu")
 
 
 def test_no_such_modality(mdata):
