@@ -138,15 +138,27 @@ ALLOWED = {
     "_data": {"_data", "_backed", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
-    "_store": {"_store", "_files", "_model", "_data", "settings"},
+    "_store": {"_store", "_runtime", "_files", "_model", "_data", "settings"},
     "_find": {"_find", "_backed", "_files", "_store", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
-    "pp": {"pp", "_backed", "_find", "_model", "_data"},
+    "pp": {"pp", "_runtime", "_backed", "_find", "_model", "_data"},
     "tl": {"tl", "_backed", "_files", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
-    "metrics": {"metrics", "_backed", "tl", "_posterior", "_fit", "_find", "_model", "_data", "nn", "settings"},
-    "get": {"get", "_backed", "tl", "_posterior", "_find", "_model", "_data"},
+    "metrics": {
+        "metrics",
+        "_runtime",
+        "_backed",
+        "tl",
+        "_posterior",
+        "_fit",
+        "_find",
+        "_model",
+        "_data",
+        "nn",
+        "settings",
+    },
+    "get": {"get", "_runtime", "_backed", "tl", "_posterior", "_find", "_model", "_data"},
     "pl": {"pl", "_files", "_backed", "_data", "settings"},
-    "io": {"io", "_backed", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
+    "io": {"io", "_runtime", "_backed", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
 }
 FRONT_DOORS = ("__init__", "__main__")
 
@@ -407,16 +419,16 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_090,
-    "_data": 3_570,
+    "": 2_130,
+    "_data": 3_680,
     "_fit": 970,
     "_posterior": 2_080,
     "io": 1_120,
-    "metrics": 1_030,
+    "metrics": 1_045,
     "nn": 1_670,
     "pl": 2_260,
-    "pp": 450,
-    "tl": 1_900,
+    "pp": 455,
+    "tl": 1_960,
 }
 
 
@@ -487,7 +499,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 34, "lines": 3_460}
+WALK = {"files": 34, "lines": 3_630}
 
 
 def test_a_fit_is_a_short_walk():

@@ -81,7 +81,7 @@ def test_labels_that_mean_none_are_told(value, caplog):
     assert "are labelled" not in caplog.text
 
 
-@pytest.mark.parametrize("argument", ["unlabeled_category", "batch_key", "labels_key", "rna_mod"])
+@pytest.mark.parametrize("argument", ["unlabeled_category", "batch_key", "rna_mod"])
 def test_keys_of_the_wrong_kind(argument, no_training):
     with pytest.raises(TypeError, match=argument):
         av.tl.totalanvi(cite(200), **{"batch_key": "batch", argument: ["Unknown"]})

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
     """
     if isinstance(model, Model):
         return model, model.key
+    if not isinstance(model, str | os.PathLike | None):
+        raise TypeError(f"{argument}= takes the key of a fit, a folder or a model; got {type(model).__name__}.")
     there = stored_fits(data, whole=True)
     listed = ", ".join(map(repr, there))
     if model is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import math
 import os
@@ -9,17 +11,21 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from .settings import settings
 
 logger = logging.getLogger("anvi")
+
+_Verb = TypeVar("_Verb", bound=Callable)
 
 ROUNDS = 4
 """Steps that are timed with each number of threads; the first is not counted, for it starts the threads."""
@@ -64,6 +70,34 @@ def own_torch() -> Iterator[None]:
             _USERS["count"] -= 1
             if not _USERS["count"]:
                 torch.set_default_dtype(_USERS["dtype"])
+
+
+DEVICES = ("accelerator", "cuda", "devices", "gpu", "use_cuda", "use_gpu")
+"""What other packages call the argument `device`."""
+
+
+def verb(function: _Verb) -> _Verb:
+    """A public function that runs on torch, in its own state of it; flags and foreign arguments are looked at first."""
+    parameters = inspect.signature(function).parameters
+    flags = {name for name, parameter in parameters.items() if parameter.annotation in (bool, "bool")}
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        for name, value in (dict(zip(parameters, args, strict=False)) | kwargs).items():
+            if name in DEVICES:
+                raise TypeError(f"There is no argument '{name}': name the device, device='cuda' or device='cpu'.")
+            if name in flags:
+                check_flag(name, value)
+        with own_torch():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise a TypeError unless a switch is on or off."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={value!r:.80} must be True or False.")
 
 
 def _set_threads(n: int) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from ._data.containers import Data, check_type
 from ._files import check_hdf5, newest, parse_json, reading, replacing, sealed, unsealed
 from ._model import SCHEMA, Model
+from ._runtime import verb
 from .settings import choose_device
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _checksum_of_facts(facts: dict) -> str:
     return _checksum(json.dumps(facts, sort_keys=True).encode())
 
 
+@verb
 def read_model(path: str | Path, *, device: str = "auto") -> Model:
     """Read a model that :func:`write_model` wrote; nothing in the folder is executed.
 

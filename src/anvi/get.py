@@ -15,12 +15,14 @@ from ._data.select import find_features
 from ._find import find_model
 from ._model import Model
 from ._posterior import expected
+from ._runtime import verb
 from .tl._ask import ask
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@verb
 @on_file
 def likelihood_parameters(
     data: Data,
@@ -113,6 +115,7 @@ def likelihood_parameters(
     return out if asked.obs_names.equals(names) else out.reindex(obs=asked.obs_names.to_numpy(dtype=str))
 
 
+@verb
 @on_file
 def library_size(data: Data, *, model: str | Path | Model | None = None, device: str = "auto") -> pd.Series:
     """The library size that a model reckons with: the posterior mean where it is latent, else what was observed.

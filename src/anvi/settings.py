@@ -90,7 +90,7 @@ def choose_device(device: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device='{name}' is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error

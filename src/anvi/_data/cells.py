@@ -243,7 +243,7 @@ def _codes(source: Source, key: str | None, categories: tuple[str, ...], argumen
     if key is None:
         return torch.zeros(len(cells), dtype=torch.long)
     column = source.text(key, argument, setup.mods).reindex(cells)
-    codes = pd.Index(categories).get_indexer(column)
+    codes = containers.codes_of(categories, column)
     if (codes < 0).any():
         strangers = sorted(set(column[codes < 0].astype(object).fillna("missing")))
         raise ValueError(
@@ -333,7 +333,7 @@ def _stored_proteins(source: Source, setup: Setup, cells: pd.Index, stored: Stor
     panel = np.zeros(len(cells), dtype=np.int64)
     if key is not None:
         column = source.text(key, "panel_key", setup.mods).reindex(cells)
-        panel = np.maximum(pd.Index(setup.panels).get_indexer(column), 0).astype(np.int64)
+        panel = np.maximum(containers.codes_of(setup.panels, column), 0).astype(np.int64)
     return {
         "y": torch.zeros(len(cells), len(setup.proteins), dtype=torch.uint8),
         "mask_table": torch.from_numpy(stored.mask_table),
@@ -380,12 +380,12 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
     if key is None:
         return np.zeros(len(cells), dtype=np.int64), np.broadcast_to(table, (len(cells), table.shape[1]))
     column = source.text(key, "panel_key", setup.mods)
-    codes = pd.Index(setup.panels).get_indexer(column.reindex(cells)).astype(np.int64)
+    codes = containers.codes_of(setup.panels, column.reindex(cells)).astype(np.int64)
     measured = table[codes]
     measured[codes < 0] = True
     # a panel that the model has not seen: the rules of a fit say what it measured, the first panel lends its prior
     of_protein_cell = column.loc[proteins.cells]
-    strangers = tuple(sorted(set(of_protein_cell.dropna()) - set(setup.panels)))
+    strangers = tuple(sorted(set(of_protein_cell.dropna()) - set(map(containers.as_name, setup.panels))))
     if strangers:
         _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
         new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)

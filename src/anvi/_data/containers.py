@@ -1,10 +1,12 @@
 """The door in: `Source` opens a MuData or an AnnData once per call; columns found in any obs, matrices by pieces."""
 
+import datetime
 import difflib
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,6 +87,8 @@ class Source:
         """One modality of a MuData, or the AnnData itself."""
         if isinstance(self.data, AnnData):
             return self.data
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}={name!r:.80} must be the name of a modality, a str.")
         if name not in self.mods:
             raise KeyError(
                 f"This MuData has no modality '{name}'; it has {_list(self.mods, None)}. "
@@ -97,7 +101,9 @@ class Source:
         return "data" if self.alone else f"mdata['{mod}']"
 
     def check_layer(self, layer: str | dict[str, str] | None) -> None:
-        """Raise a KeyError if a dict of layers names a modality that is not there."""
+        """Raise a KeyError if a dict of layers names a modality that is not there, a TypeError if it is no layer."""
+        if not isinstance(layer, str | dict | None):
+            raise TypeError(f"layer={layer!r:.80} must be the name of a layer, or a dict of one for each modality.")
         for mod in layer if isinstance(layer, dict) and not self.alone else ():
             if mod not in self.mods:
                 raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_list(self.mods)}.")
@@ -131,7 +137,13 @@ class Source:
         """Like :meth:`column`, values as text, missing ones and "" as NaN."""
 
         def read() -> pd.Series:
-            column = _as_text(self.column(key, argument, mods))
+            try:
+                column = _as_text(self.column(key, argument, mods))
+            except TypeError as error:
+                raise TypeError(
+                    f"{argument}='{key}' is no column of names: {error}. Write one name for each cell, e.g. "
+                    f"joined: .map('/'.join)."
+                ) from error
             return column.where(column != "", np.nan)
 
         return self.once(("text", key, mods), read)
@@ -147,8 +159,13 @@ class Source:
         for obs in self._tables(mods).values():
             for name in obs.columns:
                 column = obs[name]
-                numeric = pd.api.types.is_float_dtype(column.dtype)
-                if not numeric and 1 < column.nunique() <= max(2, min(1000, len(column) // 2)) and name not in found:
+                if isinstance(column, pd.DataFrame) or pd.api.types.is_float_dtype(column.dtype):  # it stands twice
+                    continue
+                try:
+                    several = 1 < column.nunique() <= max(2, min(1000, len(column) // 2))
+                except TypeError:  # of lists
+                    continue
+                if several and name not in found:
                     found.append(name)
         return found
 
@@ -169,8 +186,8 @@ class Source:
         if own is not None:
             copies = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs[own[1]]}
         if not copies:
-            names = [name for obs in tables.values() for name in obs.columns]
-            near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+            names = [str(name) for obs in tables.values() for name in obs.columns]
+            near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             searched = ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)] if not self.alone else ["data.obs"]
             raise KeyError(
@@ -196,6 +213,15 @@ class Source:
         if self.alone:
             return {"data.obs": self.obs}
         return {"mdata.obs": self.obs} | {f"mdata['{m}'].obs": self.mods[m].obs for m in mods if m in self.mods}
+
+
+def no_obsm_beside(source: Source, prot_obsm: str | None) -> None:
+    """Raise a ValueError if `prot_obsm` names a table for an object whose proteins are a modality."""
+    if prot_obsm is not None and not source.alone:
+        raise ValueError(
+            f"prot_obsm='{prot_obsm}' is for an AnnData; the proteins of a MuData are a modality: prot_mod=, one of "
+            f"{_list(source.mods)}."
+        )
 
 
 def layer_of(layer: str | dict[str, str] | None, mod: str) -> str | None:
@@ -406,9 +432,54 @@ def _whole(column: pd.Series) -> pd.Series:
 
 
 def _as_text(column: pd.Series) -> pd.Series:
-    """Values as text, missing ones as NaN."""
-    column = _whole(column).astype(object)
-    return column.where(column.notna(), np.nan).map(str, na_action="ignore")
+    """Values as text by the rule of :func:`as_name`, missing ones as NaN."""
+    if column.dtype != object:  # each value once
+        codes, values = pd.factorize(column)
+        each = np.array([*map(as_name, values), np.nan], dtype=object)
+        return pd.Series(each[codes], column.index, dtype=object, name=column.name)
+    known: dict[tuple[type, object], object] = {}
+    names = []
+    for value in column.astype(object):
+        key = (type(value), value if isinstance(value, Hashable) else id(value))
+        if key not in known:
+            known[key] = as_name(value)
+        names.append(known[key])
+    return pd.Series(names, column.index, dtype=object, name=column.name)
+
+
+def as_name(value: object) -> object:
+    """How a value of a column names a category, NaN if it is missing; the same however a file or a join has written it.
+
+    1, 1.0 and "1.0" are "1"; True, "TRUE" and "true" are "True"; a day is its date; text loses blanks about it.
+
+    Raises
+    ------
+    TypeError
+        If it is a list, an array or a dict, which name nothing.
+    """
+    if isinstance(value, list | tuple | dict | set | np.ndarray):
+        raise TypeError(f"it holds values of the type {type(value).__name__}, e.g. {value!r:.60}")
+    if value is None or pd.isna(value):
+        return np.nan
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, pd.Timestamp | datetime.datetime) and value == pd.Timestamp(value).normalize():
+        value = pd.Timestamp(value).date()
+    text = str(value).strip()
+    if _WHOLE.fullmatch(text):
+        text = text.partition(".")[0]
+        return "0" if text == "-0" else text
+    return text.capitalize() if text.lower() in ("true", "false") else text
+
+
+_WHOLE = re.compile(r"-?\d+\.0*")
+
+
+def codes_of(categories: Iterable[str], column: pd.Series) -> np.ndarray:
+    """Position of each value of a text column among the categories of a model, -1 for none."""
+    known = pd.Index(categories, dtype=object)
+    plain = pd.Index([as_name(name) for name in known], dtype=object)  # earlier models have "1.0"
+    return (plain if plain.is_unique else known).get_indexer(column)
 
 
 def _list(names, most: int | None = 12) -> str:

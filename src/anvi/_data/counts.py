@@ -36,8 +36,10 @@ NO_GENES = (
 MOST_FEATURES = 0.8
 """Share of a model's genes or proteins in a query below which the log warns."""
 
-OFFENCES = ("NaN", "infinite", "negative", "non-integer")
+OFFENCES = ("NaN", "infinite", "negative", "too large", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
+MOST = 1e9
+"""No cell has so many molecules of anything; sums of larger numbers are no longer exact, or infinite."""
 BLOCK = 1_000_000
 """Values that are looked at together: the check must not need as much memory as the counts."""
 
@@ -141,6 +143,7 @@ def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, 
         missing & (not missing_allowed),
         np.isinf(values),
         values < 0,
+        values > MOST,
         ~missing & (values != np.rint(values)),
     )
     return zip(OFFENCES, each, strict=True)
@@ -253,6 +256,8 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod: str | Non
         if data != part:
             cut = f"{data}.mod{part.removeprefix(data)} = {part}[:, keep].copy(); {data}.update()"
         return f"An outer join leaves NaN in genes that some of its objects lack; keep those of all: {keep}; {cut}"
+    if kind == "too large":
+        return f"No cell has more than {MOST:.0e} molecules of anything; look where they come from."
     if kind == "infinite":
         return "Something was divided by zero, or a logarithm taken of it; take the object from before that."
     if len(sample) and (sample < 0).any():

@@ -231,15 +231,41 @@ def check_free(data: Source | Data, key: str, *, joint: bool, rna_mod: str) -> N
         raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
 
 
-def check_no_own_label(data: Source | Data, setup: Setup, key: str) -> None:
-    """Raise a ValueError if a column of the user's own has the name of the slot for labels.
+def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | None = None) -> None:
+    """Raise a ValueError if what a verb would write or remove under a key is there, and anvi did not write it.
 
-    It is a result if predictions stand beside it, or a labelled fit.
+    Parameters
+    ----------
+    data, setup, key
+        Where it would be written, and under which prefix.
+    question
+        The entry of `uns[key]` that a question notes, or "predict"; None: a fit, which also removes what questions to
+        an earlier one have written.
     """
-    obs, there = slots.home(Source.of(data).data, setup).obs, stored_fits(data, whole=True)
-    if slots.label(key) not in obs or slots.prediction(key) in obs:
+    source = Source.of(data)
+    home = slots.home(source.data, setup)
+    entry, obs = home.uns.get(key), home.obs
+    fit, noted = slots.is_fit(entry), set(entry) if isinstance(entry, Mapping) else set()
+    if question in (None, "predict"):
+        trio = {slots.prediction(key), slots.confidence(key), slots.label(key)}
+        if trio <= set(obs) or (fit and len(entry["classes"])):
+            return
+        names = slots.of_predictions(key) if setup.classes else slots.of_predictions(key)[1:]
+        parts = obs.get(slots.split(key))  # of a fit whose entry in uns is lost, as `concat` does
+        if question is None and not fit and (parts is None or not parts.isin(["train", "validation"]).any()):
+            names += slots.of_a_fit(key, noted)
+    elif question in noted or (question == "latent" and fit):
         return
-    if key not in there or not len(there[key].home.uns[key].get("classes", ())):
-        raise ValueError(
-            f"obs['{slots.label(key)}'] would be overwritten, and it is no result of anvi; pass another key_added=."
-        )
+    else:
+        names = slots.of_question(question, key)
+    for part in source.parts:
+        for table in ("obs", "obsm", "layers", "varp"):
+            there = getattr(part, table, None)
+            if there is None or (table != "layers" and part is not home):
+                continue
+            for name in names:
+                if name in there:
+                    raise ValueError(
+                        f"{table}['{name}'] would be overwritten, and nothing says that anvi wrote it: pass another "
+                        "key_added=, or delete it."
+                    )

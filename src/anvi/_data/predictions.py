@@ -251,7 +251,7 @@ def colors_of(data: Source | Data, labels_key: str, classes: tuple[str, ...]) ->
         colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)
         if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
             continue
-        color_of = dict(zip(map(str, column.cat.categories), map(str, colors), strict=False))
+        color_of = dict(zip(map(containers.as_name, column.cat.categories), map(str, colors), strict=False))
         if all(name in color_of for name in classes):
             return [color_of[name] for name in classes]
     return None

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source, positions
+from .containers import Source, as_name, positions
 from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
 from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, no_protein_only_cells, read_labels
 
@@ -154,6 +154,7 @@ class Query(NamedTuple):
 
 def relocated(setup: Setup, source: Source, layer: str | dict[str, str] | None, **names: str | None) -> Setup:
     """The setup of a reference with a query's modalities and layers; a layer that the query lacks becomes its X."""
+    containers.no_obsm_beside(source, names.get("prot_obsm"))
     setup = setup.elsewhere(**names)
     source.check_layer(layer)
 
@@ -281,8 +282,9 @@ def _with_categories(
         if not complete:
             written[slot] = column
             name = slot
-        new = sorted(set(column) - set(known))
-        seen = [category for category in known if category in set(column)]
+        there = set(column)
+        new = sorted(there - set(map(as_name, known)))
+        seen = [category for category in known if as_name(category) in there]
         parts = [f"{_listed(part)} ({what})" for part, what in ((seen, "known"), (new, "new")) if part]
         logger.info(f"{argument}: {', '.join(parts)}")
         return name, (*known, *new)
@@ -324,7 +326,7 @@ def _with_panels(
         column = columns[setup.batch_key]
     else:
         column = source.text(setup.batch_key, "batch_key", setup.mods).reindex(cells)
-    new = tuple(sorted(set(column) - set(setup.panels)))
+    new = tuple(sorted(set(column) - set(map(as_name, setup.panels))))
     measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
     if new and proteins is not None:
         _, table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing, ALL_ZERO_CELLS)

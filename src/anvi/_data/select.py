@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import rankings, slots
 from .cells import Cells
-from .containers import Source
+from .containers import Source, as_name
 from .setup import Setup
 
 
@@ -73,6 +73,8 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         return Features(None if genes else nothing, None if proteins else nothing, genes, proteins)
     if isinstance(features, str):
         raise TypeError(f"features takes a list of names, e.g. features=['{features}'].")
+    if not isinstance(features, Iterable):
+        raise TypeError(f"features={features!r:.80} must be a list of names.")
     columns = {
         mod: {name: column for column, name in enumerate(names)}
         for mod, names in zip(mods, (setup.genes, setup.proteins), strict=False)
@@ -133,9 +135,13 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     if np.isscalar(transform_batch):  # a batch of numbers may be named by one
         transform_batch = str(transform_batch)
     single = isinstance(transform_batch, str)
-    if transform_batch == "all" and "all" not in setup.batches[1:]:
+    if single and transform_batch == "all" and "all" not in setup.batches[1:]:
         return Batches(tuple(range(len(setup.batches))), setup.batches)
+    if not isinstance(transform_batch, Iterable):
+        raise TypeError(f"transform_batch={transform_batch!r:.80} must be a batch, a list of them or 'all'.")
     names = tuple(map(str, [transform_batch] if single else transform_batch))
+    spelled = {as_name(name): name for name in setup.batches}
+    names = tuple(name if name in setup.batches else spelled.get(as_name(name), name) for name in names)
     unknown = [name for name in names if name not in setup.batches]
     if unknown:
         listed = ", ".join(map(repr, setup.batches))
@@ -328,11 +334,13 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     text = source.text(key, "groupby", mods)
     categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
-    reference = str(reference)
+    reference = str(as_name(reference))
     if isinstance(groups, str | int | float):
-        asked = [] if groups == "all" else [str(groups)]
+        asked = [] if groups == "all" else [str(as_name(groups))]
+    elif isinstance(groups, Iterable):
+        asked = list(dict.fromkeys(str(as_name(name)) for name in groups))
     else:
-        asked = list(dict.fromkeys(map(str, groups)))
+        raise TypeError(f"groups={groups!r:.80} must be a list of values of '{key}', or 'all'.")
     for name in [*asked, *([] if reference == REST else [reference])]:
         if name not in categories:
             known = ", ".join(map(repr, categories[:15]))
@@ -368,7 +376,7 @@ def _categories(source: Source, key: str, mods: tuple[str, ...]) -> list[str]:
     columns = [obs[key] for obs in tables if key in obs] if own is None else [own[0].obs[own[1]]]
     for column in columns:
         if isinstance(column.dtype, pd.CategoricalDtype):
-            return list(map(str, column.cat.categories))
+            return list(dict.fromkeys(str(as_name(name)) for name in column.cat.categories))
     values = source.text(key, "groupby", mods).dropna().unique()
     numbers = pd.to_numeric(pd.Series(values), errors="coerce")
     return sorted(values) if numbers.isna().any() else [values[i] for i in numbers.argsort()]

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, TypeAlias
 
@@ -256,10 +256,14 @@ def find_setup(
     source = Source.of(data)
     labels_key, label_columns = label_keys(labels_key)
     one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
-    one_each |= {"size_factor_key": size_factor_key, "unlabeled_category": unlabeled_category}
-    for argument, value in (one_each | {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}).items():
-        if value is not None and not isinstance(value, str | int | float):
-            raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r}.")
+    one_each |= {"size_factor_key": size_factor_key, "rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
+    for argument, value in one_each.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r:.80}.")
+    if not isinstance(unlabeled_category, str | int | float):
+        raise TypeError(f"unlabeled_category= takes one value of the labels; got {unlabeled_category!r:.80}.")
+    unlabeled_category = str(containers.as_name(unlabeled_category))
+    containers.no_obsm_beside(source, prot_obsm)
     source.check_layer(layer)
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
@@ -434,6 +438,8 @@ def _scale(source: Source, key: str, mods: tuple[str, ...], cells: pd.Index) -> 
 def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
     if isinstance(keys, str):
         raise TypeError(f"{argument} takes a list of column names, e.g. {argument}=['{keys}'].")
+    if not isinstance(keys, Iterable | None) or not all(isinstance(key, str) for key in keys or ()):
+        raise TypeError(f"{argument} takes a list of column names; got {keys!r:.80}.")
     return list(keys or ())
 
 
@@ -512,7 +518,7 @@ def _check_labels(column: pd.Series, key: str, unlabeled: str, *, alone: bool) -
 def label_column(data: Source | Data, key: str, unlabeled: str, mods: tuple[str, ...]) -> pd.Series:
     """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
     column = Source.of(data).text(key, "labels_key", mods)
-    return column.where(column != str(unlabeled), np.nan)
+    return column.where(column != containers.as_name(unlabeled), np.nan)
 
 
 def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
@@ -541,7 +547,7 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
                 f"(first: '{first}', '{column[first]}' and '{text[first]}'); correct them, or set one to NaN."
             )
         row = np.where(row == nothing, here, row)
-        text = text.fillna(column)
+        text = text.where(text.notna(), column)
     return Known(text, row)
 
 

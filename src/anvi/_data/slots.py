@@ -73,7 +73,32 @@ OF_QUESTIONS = (
     explained,
 )
 """Slots that questions to a fit are answered in; a new fit under the key removes them."""
-ANSWERS = ("denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
+
+
+def of_predictions(key: str) -> tuple[str, ...]:
+    """Slots of what is said of cell types, the one first that fits without labels leave alone."""
+    return tuple(slot(key) for slot in (label, prediction, confidence, margin, entropy, novelty, proba))
+
+
+def of_a_fit(key: str, noted: Iterable[str]) -> tuple[str, ...]:
+    """What else a fit writes, or removes as of an earlier one, but for what questions that are noted have written."""
+    others = (name for question in _ANSWERED_IN if question not in noted for name in of_question(question, key))
+    return (split(key), *others)
+
+
+def of_question(question: str, key: str) -> tuple[str, ...]:
+    """Slots that a question is answered in."""
+    return tuple(slot(key) for slot in _ANSWERED_IN[question])
+
+
+_ANSWERED_IN = {
+    "latent": (latent,),
+    "denoise": (denoised, prot_denoised, prot_lower, prot_upper),
+    "foreground": (foreground, prot_foreground),
+    "correlation": (correlation,),
+}
+"""What lies in the slots of these is anvi's where `uns[key]` has the question."""
+ANSWERS = ("latent", "denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
 """Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
 LARGE = 50e6
 """Bytes of a slot above which its size is told."""

@@ -1,7 +1,7 @@
 """How a network is trained: the options of a fit and the schedules that follow from them."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Plan:
         batches, or fewer where cells are few: one for two cells, at least 400. It sees half of the cells thinned and a
         fifth without their proteins, or half where some have none (`unstained`), and its divergences count less.
         """
-        self._check()
+        self.check()
         steps = max(1, math.ceil(n_train / self.batch_size))
         epochs = self.max_epochs
         if epochs is None:
@@ -70,7 +70,13 @@ class Plan:
             max_kl_weight=max_kl_weight,
         )
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise a TypeError or a ValueError at an option that is no number of its kind, or out of its range."""
+        numbers = [field.name for field in fields(self) if str(field.type).startswith(("float", "<class 'float'"))]
+        for name in numbers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number | None):
+                raise TypeError(f"{name}={value!r:.80} must be a number.")
         for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "n_neighbors", "max_retries"):
             if not isinstance(getattr(self, name), int | np.integer | None):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a whole number.")
@@ -104,6 +110,13 @@ class Plan:
             raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
         if self.early_stopping and self.train_size == 1:
             raise ValueError("train_size=1 leaves no validation cells to stop early by; pass early_stopping=False.")
+        for name in numbers:
+            value = getattr(self, name)
+            if value is not None and name != "max_grad_norm" and not math.isfinite(value):
+                raise ValueError(f"{name}={value} must be finite.")
+        for name in ("lr", "weight_decay", "adam_eps"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}={getattr(self, name):g} would take all weights away; it must be at most 1.")
 
     def kl_weight(self, epoch: int) -> float:
         """Weight of the divergences in an epoch (from 0): rises towards 1 over the warm-up, as far as it may."""

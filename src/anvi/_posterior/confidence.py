@@ -38,7 +38,10 @@ def calibrated(
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
     known = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
     if len(known) < MIN_VALIDATION:
-        logger.info(f"fewer than {MIN_VALIDATION} labelled validation cells: probabilities are not calibrated")
+        logger.warning(
+            f"{len(known)} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
+            "there is no novelty and nothing is 'Unassigned'. More labels help, or a lower train_size="
+        )
         return model, None
     model = with_neighbors(model, cells, train, seed)
     temperature, table, own = calibrate(model, cells, known, seed)
@@ -60,7 +63,7 @@ def _as_query(cells: Cells, index: Tensor, shift: Shift, proteins: bool, seed: i
 # calibration: temperature scaling -----------------------------------------------------------------------------------
 
 MIN_VALIDATION = 20
-"""Held-out labelled cells below which nothing is fitted."""
+"""Held-out labelled cells below which there are no temperatures, no prediction sets and no novelty."""
 PRIOR_SPREAD = 0.5
 """Standard deviation of the log temperature around 0 before any cell is seen: few cells move it little."""
 
@@ -214,8 +217,6 @@ def thresholds(own: Tensor, coverage: float, merged: np.ndarray) -> Tensor:
 
 CELLS = 5_000
 """Labelled training cells that are looked at, at most, or one of every class; as many of each where there are."""
-MIN_LABELLED = 50
-"""Held-out labelled cells below which there is no telling what is far."""
 MIN_BATCH = 100
 """Cells of a batch below which its distances are taken as they are."""
 LONGEST_UNIT = 1.5
@@ -225,12 +226,8 @@ FALSE_REJECTS = 0.05
 
 
 @torch.no_grad()
-def fit_landmarks(
-    model: Model, cells: Cells, trained: Tensor, known: Tensor, own: Tensor, seed: int
-) -> Landmarks | None:
-    """Landmarks of a model, and how far held-out labelled cells lie from them; None if there are too few of these."""
-    if len(known) < MIN_LABELLED:
-        return None
+def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, own: Tensor, seed: int) -> Landmarks:
+    """Landmarks of a model, and how far held-out labelled cells lie from them."""
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     kinds = (True, False) if model.config.has_protein else (False,)

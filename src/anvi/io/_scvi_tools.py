@@ -14,6 +14,7 @@ from anvi._data.cells import read_cells
 from anvi._data.counts import find_proteins
 from anvi._data.setup import Setup
 from anvi._model import Model, check_numbers
+from anvi._runtime import verb
 from anvi.nn import VAE
 
 from ._model_pt import read_model_pt
@@ -167,6 +168,7 @@ MAX_MEASURED = 4_000_000
 _CLASSES = {"SCVI": "scvi", "SCANVI": "scanvi", "TOTALVI": "totalvi", "TOTALANVI": "totalanvi"}
 
 
+@verb
 def from_scvi_tools(path: str | Path, data: containers.Data | None = None, *, prefix: str = "") -> Model:
     """Open a model that scvi-tools has saved: SCVI, SCANVI, TOTALVI or TOTALANVI, version 0.15 or newer.
 

@@ -14,12 +14,14 @@ from anvi._data.containers import Data
 from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.bound import Bound, bound, marginal
+from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
 logger = logging.getLogger("anvi")
 
 
+@verb
 @on_file
 def elbo(
     data: Data,
@@ -93,6 +95,7 @@ def elbo(
     return _answer(data, asked, index, present, per_cell)
 
 
+@verb
 @on_file
 def reconstruction_error(
     data: Data,
@@ -165,6 +168,7 @@ def reconstruction_error(
     return _answer(data, asked, index, present, per_cell)
 
 
+@verb
 @on_file
 def marginal_likelihood(
     data: Data,

@@ -17,6 +17,7 @@ from anvi._data.select import check_samples
 from anvi._data.setup import labels_at
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
+from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
@@ -27,6 +28,7 @@ from ._tables import METRICS, Check, Verdict, tables
 logger = logging.getLogger("anvi")
 
 
+@verb
 @on_file
 def criticism(
     data: Data,

@@ -14,6 +14,7 @@ from anvi._find import find_model
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS
 from anvi._model import Model
+from anvi._runtime import verb
 from anvi.nn import Config
 from anvi.tl._fit import foreign_options, run_fit
 
@@ -21,6 +22,7 @@ LEFT_OUT = "anvi_left_out"
 """Column of labels without one class, in the copies that are fitted."""
 
 
+@verb
 @on_file
 def novelty(
     data: Data,

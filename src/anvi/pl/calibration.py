@@ -86,7 +86,7 @@ def calibration(
     table = fit.home.uns.get(fit.key, {}).get("calibration")
     if table is None:
         raise missing(
-            f"{fit.where}.uns['{fit.key}']['calibration']", "a fit with 50 labelled validation cells writes it"
+            f"{fit.where}.uns['{fit.key}']['calibration']", "a fit with 20 labelled validation cells writes it"
         )
     if "level" in table:
         table = table[table["level"] == fit.levels.names[fit.levels.position(level)]]

@@ -13,6 +13,7 @@ from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.setup import Genes, find_setup, read_labels, tell_genes, too_many_genes
+from anvi._runtime import verb
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Report:
         return "\n".join(lines)
 
 
+@verb
 @on_file
 def check(
     data: Data,

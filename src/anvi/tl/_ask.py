@@ -12,7 +12,8 @@ import torch
 
 from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, Source
+from anvi._data.containers import Data, Source, no_obsm_beside
+from anvi._data.fits import check_no_own
 from anvi._data.minified import is_minified, read_stored
 from anvi._data.select import Batches, Features, Groups, Mask, find_batches, find_features, find_groups
 from anvi._data.setup import Setup
@@ -145,6 +146,7 @@ def ask(
     inplace: bool = False,
     labels: bool | None = False,
     counts: bool = False,
+    answer: str | None = None,
 ) -> Context:
     """Settle a question: find the model, features, batches and groups, and read the cells as the model wants them.
 
@@ -168,6 +170,8 @@ def ask(
         Whether the answer is written, and under which prefix; None: the model's key.
     labels
         Whether to read the labels, too; None: if the likelihood needs them.
+    answer
+        What the answer is noted as in `uns`, so that what else lies in its slots is known to be the user's.
     counts
         Whether the question is about the counts themselves, so that the posterior in minified data is no answer.
 
@@ -180,10 +184,13 @@ def ask(
     # which model, which features, batches and groups: wrong arguments are told before anything is read
     source = Source(data)
     fitted, key = find_model(source, model)
+    no_obsm_beside(source, prot_obsm)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     wanted, batches = find_features(setup, features, modality), find_batches(setup, transform_batch)
     groups = None if grouping is None else find_groups(source, setup, *grouping)
     to = key_to_write(source, fitted, key, key_added) if inplace else key
+    if inplace and answer is not None:
+        check_no_own(source, setup, to, answer)
     seed, where = seed_of(random_state), choose_device(device)
     # the cells, or what stands in for their counts
     stored = None

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
-from anvi._data.fits import check_free, check_no_own_label
+from anvi._data.fits import check_free, check_no_own
 from anvi._data.predictions import Known, colors_of, write_colors, write_predictions
 from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, known_labels, tell_genes, too_many_genes
 from anvi._files import only_writer
@@ -36,7 +37,7 @@ from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated
 from anvi._posterior.imputation import with_imputation
 from anvi._posterior.levels import novelties, with_levels
-from anvi._runtime import own_torch
+from anvi._runtime import DEVICES, check_flag, own_torch
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
 
@@ -116,6 +117,11 @@ def run_fit(
     where = {argument: value for argument, value in arguments.items() if argument in SETUP_ARGUMENTS}
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     begun = time.monotonic()
+    check_flag("copy", copy)
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"checkpoint={checkpoint!r:.80} must be the path of a file.")
+    if not isinstance(max_minutes, int | float | None):
+        raise TypeError(f"max_minutes={max_minutes!r:.80} must be a number of minutes.")
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes={max_minutes} must be above 0.")
     if callback is not None and not callable(callback):
@@ -126,7 +132,7 @@ def run_fit(
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options(name, {k: value for k, value in options.items() if value is not None})
     source = Source(data)
-    key = slots.clean_key(key_added or name)
+    key = slots.clean_key(name if key_added is None else key_added)
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
     proteins = name in ("totalvi", "totalanvi")
@@ -140,8 +146,7 @@ def run_fit(
     if first is not None and first.setup.continuous == setup.continuous:
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)
-    if config.has_labels:
-        check_no_own_label(source, setup, key)
+    check_no_own(source, setup, key)
     cells = read_cells(source, setup, labels=True)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
@@ -156,6 +161,7 @@ def run_fit(
     del source  # and the proteins that it keeps
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
+    plan.check()
     train_cells, validation_cells = split(cells, plan.train_size, generator(split_seed))
     if len(train_cells) < 2:
         raise ValueError(f"{len(cells)} cells leave {len(train_cells)} to train on; at least two are needed.")
@@ -281,6 +287,8 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     network_names = {field.name for field in fields(Config)} - set(NO_OPTIONS)
     plan_names = {field.name for field in fields(Plan)}
     unknown = sorted(set(options) - network_names - plan_names)
+    if unknown and unknown[0] in DEVICES:
+        raise TypeError(f"There is no option '{unknown[0]}': name the device, device='cuda' or device='cpu'.")
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(network_names | plan_names), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -289,6 +297,9 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     for key in options:
         if key in foreign:
             raise TypeError(f"tl.{model} has no option '{key}': it belongs to models with {foreign[key]}.")
+    for field in (*fields(Config), *fields(Plan)):
+        if field.name in options and str(field.type).removesuffix(" | None") in ("bool", "<class 'bool'>"):
+            check_flag(field.name, options[field.name])
     options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     network = {key: value for key, value in options.items() if key in network_names}
     return network, {key: value for key, value in options.items() if key in plan_names}

@@ -20,6 +20,7 @@ from anvi._model import Model
 from anvi._posterior import attribute
 from anvi._posterior.attribute import ExplainedCells, SingleCells, find_baselines
 from anvi._posterior.encode import block_seed
+from anvi._runtime import verb
 from anvi.settings import with_bar
 
 from ._ask import Context, ask
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anvi")
 
 
+@verb
 @on_file
 def attributions(
     data: Data,

@@ -17,6 +17,7 @@ from anvi._model import Model
 from anvi._posterior import expected
 from anvi._posterior.expected import Sweep, expected_expression
 from anvi._posterior.imputation import impute
+from anvi._runtime import verb
 
 from ._ask import Axes, Context, ask
 from ._fit import RandomState
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@verb
 @on_file
 def denoise(
     data: Data,
@@ -160,6 +162,7 @@ def denoise(
         random_state=random_state,
         key_added=key_added,
         inplace=inplace,
+        answer="denoise",
     )
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=asked.seed)
     answer = expected_expression(
@@ -254,6 +257,7 @@ def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, v
         out.layer(asked.setup.prot_mod, layer, values, asked.setup.proteins)
 
 
+@verb
 @on_file
 def foreground(
     data: Data,
@@ -338,6 +342,7 @@ def foreground(
         random_state=random_state,
         key_added=key_added,
         inplace=inplace,
+        answer="foreground",
     )
     if not asked.model.config.has_protein:
         raise ValueError(

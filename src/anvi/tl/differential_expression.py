@@ -17,6 +17,7 @@ from anvi._data.select import REST, Mask, check_samples, write_column
 from anvi._model import Model
 from anvi._posterior import differential
 from anvi._posterior.bound import N_PROPOSALS
+from anvi._runtime import verb
 from anvi.settings import bar
 
 from ._ask import Context, ask
@@ -31,6 +32,7 @@ DEPTH = 1e4
 """Counts of a cell on whose scale genes are scored, as in scanpy's `normalize_total(target_sum=1e4)`."""
 
 
+@verb
 @on_file
 def differential_expression(
     data: Data,

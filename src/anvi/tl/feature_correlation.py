@@ -16,6 +16,7 @@ from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import correlation
+from anvi._runtime import verb
 from anvi.settings import with_bar
 
 from ._ask import Context, ask
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@verb
 @on_file
 def feature_correlation(
     data: Data,
@@ -127,6 +129,7 @@ def feature_correlation(
         random_state=random_state,
         key_added=key_added,
         inplace=inplace,
+        answer="correlation",
         labels=None,
     )
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)

@@ -8,11 +8,13 @@ from anvi._data.containers import Data
 from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior import encode
+from anvi._runtime import verb
 
 from ._ask import ask
 from ._fit import RandomState
 
 
+@verb
 @on_file
 def latent(
     data: Data,
@@ -80,6 +82,7 @@ def latent(
         random_state=0 if n_samples is None else random_state,
         key_added=key_added,
         inplace=inplace,
+        answer="latent",
     )
     if n_samples is not None:
         import xarray as xr
@@ -93,4 +96,6 @@ def latent(
         return asked.table(mean, range(mean.shape[1]), asked.cells.names).to_numpy()
     with asked.writer(asked.cells.names) as out:
         out.obsm(slots.latent(asked.to), mean)
+        if not slots.is_fit(out.home.uns.get(asked.to)):
+            out.params(asked.to, "latent", True)
     return None

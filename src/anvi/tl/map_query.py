@@ -16,7 +16,7 @@ from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source
-from anvi._data.fits import check_free, check_no_own_label, stored_fits
+from anvi._data.fits import check_free, check_no_own, stored_fits
 from anvi._data.predictions import colors_of
 from anvi._data.query import Query, find_query, relocated
 from anvi._data.setup import Setup, known_labels
@@ -26,6 +26,7 @@ from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
 from anvi._model import Model
 from anvi._posterior import encode, imputation
+from anvi._runtime import verb
 from anvi.nn import VAE
 from anvi.settings import choose_device
 
@@ -41,6 +42,7 @@ WEIGHTS = ("max_kl_weight", "protein_weight", "classification_ratio", "label_smo
 """Options that weigh the terms of the loss: a mapping minimises what the reference's fit did."""
 
 
+@verb
 @on_file
 def map_query(
     query: Data,
@@ -174,16 +176,15 @@ def map_query(
     if freeze not in STEPS:
         raise ValueError(f"freeze='{freeze}' is not one of {', '.join(map(repr, STEPS))}.")
     plan = _plan(max_epochs, batch_size, RATES[freeze] if lr is None else lr, train_size, early_stopping)
-    if not 0 <= min_genes <= 1:
-        raise ValueError(f"min_genes={min_genes} is a share and must be between 0 and 1.")
+    if not isinstance(min_genes, int | float) or not 0 <= min_genes <= 1:
+        raise ValueError(f"min_genes={min_genes!r:.80} is a share and must be between 0 and 1.")
     opened = Source(query)
     source, holder = find_reference(reference, model)
     plan = replace(plan, **_kept(source.info, *WEIGHTS))
-    key = slots.clean_key(key_added or source.key)
+    key = slots.clean_key(source.key if key_added is None else key_added)
     setup = relocated(source.setup, opened, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     check_free(opened, key, joint=setup.joint, rna_mod=setup.rna_mod)
-    if source.config.has_labels:
-        check_no_own_label(opened, setup, key)
+    check_no_own(opened, setup, key)
     _check_no_own_fit(opened, key)
     if labels_key is not None and not source.config.has_labels:
         raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")

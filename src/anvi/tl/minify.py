@@ -13,12 +13,14 @@ from anvi._data.fits import stored_fits
 from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior import encode, imputation
+from anvi._runtime import verb
 
 from ._ask import Context, ask
 
 logger = logging.getLogger("anvi")
 
 
+@verb
 @on_file
 def minify(
     data: Data, *, model: str | Path | Model | None = None, keep_counts: bool = False, copy: bool = False

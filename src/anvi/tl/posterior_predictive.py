@@ -17,6 +17,7 @@ from anvi._model import Model
 from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import CountDraws, draw_counts
+from anvi._runtime import verb
 
 from ._ask import Axes, ask
 from ._fit import RandomState
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@verb
 @on_file
 def posterior_predictive(
     data: Data,

@@ -7,18 +7,19 @@ import pandas as pd
 
 from anvi._backed import on_file
 from anvi._data.containers import Data
-from anvi._data.fits import check_no_own_label
 from anvi._data.predictions import write_predictions
 from anvi._data.setup import known_labels
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_LABELLED, prediction_sets
+from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_VALIDATION, prediction_sets
 from anvi._posterior.levels import limits, novelties
+from anvi._runtime import verb
 
 from ._ask import ask
 from ._fit import RandomState
 
 
+@verb
 @on_file
 def predict(
     data: Data,
@@ -26,7 +27,7 @@ def predict(
     model: str | Path | Model | None = None,
     soft: bool = True,
     use_posterior_mean: bool = True,
-    false_rejects: float = FALSE_REJECTS,
+    false_rejects: float | None = None,
     coverage: float | None = None,
     confidence: float | None = None,
     rna_mod: str | None = None,
@@ -126,20 +127,24 @@ def predict(
         random_state=0 if use_posterior_mean else random_state,
         key_added=key_added,
         inplace=inplace,
+        answer="predict",
     )
     fitted, cells, key = asked.model, asked.cells, asked.key
-    if not 0 <= false_rejects < 1:
-        raise ValueError(f"false_rejects={false_rejects} is a share of cells: at least 0 and below 1.")
+    if false_rejects is not None and not (_is_number(false_rejects) and 0 <= false_rejects < 1):
+        raise ValueError(f"false_rejects={false_rejects!r:.80} is a share of cells: at least 0 and below 1.")
     if not fitted.config.has_labels:
         raise ValueError(
             f"The model '{key}' ({fitted.name}) has no labels; fit tl.scanvi or tl.totalanvi to predict them."
+        )
+    if false_rejects and (fitted.landmarks is None or fitted.landmarks.centre is None):
+        raise ValueError(
+            f"The model '{key}' cannot tell what is far from its classes: it had fewer than {MIN_VALIDATION} labelled "
+            "validation cells, or is older. Leave false_rejects=None, or fit with more labels or a lower train_size."
         )
     if coverage is not None:
         _check_coverage(fitted, key, coverage)
     if confidence is not None:
         _check_confidence(fitted, key, confidence)
-    if inplace:
-        check_no_own_label(asked.source, asked.setup, asked.to)
     embedding = encode.embed(fitted, cells, sample_seed=None if use_posterior_mean else asked.seed)
     sets = None if coverage is None else prediction_sets(fitted, cells, embedding.proba, coverage)
     if not inplace:
@@ -150,7 +155,7 @@ def predict(
             return table
         return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
     known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
-    far = novelties(fitted, cells, embedding, false_rejects)
+    far = novelties(fitted, cells, embedding, FALSE_REJECTS if false_rejects is None else false_rejects)
     least = None if confidence is None else limits(fitted.landmarks, confidence)[encode.kind_of(fitted, cells)]
     told = {"soft": soft, "known": known, "far": far, "limits": least, "sets": None if sets is None else sets.inside}
     with asked.writer(cells.names) as out:
@@ -159,13 +164,17 @@ def predict(
     return None
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _check_coverage(model: Model, key: str, coverage: float) -> None:
-    if not 0 < coverage <= HIGHEST:
-        raise ValueError(f"coverage={coverage} is a share of cells: above 0, and at most {HIGHEST}.")
+    if not (_is_number(coverage) and 0 < coverage <= HIGHEST):
+        raise ValueError(f"coverage={coverage!r:.80} is a share of cells: above 0, and at most {HIGHEST}.")
     if model.landmarks is None or model.landmarks.own is None:
         raise ValueError(
             f"The model '{key}' keeps no labelled validation cells to take prediction sets from: it had fewer than "
-            f"{MIN_LABELLED}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
+            f"{MIN_VALIDATION}, or is not anvi's. Leave coverage=None, or fit with more labels or a lower train_size."
         )
 
 
@@ -175,5 +184,5 @@ def _check_confidence(model: Model, key: str, confidence: float) -> None:
     if model.landmarks is None or model.landmarks.sure is None:
         raise ValueError(
             f"The model '{key}' keeps no labelled validation cells to promise anything by: it had fewer than "
-            f"{MIN_LABELLED}, or is older. Leave confidence=None, or fit with more labels or a lower train_size."
+            f"{MIN_VALIDATION}, or is older. Leave confidence=None, or fit with more labels or a lower train_size."
         )

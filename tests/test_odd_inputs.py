@@ -1,0 +1,352 @@
+"""What people hand in: each of these inputs is answered rightly, or refused with words that say what to do."""
+
+import os
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from helpers import cite, quiet_mudata
+from scipy import sparse
+
+import anvi as av
+
+FIT = {"max_epochs": 1, "n_hidden": 8, "n_latent": 3}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A small data set, and a labelled model of it."""
+    mdata = cite(300)
+    mdata.obs["day"] = pd.Categorical(np.arange(300) % 2 + 1)
+    with av.settings.override(verbosity=0, progress=False, device="cpu", n_threads=1):
+        av.tl.totalanvi(mdata, batch_key="day", **FIT)
+    return mdata
+
+
+# what a batch column may look like in a query of a model that knows the days 1 and 2: all are the same ----------------
+
+DAYS = np.arange(300) % 2 + 1
+SAME = {
+    "ints": DAYS,
+    "floats": DAYS.astype(float),
+    "float32": DAYS.astype(np.float32),
+    "text": DAYS.astype(str),
+    "text of floats": DAYS.astype(float).astype(str),
+    "text with blanks": np.char.add(DAYS.astype(str), " "),
+    "categories of ints": pd.Categorical(DAYS),
+    "categories of floats": pd.Categorical(DAYS.astype(float)),
+    "categories of text of floats": pd.Categorical(DAYS.astype(float).astype(str)),
+    "Int64": pd.array(DAYS, dtype="Int64"),
+    "string": pd.array(DAYS.astype(str), dtype="string"),
+    "objects of several types": np.array([1, 2.0, "1", "2.0"] * 75, dtype=object),
+    "bytes": np.array([b"1", b"2"] * 150, dtype=object),
+    "ordered categories, one of them empty": pd.Categorical(DAYS, [3, 2, 1], ordered=True),
+}
+
+
+@pytest.mark.parametrize("values", SAME.values(), ids=SAME)
+@pytest.mark.filterwarnings("ignore")
+def test_categories_written_differently_are_the_same(base, values):
+    query = base.copy()
+    query.obs["day"] = values
+    av.tl.latent(query, model=av.get.model(base), key_added="z")
+    np.testing.assert_array_equal(query.obsm["X_z"], base.obsm["X_totalanvi"])
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        return  # mudata cannot hold these in a copy
+    av.tl.map_query(query, base, key_added="m", max_epochs=0)
+    assert list(query.uns["m"]["reference"]["new_batches"]) == []
+    np.testing.assert_allclose(query.obsm["X_m"], base.obsm["X_totalanvi"], atol=1e-5)
+
+
+@pytest.mark.parametrize("values", SAME.values(), ids=SAME)
+def test_a_fit_calls_them_the_same(values):
+    adata = cite(300)["rna"].copy()
+    adata.obs["day"] = values
+    assert av._data.setup.find_setup(adata, proteins=False, batch_key="day").batches == ("1", "2")
+
+
+# arguments, each with the words of its error --------------------------------------------------------------------------
+
+TABLE = pd.DataFrame({"a": [1, 2]})
+BAD = {
+    "use_gpu": ({"use_gpu": True}, TypeError, "device='cuda'"),
+    "accelerator": ({"accelerator": "gpu"}, TypeError, "device='cuda'"),
+    "n_epochs": ({"n_epochs": 3}, TypeError, "max_epochs"),
+    "a switch that is text": ({"early_stopping": "no"}, TypeError, "early_stopping='no' must be True or False"),
+    "copy of text": ({"copy": "False"}, TypeError, "copy='False' must be True or False"),
+    "encode_covariates of a number": ({"encode_covariates": 2}, TypeError, "encode_covariates=2 must be"),
+    "weight_decay": ({"weight_decay": 1e18}, ValueError, "weight_decay=1e\\+18"),
+    "weight_decay below 0": ({"weight_decay": -1.0}, ValueError, "weight_decay"),
+    "lr of text": ({"lr": "fast"}, TypeError, "lr='fast' must be a number"),
+    "lr of 1000": ({"lr": 1000}, ValueError, "at most 1"),
+    "lr NaN": ({"lr": float("nan")}, ValueError, "lr="),
+    "train_size of text": ({"train_size": "most"}, TypeError, "train_size='most' must be a number"),
+    "train_size None-like": ({"train_size": [0.9]}, TypeError, "train_size="),
+    "max_epochs of text": ({"max_epochs": "10"}, TypeError, "max_epochs"),
+    "batch_size of 0": ({"batch_size": 0}, ValueError, "batch_size"),
+    "protein_weight infinite": ({"protein_weight": float("inf")}, ValueError, "protein_weight"),
+    "key_added of a list": ({"key_added": ["a"]}, TypeError, "key_added"),
+    "key_added of nothing": ({"key_added": ""}, ValueError, "key_added"),
+    "key_added of a table": ({"key_added": TABLE}, TypeError, "key_added"),
+    "key_added with a slash": ({"key_added": "a/b"}, ValueError, "without '/'"),
+    "batch_key of a list": ({"batch_key": ["day"]}, TypeError, "batch_key= takes one name"),
+    "batch_key of a column": ({"batch_key": pd.Series([1])}, TypeError, "batch_key"),
+    "batch_key misspelt": ({"batch_key": "bach"}, KeyError, "Did you mean 'batch'"),
+    "batch_key of lists": ({"batch_key": "lists"}, TypeError, "batch_key='lists' is no column of names"),
+    "labels of arrays": ({"labels_key": "arrays"}, TypeError, "labels_key='arrays' is no column of names"),
+    "covariates of a number": ({"categorical_covariate_keys": 3}, TypeError, "takes a list of column names"),
+    "covariates of text": ({"continuous_covariate_keys": "age"}, TypeError, "takes a list of column names"),
+    "covariates of numbers": ({"categorical_covariate_keys": [3]}, TypeError, "takes a list of column names"),
+    "a continuous covariate of text": ({"continuous_covariate_keys": ["batch"]}, ValueError, "not a finite number"),
+    "layer of a list": ({"layer": ["counts"]}, TypeError, "layer="),
+    "layer that is not there": ({"layer": "count"}, KeyError, "layer="),
+    "rna_mod of a list": ({"rna_mod": ["rna"]}, TypeError, "rna_mod"),
+    "rna_mod that is not there": ({"rna_mod": "gex"}, KeyError, "'rna', 'prot'"),
+    "prot_obsm on a MuData": ({"prot_obsm": "protein"}, ValueError, "prot_mod="),
+    "init of a number": ({"init": 3}, TypeError, "init= takes"),
+    "init of a table": ({"init": TABLE}, TypeError, "init= takes"),
+    "init that is not there": ({"init": "nowhere"}, KeyError, "init='nowhere'"),
+    "checkpoint of a number": ({"checkpoint": 3}, TypeError, "checkpoint=3"),
+    "checkpoint of a table": ({"checkpoint": TABLE}, TypeError, "checkpoint="),
+    "device of text": ({"device": "gpu"}, ValueError, "device='gpu'"),
+    "device of a list": ({"device": ["cpu"]}, ValueError, "device="),
+    "random_state of text": ({"random_state": "x"}, TypeError, "random_state"),
+    "max_minutes of text": ({"max_minutes": "5"}, TypeError, "max_minutes"),
+    "unlabelled of a list": ({"unlabeled_category": ["Unknown"]}, TypeError, "unlabeled_category"),
+    "labels of one value": ({"labels_key": "one"}, ValueError, "nothing to tell apart"),
+    "labels that are all missing": ({"labels_key": "none"}, ValueError, "tl.totalvi"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+def test_arguments_of_fits(case, no_training):
+    options, error, words = case
+    mdata = cite(100)
+    mdata.obs["lists"] = pd.Series([[1]] * 100, mdata.obs_names)
+    mdata.obs["arrays"] = pd.Series([np.ones(1)] * 100, mdata.obs_names)
+    mdata.obs["one"], mdata.obs["none"] = "B", np.nan
+    with pytest.raises(error, match=words):
+        av.tl.totalanvi(mdata, **{"max_epochs": 1} | options)
+    assert not any(str(slot).startswith(("totalanvi", "X_")) for slot in (*mdata.obsm, *mdata.uns, *mdata.obs))
+
+
+ASKED = {
+    "features of a number": (lambda m: av.tl.denoise(m, features=3), TypeError, "features=3"),
+    "features of text": (lambda m: av.tl.denoise(m, features="G001"), TypeError, "features="),
+    "batch of an object": (
+        lambda m: av.tl.denoise(m, transform_batch=object()),
+        TypeError,
+        "transform_batch",
+    ),
+    "transform_batch unknown": (lambda m: av.tl.denoise(m, transform_batch="3"), ValueError, "'1', '2'"),
+    "model of a number": (lambda m: av.tl.denoise(m, model=3), TypeError, "model= takes"),
+    "model of a table": (lambda m: av.tl.denoise(m, model=TABLE), TypeError, "model= takes"),
+    "model of a list": (lambda m: av.tl.latent(m, model=["totalanvi"]), TypeError, "model= takes"),
+    "inplace of text": (lambda m: av.tl.predict(m, inplace="yes"), TypeError, "inplace='yes' must be"),
+    "soft of a number": (lambda m: av.tl.predict(m, soft=3), TypeError, "soft=3 must be"),
+    "coverage of text": (lambda m: av.tl.predict(m, coverage="high"), ValueError, "coverage='high'"),
+    "false_rejects of text": (lambda m: av.tl.predict(m, false_rejects="few"), ValueError, "false_rejects='few'"),
+    "rejects of a model that cannot": (
+        lambda m: av.tl.predict(m, false_rejects=0.1),
+        ValueError,
+        "lower train_size",
+    ),
+    "min_genes of text": (lambda m: av.tl.map_query(m.copy(), m, min_genes="all"), ValueError, "min_genes='all'"),
+    "groups of an object": (lambda m: av.tl.differential_expression(m, "day", groups=object()), TypeError, "groups="),
+    "groups unknown": (lambda m: av.tl.differential_expression(m, "day", groups=[7]), ValueError, "'7'"),
+    "panels of a list": (lambda m: av.pp.panels(m, panels=["P01"]), TypeError, "panels="),
+    "use_gpu of a question": (lambda m: av.tl.latent(m, use_gpu=True), TypeError, "device='cuda'"),
+    "prot_obsm on a MuData": (lambda m: av.tl.latent(m, prot_obsm="x"), ValueError, "prot_mod="),
+    "a reference of a number": (lambda m: av.tl.map_query(m, 3), TypeError, "MuData"),
+}
+
+
+@pytest.mark.parametrize("case", ASKED.values(), ids=ASKED)
+def test_arguments_of_questions(base, case):
+    ask, error, words = case
+    with pytest.raises(error, match=words):
+        ask(base.copy())
+
+
+class Folder(os.PathLike):
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_any_path_will_do(base, tmp_path):
+    av.write_model(base, Folder(tmp_path / "m"))
+    for path in (Folder(tmp_path / "m"), tmp_path / "m", str(tmp_path / "m")):
+        query = base.copy()
+        av.tl.latent(query, model=path, key_added="z")
+        np.testing.assert_array_equal(query.obsm["X_z"], base.obsm["X_totalanvi"])
+
+
+@pytest.mark.parametrize("day", [1, 1.0, "1", "1.0", np.int64(1), [1.0, 2], np.array([1, 2])], ids=range(7))
+def test_batches_named_by_numbers(base, day):
+    wanted = [str(int(float(one))) for one in np.atleast_1d(np.array(day, dtype=object))]
+    wanted = wanted[0] if len(wanted) == 1 else wanted
+    found, expected = (av.tl.denoise(base, transform_batch=one, features=["G001"]).to_numpy() for one in (day, wanted))
+    np.testing.assert_array_equal(found, expected)
+
+
+# values ---------------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "complex": (lambda x: x.astype(complex), "complex"),
+    "text": (lambda x: x.astype(str), "type"),
+    "3e38": (lambda x: np.where(x == x.max(), np.float32(3e38), x), "too large values"),
+    "infinite": (lambda x: np.where(x == x.max(), np.inf, x), "infinite"),
+    "negative": (lambda x: -x, "negative"),
+    "halves": (lambda x: x / 2, "non-integer"),
+    "log1p": (np.log1p, "logarithms"),
+    "rounded log1p": (lambda x: np.rint(np.log1p(1e4 * x / x.sum(1, keepdims=True))), "no counts"),
+    "empty": (lambda x: x * 0, "without a single count"),
+    "dates": (lambda x: np.full(x.shape, np.datetime64("2020-01-01")), "type"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES.values(), ids=VALUES)
+@pytest.mark.filterwarnings("ignore")
+def test_values(case, no_training):
+    change, words = case
+    adata = cite(300)["rna"].copy()
+    adata.layers["odd"] = change(adata.X.toarray())
+    with pytest.raises((ValueError, TypeError), match=words):
+        av.tl.scvi(adata, layer="odd", max_epochs=1)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.float16, np.float64, bool])
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix, sparse.csc_array], ids=["dense", "csr", "csc"])
+def test_counts_of_any_type(kind, make):
+    adata = cite(100)["rna"].copy()
+    counts = np.minimum(adata.X.toarray(), 1 if kind is bool else 100).astype(kind)
+    counts[:, 0] = 1
+    adata.X = make(counts) if kind is not np.float16 or make is np.asarray else counts
+    av.tl.scvi(adata, **FIT)
+    expected = AnnData(counts.astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
+    av.tl.scvi(expected, **FIT)
+    np.testing.assert_array_equal(adata.obsm["X_scvi"], expected.obsm["X_scvi"])
+
+
+# columns --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", [[[1]] * 100, [{"a": 1}] * 100, [(1, 2)] * 100, [np.ones(2)] * 100])
+def test_other_columns_may_hold_anything(column, no_training):
+    """They are not asked for: a misspelt key is told, and a fit starts."""
+    mdata = cite(100)
+    mdata.obs["odd"] = pd.Series(column, mdata.obs_names)
+    mdata.obs[0] = 1
+    with pytest.raises(KeyError, match=r"labels_key='cell_typ'.*Did you mean 'cell_type'"):
+        av.tl.totalanvi(mdata, "cell_typ", max_epochs=1)
+    with pytest.raises(pytest.fail.Exception, match="training was reached"):
+        av.tl.totalanvi(mdata, max_epochs=1)
+
+
+# what is the user's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["prediction", "confidence", "margin", "entropy", "novelty", "label", "split"])
+def test_columns_of_the_user_are_kept(column, no_training):
+    mdata = cite(100)
+    mdata.obs[f"totalanvi_{column}"] = "mine"
+    with pytest.raises(ValueError, match=rf"obs\['totalanvi_{column}'\] would be overwritten.*key_added="):
+        av.tl.totalanvi(mdata, max_epochs=1)
+    with pytest.raises(pytest.fail.Exception, match="training was reached"):
+        av.tl.totalanvi(mdata, max_epochs=1, key_added="other")
+    del mdata.obs[f"totalanvi_{column}"]
+    with pytest.raises(pytest.fail.Exception, match="training was reached"):
+        av.tl.totalanvi(mdata, max_epochs=1)
+
+
+@pytest.mark.parametrize("slot", ["X_totalvi", "totalvi_proba", "totalvi_prot_denoised"])
+def test_arrays_of_the_user_are_kept(slot, no_training):
+    mdata = cite(100)
+    mdata.obsm[slot] = np.ones((100, 2))
+    with pytest.raises(ValueError, match=rf"obsm\['{slot}'\] would be overwritten"):
+        av.tl.totalvi(mdata, max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "where"),
+    [
+        (lambda m: av.tl.denoise(m), "totalanvi_denoised"),
+        (lambda m: av.tl.denoise(m, key_added="mine"), "mine_denoised"),
+        (lambda m: av.tl.foreground(m), "totalanvi_foreground"),
+        (lambda m: av.tl.latent(m, key_added="umap"), "X_umap"),
+        (lambda m: av.tl.feature_correlation(m, n_samples=2), "totalanvi_correlation"),
+    ],
+)
+def test_answers_do_not_overwrite_what_others_wrote(base, ask, where):
+    mdata = base.copy()
+    free = base.copy()
+    ask(free)
+    ask(free)  # its own answer is replaced
+    if where.startswith("X_"):
+        mdata.obsm[where] = np.ones((300, 2))
+    elif where.endswith("correlation"):
+        mdata.varp[where] = np.ones((mdata.n_vars, mdata.n_vars))
+    else:
+        mdata["prot"].layers[where] = np.ones(mdata["prot"].shape)
+    with pytest.raises(ValueError, match=rf"\['{where}'\] would be overwritten"):
+        ask(mdata)
+
+
+def test_a_fit_replaces_what_an_earlier_one_and_its_answers_wrote(base):
+    mdata = base.copy()
+    av.tl.denoise(mdata)
+    av.tl.totalanvi(mdata, batch_key="day", **FIT)
+    assert "totalanvi_denoised" not in mdata["rna"].layers
+
+
+# what a caller has set in torch ---------------------------------------------------------------------------------------
+
+QUESTIONS = {
+    "denoise": lambda m: av.tl.denoise(m, inplace=False)["rna"].values,
+    "foreground": lambda m: av.tl.foreground(m, inplace=False).to_numpy(),
+    "predict": lambda m: av.tl.predict(m, inplace=False).to_numpy(),
+    "latent": lambda m: av.tl.latent(m, inplace=False),
+    "correlation": lambda m: av.tl.feature_correlation(m, n_samples=2, inplace=False).to_numpy(),
+    "attributions": lambda m: (
+        av.tl.attributions(m, n_cells=3, baseline="zero"),
+        av.get.attributions(m)["prot"].values,
+    )[1],
+    "markers": lambda m: av.tl.differential_expression(m, "day", n_samples=20, inplace=False)["rna"]["logfoldchanges"],
+    "draws": lambda m: av.tl.posterior_predictive(m, n_samples=1)["rna"].values,
+    "elbo": lambda m: list(av.metrics.elbo(m).values()),
+    "likelihood": lambda m: av.get.likelihood_parameters(m)["rna_mean"].values,
+    "query": lambda m: (av.tl.map_query(m, m.copy(), key_added="q", max_epochs=1), m.obsm["X_q"])[1],
+    "minify": lambda m: (av.tl.minify(m), m.obsm["totalanvi_qz_var"])[1],
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.filterwarnings("ignore")
+def test_questions_do_not_depend_on_the_callers_torch(base, question):
+    expected = question(base.copy())
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode(), torch.device("meta"):
+            found = question(base.copy())
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_too_few_labelled_validation_cells_are_told_once(caplog):
+    mdata = cite(100)
+    with warnings.catch_warnings(), quiet_mudata():
+        warnings.simplefilter("ignore")
+        av.tl.totalanvi(mdata, **FIT)
+    (line,) = [record for record in caplog.records if "labelled validation cells" in record.message]
+    assert line.levelname == "WARNING" and "nothing is 'Unassigned'" in line.message
+    assert "totalanvi_novelty" not in mdata.obs  # nothing half: neither scores nor temperatures
+    assert "temperature" not in av.get.model(mdata).info
