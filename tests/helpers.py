@@ -102,3 +102,13 @@ def assert_same(one, other, where: str = "") -> None:
             np.testing.assert_array_equal(one[field], other[field], err_msg=where)
     else:
         assert one == other, where
+
+
+def without_rna(whole: MuData, gone) -> MuData:
+    """The same cells, some of which lose RNA, and their label in obs["known"]."""
+    with quiet_mudata():
+        mdata = MuData({"rna": whole["rna"][~whole["rna"].obs_names.isin(gone)].copy(), "prot": whole["prot"].copy()})
+    mdata.obs["batch"] = whole.obs["batch"].reindex(mdata.obs_names)
+    truth = whole.obs["true_cell_type"].astype(str).reindex(mdata.obs_names)
+    mdata.obs["known"] = truth.where(~mdata.obs_names.isin(gone), "Unknown")
+    return mdata

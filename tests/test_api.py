@@ -420,15 +420,15 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_130,
-    "_data": 3_680,
-    "_fit": 970,
+    "_data": 3_710,
+    "_fit": 1_000,
     "_posterior": 2_080,
     "io": 1_120,
     "metrics": 1_045,
     "nn": 1_670,
     "pl": 2_260,
     "pp": 455,
-    "tl": 1_960,
+    "tl": 2_000,
 }
 
 
@@ -499,7 +499,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 34, "lines": 3_630}
+WALK = {"files": 34, "lines": 3_760}
 
 
 def test_a_fit_is_a_short_walk():

@@ -186,10 +186,18 @@ def test_a_gene_and_a_protein_of_the_same_name_are_fine(mdata):
 # cells ------------------------------------------------------------------------------------------------------------
 
 
-def test_proteins_without_rna(mdata):
-    mdata = mudata_of({"rna": mdata["rna"][10:].copy(), "prot": mdata["prot"]}, mdata)
+def test_cells_with_neither_rna_nor_proteins(mdata):
+    mdata = mudata_of({"rna": mdata["rna"][10:].copy(), "prot": mdata["prot"].copy()}, mdata)
     alone = mdata["prot"].obs_names.difference(mdata["rna"].obs_names)
-    with pytest.raises(ValueError, match=rf"{len(alone)} cells have proteins but no RNA .* drop them: mdata = mdata\["):
+    assert len(alone) > 1
+    x = mdata["prot"].X.astype(np.float32)
+    x[mdata["prot"].obs_names.get_loc(alone[1])] = np.nan
+    mdata["prot"].X = x
+    with pytest.raises(ValueError, match=rf"1 cells have neither RNA nor .* \(first: '{alone[1]}'\)\. Leave") as error:
+        fit(mdata)
+    exec(str(error.value).partition("RNA: ")[2])  # as it is advised
+    assert mdata["prot"].obs_names.isin(mdata["rna"].obs_names).all()
+    with pytest.raises(pytest.fail.Exception, match="training was reached"):
         fit(mdata)
 
 

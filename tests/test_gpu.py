@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import cite, dense
+from helpers import cite, dense, without_rna
 from pretend_cuda import Machine
 from scipy import sparse
 
@@ -80,6 +80,11 @@ def read():
             cells = read_cells(mdata, setup, labels=True)
             assert cells.x.values.dtype == (torch.uint16 if n_classes == 4 else torch.uint8)
             found[name, n_classes] = setup, cells
+    whole = cite(400, n_genes=40, n_proteins=12)
+    mdata = without_rna(whole, whole.obs_names[whole.obs["batch"] == "batch_1"])
+    for name in ("totalvi", "totalanvi"):
+        setup = find_setup(mdata, proteins=True, labels_key="known" if name == "totalanvi" else None, batch_key="batch")
+        found[name, "without RNA"] = setup, read_cells(mdata, setup, labels=True)
     return found
 
 
@@ -200,6 +205,17 @@ def test_replays_are_eager_steps(gpu, prepare, counted, name, options):
         assert all(float(slot["step"]) == EAGER_STEPS + 3 for slot in state.adversary_optimizer.state.values())
     norms = [part for part in state.network.modules() if hasattr(part, "running_mean")]
     assert norms and all(part.running_mean.abs().sum() > 0 for part in norms if part.training)
+
+
+@pytest.mark.parametrize("name", ["totalvi", "totalanvi"])
+def test_cells_with_proteins_alone(gpu, prepare, counted, name):
+    options = {"n_classes": "without RNA", "thin_counts": 0.5, "hide_proteins": 0.5, "hide_rna": 0.5}
+    ours, theirs = prepare(name, **options), prepare(name, **options)
+    assert not ours[1].has_rna.all()
+    counts, captured = counted(), CapturedStep(choose_device())
+    replayed = run_steps(captured, ours, EAGER_STEPS + 3)
+    assert counts["captures"] == 1 and counts["replays"] == 3
+    assert_same_steps(gpu, replayed, run_steps(eager_with_the_room_of(captured), theirs, EAGER_STEPS + 3))
 
 
 def test_thirty_classes(gpu, prepare):

@@ -32,7 +32,8 @@ class NewerSchema(ValueError):
 class Landmarks(NamedTuple):
     """Where the labelled cells of every class lie, and what held-out labelled cells say of new ones.
 
-    Kinds are cells with proteins and cells without; the latter alone where the model has none. A model of schema 1 has
+    Kinds are cells with proteins, cells without, and cells without RNA where the model does without; cells without
+    proteins alone where the model has none. A model of schema 1 has
     single cells in place of centres: they are kept, so that it stays the same model, but no longer tell what is far.
     """
 
@@ -328,7 +329,7 @@ def _check_neighbors(part: Neighbors, info: dict, config: Config) -> None:
 
 def _check_landmarks(landmarks: Landmarks, config: Config, n_levels: int) -> None:
     """Raise a ValueError unless the landmarks have the network's sizes and are distances."""
-    kinds, latent, any_number = 2 if config.has_protein else 1, config.n_latent, None
+    kinds, latent, any_number = len(landmarks.quantiles), config.n_latent, None
     sizes = {
         "quantiles": (kinds, 101),
         "own": (kinds, config.n_labels, any_number),
@@ -343,6 +344,7 @@ def _check_landmarks(landmarks: Landmarks, config: Config, n_levels: int) -> Non
     fit = all(_has_size(part, sizes[name]) for name, part in parts.items())
     above = {name for name in parts if name.startswith("above")}
     fit &= len(above) == 3 if n_levels > 1 else not above
+    fit &= kinds in ((2, 3) if config.has_protein else (1,))
     if not fit or ("centre" in parts) != ("whiten" in parts):
         raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
     own, every = parts.get("own"), [landmarks.quantiles, *(parts[name] for name in above if name == "above_quantiles")]

@@ -458,8 +458,11 @@ def denoised(
     wanted = find_features(setup, features)
     home, tables = slots.home(data, setup), {}
     command = f"run av.tl.denoise(data, model='{key}') first"
-    rna = containers.Source(data).modality(setup.rna_mod, "rna_mod")
-    if slots.denoised(key) in rna.layers:
+    whole = home.obsm.get(slots.rna_denoised(key))  # where some cells have no RNA
+    rna = None if whole is not None else containers.Source(data).modality(setup.rna_mod, "rna_mod")
+    if whole is not None:
+        tables[setup.rna_mod] = slots.table(home, slots.rna_denoised(key), setup.genes)[list(wanted.gene_names)]
+    elif slots.denoised(key) in rna.layers:
         column = containers.positions(pd.Index(wanted.gene_names), rna.var_names.astype(str))[0]
         there = [name for name, place in zip(wanted.gene_names, column, strict=True) if place >= 0]
         if features is not None and len(there) < len(column):

@@ -54,6 +54,7 @@ def take(
         n_labelled=n_labelled,
         entries=entries,
         allowed=None if cells.label_table is None else cells.label_table.index_select(0, cells.label_row[index]),
+        has_rna=None if cells.has_rna is None else cells.has_rna[index],
     )
 
 

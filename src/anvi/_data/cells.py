@@ -14,7 +14,7 @@ from anvi.nn import Entries
 from anvi.nn.sparse import kernels_for
 
 from . import containers
-from .containers import Data, Source, by_rows, compact
+from .containers import Data, Source, by_rows, cell_names, compact, lend_rna
 from .counts import (
     Proteins,
     canonical,
@@ -98,6 +98,7 @@ class Cells:
     rna_view: Tensor | None = None  # (cells, latent + components) stored, for imputation
     label_table: Tensor | None = None  # (distinct labels, classes) bool, what each leaves open; None: one class, or all
     label_row: Tensor | None = None  # (cells,) row of each cell in label_table
+    has_rna: Tensor | None = None  # (cells,) bool; None: all cells have
 
     def __len__(self) -> int:
         return len(self.names)
@@ -147,23 +148,35 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
         not counts.
     """
     source = Source.of(data)
+    lend_rna(source, setup)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
-    if not rna.n_obs:
+    every = cell_names(source, setup.rna_mod, setup.mod_beside)
+    if not len(every):
         raise ValueError(f"{where} has no cells.")
-    names = np.sort(np.asarray(rna.obs_names, dtype=object))
+    names = np.sort(np.asarray(every, dtype=object))
     cells = pd.Index(names)
     if stored is None:
         x, library = _read_rna(source, setup)
         x_row = rna.obs_names.get_indexer(names)
-        library = library[x_row]
+        has_rna, library = x_row >= 0, np.append(library, 0)[x_row]
+        if not has_rna.all():  # a row without an entry behind the last, which is that of all cells with proteins alone
+            x, x_row = x._replace(indptr=torch.cat([x.indptr, x.indptr[-1:]])), np.where(has_rna, x_row, rna.n_obs)
     else:  # a single row without an entry, which is everybody's
         x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
-        x_row, library = np.zeros(len(cells), dtype=np.int64), stored.library
+        x_row, library, has_rna = np.zeros(len(cells), dtype=np.int64), stored.library, stored.library > 0
     batch = _codes(source, setup.batch_key, setup.batches, "batch_key", setup, cells)
     parts: dict[str, Tensor | None] = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
     if setup.joint and stored is None:
         parts = _read_proteins(source, setup, cells)
+        blank = ~(parts["mask_table"].any(1)[parts["mask_row"]].numpy() | has_rna)
+        if blank.any():
+            prot = source.name(setup.prot_mod)
+            raise ValueError(
+                f"{blank.sum()} cells have neither RNA nor a measured protein that the model knows (first: "
+                f"'{cells[blank][0]}'). Leave them out, e.g. all without RNA: mdata.mod['{setup.prot_mod}'] = "
+                f"{prot}[{prot}.obs_names.isin({where}.obs_names)].copy(); mdata.update()"
+            )
     elif setup.joint:
         parts = _stored_proteins(source, setup, cells, stored)
     return Cells(
@@ -173,11 +186,12 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
         batch=batch,
         codes=_covariate_codes(source, setup, cells, batch),
         continuous=_continuous(source, setup, cells),
-        log_library=_log_library(source, setup, cells, library),
+        log_library=_log_library(source, setup, cells, library, has_rna, batch),
         **_labels(source, setup, cells, labels),
         q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
         q_var=None if stored is None else torch.from_numpy(stored.q_var),
         rna_view=None if stored is None or stored.rna_view is None else torch.from_numpy(stored.rna_view),
+        has_rna=None if has_rna.all() else torch.from_numpy(has_rna),
         **parts,
     )
 
@@ -278,7 +292,9 @@ def _continuous(source: Source, setup: Setup, cells: pd.Index) -> Tensor | None:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _log_library(source: Source, setup: Setup, cells: pd.Index, library: np.ndarray) -> Tensor:
+def _log_library(
+    source: Source, setup: Setup, cells: pd.Index, library: np.ndarray, has_rna: np.ndarray, batch: Tensor
+) -> Tensor:
     if setup.size_factor_key is not None:
         library = numeric_column(source, setup.size_factor_key, "size_factor_key", setup.mods, cells).astype(np.float32)
         if (library <= 0).any():
@@ -288,7 +304,29 @@ def _log_library(source: Source, setup: Setup, cells: pd.Index, library: np.ndar
         library = library * np.float32(setup.size_factor_scale)
     elif not setup.counts and (library <= 0).any():
         raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
+    elif not has_rna.all():  # nothing is known of a cell's own: that of the average cell of its batch
+        log_library = np.log(np.where(has_rna, library, 1))
+        means = library_means(setup, log_library[has_rna], batch.numpy()[has_rna])
+        library = np.exp(np.where(has_rna, log_library, np.array(means)[batch.numpy()]))
     return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
+
+
+def library_means(setup: Setup, log_library: np.ndarray, batch: np.ndarray) -> tuple[float, ...]:
+    """Mean log library size of every batch: the setup's, else that of its cells with RNA, else that of all batches."""
+    n_batches = len(setup.batches)
+    n, total = (np.bincount(batch, weights, n_batches) for weights in (None, log_library))
+    found = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+    found[: len(setup.log_library)] = setup.log_library
+    if np.isnan(found).all():
+        raise ValueError("no cell has RNA, and the model does not say how much of it cells have.")
+    return tuple(np.where(np.isnan(found), np.nanmean(found), found).tolist())
+
+
+def with_library(setup: Setup, cells: Cells) -> Setup:
+    """The setup with the mean log library size of every batch, for cells without RNA that are read later."""
+    rna = slice(None) if cells.has_rna is None else cells.has_rna.numpy()
+    means = library_means(setup, cells.log_library.squeeze(1).numpy()[rna], cells.batch.numpy()[rna])
+    return replace(setup, log_library=means)
 
 
 def _labels(source: Source, setup: Setup, cells: pd.Index, wanted: bool) -> dict[str, Tensor]:

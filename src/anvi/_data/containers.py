@@ -494,3 +494,20 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith(("anvi.", "contextlib")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def lend_rna(source: Source, setup) -> None:
+    """Give a source that has proteins and nothing else an RNA modality without cells, to be asked by a joint model."""
+    if setup.joint and set(source.mods) == {setup.prot_mod}:
+        source.mods[setup.rna_mod] = AnnData(
+            sparse.csr_matrix((0, len(setup.genes)), dtype=np.float32), var=pd.DataFrame(index=list(setup.genes))
+        )
+
+
+def cell_names(source: Source, rna_mod: str, prot_mod: str | None) -> pd.Index:
+    """Names of all cells: those with RNA in their order, then those of `prot_mod` without; None: no such cells."""
+    rna = source.modality(rna_mod, "rna_mod").obs_names
+    if source.alone or prot_mod not in source.mods:
+        return rna
+    prot = source.mods[prot_mod].obs_names
+    return rna.append(prot[~prot.isin(rna)]) if len(prot.difference(rna)) else rna

@@ -516,3 +516,22 @@ def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
             f"'{kind}' of {shown}{', ...' if strange.sum() > 3 else ''}, and a fit would learn them as genes. "
             f"Split them first: {remedy}"
         )
+
+
+def check_names_agree(proteins: Proteins, rna: AnnData, *, whole: bool) -> None:
+    """Raise a ValueError if no cell has both RNA and proteins: never in `whole` data, else if names look alike."""
+    if len(proteins.cells) and len(rna) and not proteins.cells.isin(rna.obs_names).any():
+        there, here = str(proteins.cells[0]), pd.Index(rna.obs_names.astype(str))
+        longer = next((name for name in here if name.startswith(there) or there.startswith(name)), None)
+        if longer is None and not whole:
+            return
+        remedy = "write them alike in both"
+        if longer is not None:
+            suffix = longer[len(there) :] or there[len(longer) :]
+            shorter = "prot" if longer.startswith(there) else "rna"
+            remedy = f"mdata['{shorter}'].obs_names += '{suffix}'; mdata = mudata.MuData(dict(mdata.mod))"
+        raise ValueError(
+            f"None of the {len(proteins.cells)} cells that have proteins is among the {len(here)} with RNA: are their "
+            f"names written differently? '{there}' in {proteins.where} and '{longer or here[0]}' in the RNA. "
+            f"Make them the same: {remedy}."
+        )

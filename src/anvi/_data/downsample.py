@@ -18,9 +18,15 @@ SPREAD = 0.3
 
 
 def augment(
-    batches: list[Batch], n_genes: int, noise: torch.Generator, *, hide_proteins: float, thin_counts: float
+    batches: list[Batch],
+    n_genes: int,
+    noise: torch.Generator,
+    *,
+    hide_proteins: float,
+    thin_counts: float,
+    hide_rna: float = 0.0,
 ) -> list[Batch]:
-    """The minibatches of a step with some counts and proteins hidden from the encoder.
+    """The minibatches of a step with some counts, proteins and RNA hidden from the encoder.
 
     Parameters
     ----------
@@ -30,19 +36,30 @@ def augment(
         Genes of the data.
     noise
         On the device.
-    hide_proteins, thin_counts
-        Shares of the cells whose proteins, and some of whose counts, are hidden.
+    hide_proteins, thin_counts, hide_rna
+        Shares of the cells whose proteins, some of whose counts, and whose RNA are hidden; no cell loses both.
     """
     if hide_proteins > 0 and batches[0].y is not None:
         batches = [_without_proteins(batch, hide_proteins, noise) for batch in batches]
     if thin_counts > 0:
         log_efficiency = SPREAD * torch.empty(n_genes, device=noise.device).normal_(generator=noise)
         batches = [_thinned(batch, thin_counts, log_efficiency.exp(), noise) for batch in batches]
+    if hide_rna > 0 and batches[0].y is not None:
+        batches = [_without_rna(batch, hide_rna, noise) for batch in batches]
     return batches
+
+
+def _without_rna(batch: Batch, share: float, noise: torch.Generator) -> Batch:
+    shown = batch.measured if batch.shown is None else batch.shown
+    hidden = torch.empty_like(batch.weight).uniform_(generator=noise) < share  # (cells,)
+    hidden &= shown.any(1)
+    entries = batch.seen or (Entries.of(batch.x) if batch.entries is None else batch.entries)
+    return batch._replace(seen=entries._replace(count=entries.count.where(~hidden[entries.row], 0.0)))
 
 
 def _without_proteins(batch: Batch, share: float, noise: torch.Generator) -> Batch:
     seen = torch.empty_like(batch.weight).uniform_(generator=noise) >= share  # (cells,)
+    seen = seen if batch.has_rna is None else seen | ~batch.has_rna
     return batch._replace(shown=batch.measured & seen[:, None])
 
 
@@ -67,6 +84,7 @@ class Shift(NamedTuple):
     depth: float = 1.0  # share of the counts that are kept, on average
     spread: float = 0.0  # standard deviation of the log efficiency of a gene or protein
     proteins: bool = True  # whether proteins are measured
+    rna: bool = True  # whether RNA is
 
 
 def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
@@ -97,7 +115,7 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
     parts = {
         name: None if part is None else part[index]
-        for name in ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row")
+        for name in ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row", "has_rna")
         for part in [getattr(cells, name)]
     }
     mask_table = cells.mask_table
@@ -107,6 +125,9 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
         if not shift.proteins:
             parts["y"], parts["mask_row"] = torch.zeros_like(parts["y"]), torch.zeros_like(parts["mask_row"])
             mask_table = torch.zeros_like(mask_table[:1])
+    if not shift.rna:
+        indptr, column, count = torch.zeros_like(indptr), column[:0], count[:0]
+        parts["has_rna"] = torch.zeros_like(index, dtype=torch.bool)
     lost = after.clamp(min=1).log() - before.clamp(min=1).log()
     return replace(
         cells,

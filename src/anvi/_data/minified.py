@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import containers, slots
-from .containers import Data, Source
+from .containers import Data, Source, cell_names, lend_rna
 from .counts import MINIFIED, _entry, looks_like_counts
 from .setup import Setup
 
@@ -26,7 +26,7 @@ class Stored(NamedTuple):
     names: np.ndarray  # (cells,) sorted
     q_mean: np.ndarray  # (cells, latent) float32
     q_var: np.ndarray  # (cells, latent) float32, a variance
-    library: np.ndarray  # (cells,) summed RNA counts of the model's genes, or the size factor
+    library: np.ndarray  # (cells,) summed RNA counts of the model's genes, or the size factor; 0 where there is no RNA
     mask_table: np.ndarray | None  # (patterns, proteins) bool: True where measured
     mask_row: np.ndarray | None  # (cells,) pattern of each cell
     rna_view: np.ndarray | None = None  # (cells, latent + components) what proteins are imputed by, NaN where none are
@@ -34,7 +34,9 @@ class Stored(NamedTuple):
 
 def is_minified(data: Data, setup: Setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
-    Source.of(data).modality(setup.rna_mod, "rna_mod")
+    source = Source.of(data)
+    lend_rna(source, setup)
+    source.modality(setup.rna_mod, "rna_mod")
     return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
 
 
@@ -57,6 +59,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     KeyError, ValueError
         If a slot is missing, cells have no posterior, or it is that of another model.
     """
+    lend_rna(source, setup)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     part = slots.home(source.data, setup)
@@ -71,7 +74,8 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     for kind, name in wanted:
         if name not in getattr(part, kind):
             raise KeyError(f"The object is minified for '{key}', but {kind}['{name}'] is gone; minify it again.")
-    names = pd.Index(np.sort(np.asarray(rna.obs_names, dtype=object)))
+    every = cell_names(source, setup.rna_mod, setup.mod_beside)
+    names = pd.Index(np.sort(np.asarray(every, dtype=object)))
     row = part.obs_names.get_indexer(names)
     q_mean, q_var = (np.asarray(part.obsm[slot(key)], np.float32)[row] for slot in (slots.qz_mean, slots.qz_var))
     library = part.obs[slots.library(key)].to_numpy(dtype=np.float64, na_value=np.nan)[row]
@@ -87,7 +91,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
             f"{unknown.sum()} cells (first: '{names[unknown][0]}') have nothing in obsm['{slots.qz_mean(key)}']: they "
             f"came after av.tl.minify. Ask about them apart, with their counts and model=av.get.model(data, '{key}')."
         )
-    if q_mean.shape != q_var.shape or (q_var <= 0).any() or (library <= 0).any():
+    if q_mean.shape != q_var.shape or (q_var <= 0).any() or (library < 0).any():
         raise ValueError(f"obsm['{slots.qz_mean(key)}'] or what stands beside it is damaged: minify the object again.")
     if setup.joint and (table.ndim != 2 or table.shape[1] != len(setup.proteins) or not _inside(code, len(table))):
         raise ValueError(

@@ -11,9 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source, as_name, positions
-from .counts import MOST_FEATURES, Proteins, find_proteins, has_proteins
-from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, no_protein_only_cells, read_labels
+from .containers import Source, as_name, cell_names, lend_rna, positions
+from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
+from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, read_labels
 
 logger = logging.getLogger("anvi")
 
@@ -157,6 +157,7 @@ def relocated(setup: Setup, source: Source, layer: str | dict[str, str] | None, 
     containers.no_obsm_beside(source, names.get("prot_obsm"))
     setup = setup.elsewhere(**names)
     source.check_layer(layer)
+    lend_rna(source, setup)
 
     def found(mod: str, part: AnnData | None, theirs: str | None) -> str | None:
         there = part is not None and theirs in part.layers
@@ -216,20 +217,21 @@ def find_query(
     check_share(match, reference.genes, rna, gene_key, min_genes, where)
     proteins = find_proteins(source, reference) if reference.joint and has_proteins(source, reference) else None
     if proteins is not None:
-        no_protein_only_cells(proteins, rna)
+        check_names_agree(proteins, rna, whole=False)
     report = _report(match, proteins, reference, rna)
 
     names = rna.var_names.astype(str)
     labels_key, label_columns = label_keys(labels_key)
     setup = replace(reference, genes=tuple(names[match.column[match.found]]))
     setup = replace(setup, labels_key=labels_key, label_columns=label_columns)
-    setup, columns = _with_categories(source, setup, rna.obs_names, key, batch_key)
+    cells = cell_names(source, setup.rna_mod, setup.mod_beside)
+    setup, columns = _with_categories(source, setup, cells, key, batch_key)
     if setup.joint:
-        setup, more = _with_panels(source, setup, rna.obs_names, key, panel_key, proteins, columns)
+        setup, more = _with_panels(source, setup, cells, key, panel_key, proteins, columns)
         columns |= more
     report["new_batches"] = list(setup.batches[len(reference.batches) :])
     if labels_key is not None:
-        _tell_strange_labels(source, setup, rna.obs_names)
+        _tell_strange_labels(source, setup, cells)
     return Query(setup, match.found, columns, report)
 
 

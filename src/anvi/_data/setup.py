@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Data, Source
-from .counts import Proteins, check_feature_types, find_proteins
+from .containers import Data, Source, cell_names
+from .counts import Proteins, check_feature_types, check_names_agree, find_proteins
 from .predictions import Known, LabelLevels, Levels, Tree, levels_of_columns, levels_of_tree
 
 logger = logging.getLogger("anvi")
@@ -126,6 +126,8 @@ class Setup:
     continuous_scale: tuple[tuple[float, float], ...] = ()  # mean and deviation of each; empty: taken as they are
     size_factor_key: str | None = None
     size_factor_scale: float = 1.0  # what size factors are multiplied by, so that they sum to the counts
+    needs_rna: bool = True  # whether cells with proteins alone are outside of the model
+    log_library: tuple[float, ...] = ()  # mean of each batch, for cells without RNA; empty: of the cells that are read
 
     @property
     def joint(self) -> bool:
@@ -136,6 +138,11 @@ class Setup:
     def levels(self) -> Levels:
         """What the classes are called at each level."""
         return Levels.of(self.label_levels, self.classes, self.labels_key)
+
+    @property
+    def mod_beside(self) -> str | None:
+        """Modality whose cells without RNA are part of the data; None: there are no such cells."""
+        return None if self.needs_rna or not self.joint else self.prot_mod
 
     @property
     def mods(self) -> tuple[str, ...]:
@@ -209,8 +216,16 @@ class Setup:
                 raise ValueError("The model's setup is damaged: a covariate's deviation is not above 0.")
         if not _is_finite(self.size_factor_scale) or not self.size_factor_scale > 0:
             raise ValueError("The model's setup is damaged: its scale of size factors is not above 0.")
-        if not isinstance(self.counts, bool):
-            raise ValueError("The model's setup is damaged: its counts is not True or False.")
+        library = self.log_library
+        if (
+            not isinstance(library, tuple)
+            or len(library) not in (0, len(self.batches))
+            or not all(map(_is_finite, library))
+        ):
+            raise ValueError("The model's setup is damaged: its batches have not a library size each.")
+        for name in ("counts", "needs_rna"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"The model's setup is damaged: its {name} is not True or False.")
         return self
 
 
@@ -274,9 +289,9 @@ def find_setup(
         if not len(names):
             raise ValueError(f"{where} has no {what}s.")
         containers.unique_names(names, f"{where}.{axis}_names", what)
-    mods = (rna_mod, prot_mod)
+    mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if proteins else None)
     continuous = {
-        key: _scale(source, key, mods, rna.obs_names)
+        key: _scale(source, key, mods, cells)
         for key in _several(continuous_covariate_keys, "continuous_covariate_keys")
     }
     if standardise:
@@ -284,7 +299,7 @@ def find_setup(
         if constant:
             logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
         continuous = {key: scale for key, scale in continuous.items() if key not in constant}
-    label_levels = _label_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, rna.obs_names)
+    label_levels = _label_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, cells)
     setup = Setup(
         genes=choose_genes(rna, genes, where),
         rna_mod=rna_mod,
@@ -294,20 +309,21 @@ def find_setup(
         prot_layer=None if source.alone else containers.layer_of(layer, prot_mod),
         counts=counts,
         batch_key=batch_key,
-        batches=_categories(source, batch_key, "batch_key", mods, rna.obs_names),
+        batches=_categories(source, batch_key, "batch_key", mods, cells),
         labels_key=labels_key,
         label_columns=label_columns,
         classes=label_levels[-1][1] if label_levels else (),
         label_levels=label_levels if len(label_levels) > 1 else (),
         unlabeled_category=unlabeled_category,
         categorical=tuple(
-            (key, _categories(source, key, "categorical_covariate_keys", mods, rna.obs_names))
+            (key, _categories(source, key, "categorical_covariate_keys", mods, cells))
             for key in _several(categorical_covariate_keys, "categorical_covariate_keys")
         ),
         continuous=tuple(continuous),
         continuous_scale=tuple(continuous.values()) if standardise else (),
         size_factor_key=size_factor_key,
         missing=missing,
+        needs_rna=not proteins,
     )
     slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
     for name, row in setup.label_levels:
@@ -319,7 +335,7 @@ def find_setup(
     if not proteins:
         return setup
     found = find_proteins(source, setup)
-    no_protein_only_cells(found, rna)
+    check_names_agree(found, rna, whole=True)
     slots.check_storable(found.names, found.where)
     return _with_panels(source, setup, found, panel_key)
 
@@ -575,26 +591,3 @@ def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known | 
     except ValueError as error:  # two copies that disagree
         logger.warning(f"labels are left out: {error}")
         return None
-
-
-def no_protein_only_cells(proteins: Proteins, rna: AnnData) -> None:
-    """Raise a ValueError if a cell has proteins and no RNA."""
-    alone = proteins.cells.difference(rna.obs_names)
-    if len(alone) == len(proteins.cells) and len(alone):
-        there, here = str(proteins.cells[0]), pd.Index(rna.obs_names.astype(str))
-        longer = next((name for name in here if name.startswith(there) or there.startswith(name)), None)
-        remedy = "write them alike in both"
-        if longer is not None:
-            suffix = longer[len(there) :] or there[len(longer) :]
-            shorter = "prot" if longer.startswith(there) else "rna"
-            remedy = f"mdata['{shorter}'].obs_names += '{suffix}'; mdata = mudata.MuData(dict(mdata.mod))"
-        raise ValueError(
-            f"None of the {len(alone)} cells that have proteins is among the {len(here)} with RNA: their names are "
-            f"written differently, '{there}' in {proteins.where} and '{longer or here[0]}' in the RNA. "
-            f"Make them the same: {remedy}."
-        )
-    if len(alone):
-        raise ValueError(
-            f"{len(alone)} cells have proteins but no RNA (first: '{alone[0]}'). The model needs RNA for every cell; "
-            "drop them: mdata = mdata[mdata.obs_names.isin(mdata['rna'].obs_names)].copy()."
-        )

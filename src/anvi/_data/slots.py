@@ -44,6 +44,7 @@ batch = "{}_batch".format  # obs (categorical): batch of a mapped cell, where th
 panel = "{}_panel".format  # obs (categorical): panel of a mapped cell, where the query does not say it in full
 covariate = "{}_covariate_{}".format  # obs (categorical): covariate of a mapped cell, where the query does not say it
 denoised = "{}_denoised".format  # layers (float32 array): denoised expression, in each modality
+rna_denoised = "{}_rna_denoised".format  # obsm (table): denoised genes of every cell, where some have no RNA
 prot_denoised = "{}_prot_denoised".format  # obsm (table): denoised proteins of every cell, stained or not
 prot_lower = "{}_prot_lower".format  # obsm (table): lower ends of the intervals of imputed proteins
 prot_upper = "{}_prot_upper".format  # obsm (table): their upper ends
@@ -60,6 +61,7 @@ mask_code = "{}_measured".format  # obs (categorical): which proteins were measu
 
 OF_QUESTIONS = (
     denoised,
+    rna_denoised,
     prot_denoised,
     prot_lower,
     prot_upper,

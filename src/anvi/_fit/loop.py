@@ -286,16 +286,19 @@ def panels_differ(cells: Cells) -> bool:
     if cells.mask_table is None:
         return False
     group = _adversary_groups(cells)
-    some = torch.zeros(int(group.max()) + 1, cells.mask_table.shape[1], device=group.device)
-    some = some.index_add_(0, group, cells.measured.float()) > 0  # (groups, proteins)
+    measured = cells.measured if cells.has_rna is None else torch.cat([cells.measured, cells.has_rna[:, None]], dim=1)
+    some = torch.zeros(int(group.max()) + 1, measured.shape[1], device=group.device)
+    some = some.index_add_(0, group, measured.float()) > 0  # (groups, proteins, and RNA where some cells have none)
     return bool((some != some[0]).any())
 
 
 def _adversary_groups(cells: Cells) -> Tensor:
-    """What the adversary tells apart: batches, or else panels, or else cells with and without proteins."""
+    """What the adversary tells apart: batches, or else panels, or else cells with and without proteins or RNA."""
     group = cells.batch
     if group.max() == 0 and cells.mask_table is not None:
-        group = cells.panel if cells.panel.max() > 0 else cells.measured.any(1).long()
+        modalities = cells.measured.any(1).long()
+        modalities = modalities if cells.has_rna is None else modalities + 2 * cells.has_rna
+        group = cells.panel if cells.panel.max() > 0 else modalities
     return group.unique(return_inverse=True)[1]  # only groups that occur
 
 

@@ -27,6 +27,7 @@ class Plan:
     protein_weight: float = 1.0
     label_smoothing: float = 0.0  # share of each label's weight that is spread over all classes in training
     hide_proteins: float | None = None  # share of cells whose proteins the encoder does not see in a step
+    hide_rna: float | None = None  # share of cells with proteins whose RNA the encoder does not see in a step
     thin_counts: float | None = None  # share of cells of whose RNA counts the encoder sees only some in a step
     max_kl_weight: float | None = None  # where the weight of the divergences stops rising
     adversary: bool | None = None  # None: where panels differ
@@ -34,13 +35,22 @@ class Plan:
     max_grad_norm: float = 50.0
     max_retries: int = 3
 
-    def for_cells(self, n_train: int, *, warm_start: bool, transfer: bool = False, unstained: bool = False) -> "Plan":
+    def for_cells(
+        self,
+        n_train: int,
+        *,
+        warm_start: bool,
+        transfer: bool = False,
+        unstained: bool = False,
+        without_rna: bool = False,
+    ) -> "Plan":
         """Fill in what depends on the training cells, and check the rest.
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. A model
         that is to label cells (`transfer`) gets 2,000 steps, for what it learns later does not carry over to other
         batches, or fewer where cells are few: one for two cells, at least 400. It sees half of the cells thinned and a
-        fifth without their proteins, or half where some have none (`unstained`), and its divergences count less.
+        fifth without their proteins, or half where some have none (`unstained`), and its divergences count less. Where
+        some cells have proteins alone (`without_rna`), it sees a quarter without RNA.
         """
         self.check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -66,6 +76,7 @@ class Plan:
             labelled_batch_size=labelled,
             warmup=warmup,
             hide_proteins=hidden,
+            hide_rna=(0.25 if without_rna else 0.0) if self.hide_rna is None else self.hide_rna,
             thin_counts=thin,
             max_kl_weight=max_kl_weight,
         )
@@ -101,7 +112,7 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.warmup > 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
-        for name in ("hide_proteins", "thin_counts", "label_smoothing"):
+        for name in ("hide_proteins", "hide_rna", "thin_counts", "label_smoothing"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share: at least 0 and below 1.")
         if self.max_kl_weight is not None and not 0 < self.max_kl_weight <= 1:

@@ -158,8 +158,10 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
             network.protein.prior_mean.copy_(start[0][:, None].expand(-1, config.n_proteins))
             network.protein.prior_log_scale.copy_(start[1][:, None].expand(-1, config.n_proteins))
         if network.library_encoder is not None:
+            known = torch.ones_like(cells.batch, dtype=torch.bool) if cells.has_rna is None else cells.has_rna
             for code in range(config.n_batches):
-                values = cells.log_library[cells.batch == code].double()
+                values = cells.log_library[(cells.batch == code) & known].double()
+                values = cells.log_library[known].double() if len(values) < 2 and cells.has_rna is not None else values
                 if len(values) > 1:
                     network.library_mean[code] = values.mean()
                     # cells of equal depth have no variance, and a prior without any is no prior
@@ -171,6 +173,22 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
                 counts = counts + (coarse / coarse.sum(1, keepdim=True)).sum(0)
             network.labels.log_prior.copy_(counts.log() - counts.sum().log())
     return network
+
+
+@torch.no_grad()
+def settle_rows(network: VAE, cells: Cells) -> None:
+    """Let the RNA of batches in which no cell has any be decoded as that of a batch like the others.
+
+    No count has ever trained their rows in the decoder of RNA (its batch norms alone have moved them), so they become
+    the mean of the rows of batches with RNA. The network is changed in place.
+    """
+    n_batches = network.config.n_batches
+    if cells.has_rna is None or n_batches == 1:
+        return
+    there = cells.batch[cells.has_rna].bincount(minlength=n_batches) > 0
+    for name, table in network.rna.named_parameters():
+        if name.endswith("covariates") or (name == "log_theta" and network.config.dispersion == "gene-batch"):
+            table[:n_batches][~there] = table[:n_batches][there].mean(0)
 
 
 def start_from(

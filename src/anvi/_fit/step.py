@@ -171,6 +171,7 @@ def run_step(
         state.noise,
         hide_proteins=plan.hide_proteins,
         thin_counts=plan.thin_counts,
+        hide_rna=plan.hide_rna,
     )
     labelled = rest[0] if rest else None
     with arithmetic():

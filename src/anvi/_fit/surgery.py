@@ -177,8 +177,9 @@ def set_library_prior(network: VAE, cells: Cells, n_known: int) -> None:
     """
     if network.library_encoder is None:
         return
+    known = torch.ones_like(cells.batch, dtype=torch.bool) if cells.has_rna is None else cells.has_rna
     for code in range(n_known, network.config.n_batches):
-        values = cells.log_library[cells.batch == code].double()
+        values = cells.log_library[(cells.batch == code) & known].double()
         if len(values) > 1:
             network.library_mean[code] = values.mean()
             network.library_var[code] = values.var(correction=0).clamp(min=1e-4)

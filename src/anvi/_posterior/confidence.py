@@ -37,9 +37,10 @@ def calibrated(
         return model, None
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
     known = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
-    if len(known) < MIN_VALIDATION:
+    n_known = len(_standing_for(encode.GROUPS[1], cells, known))
+    if n_known < MIN_VALIDATION:
         logger.warning(
-            f"{len(known)} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
+            f"{n_known} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
             "there is no novelty and nothing is 'Unassigned'. More labels help, or a lower train_size="
         )
         return model, None
@@ -55,9 +56,31 @@ def _at_most(n: int, index: Tensor, seed: int) -> Tensor:
     return index[chosen.to(index.device)]
 
 
-def _as_query(cells: Cells, index: Tensor, shift: Shift, proteins: bool, seed: int, number: int) -> Cells:
-    """Some cells as a query might have them: counts downsampled by a shift, with proteins or without."""
-    return downsampled(cells, index, shift._replace(proteins=proteins), encode.block_seed(seed, number, proteins))
+def _groups(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
+    """Kinds of cells that held-out cells can stand for; without RNA only where the model does without."""
+    if not model.config.has_protein:
+        return encode.GROUPS[1:2]
+    alone = model.info.get("hide_rna") and len(_standing_for(encode.GROUPS[2], cells, known)) >= MIN_VALIDATION
+    return encode.GROUPS if alone else encode.GROUPS[:2]
+
+
+def _standing_for(group: str, cells: Cells, index: Tensor) -> Tensor:
+    """Those of some cells that can be seen as cells of a kind: what has neither RNA nor proteins is no cell."""
+    if group == encode.GROUPS[2]:
+        return index[cells.mask_table.any(1)[cells.mask_row[index]]]
+    return index if cells.has_rna is None else index[cells.has_rna[index]]
+
+
+def _shown(group: str) -> Shift:
+    """What is measured of the cells of a kind, all of their counts."""
+    return Shift(proteins=group != encode.GROUPS[1], rna=group != encode.GROUPS[2])
+
+
+def _as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, number: int) -> Cells:
+    """Some cells as a query might have them: counts downsampled by a shift, with proteins and RNA or without."""
+    kind = _shown(group)
+    shift = shift._replace(proteins=kind.proteins, rna=kind.rna)
+    return downsampled(cells, index, shift, encode.block_seed(seed, number, (1, 0, 2)[encode.GROUPS.index(group)]))
 
 
 # calibration: temperature scaling -----------------------------------------------------------------------------------
@@ -72,17 +95,17 @@ PRIOR_SPREAD = 0.5
 def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dict[str, float], pd.DataFrame, Tensor]:
     """Temperatures, their reliability on other shifts, and what the cells give their own class, of held-out cells."""
     temperature, tables, own = {}, [], []
-    one_shift = torch.arange(len(known)) % len(FITTED_ON) * len(known) + torch.arange(len(known))  # of every cell
-    for proteins in (True, False) if model.config.has_protein else (False,):
+    for name in _groups(model, cells, known):
         # fit on some shifts
-        name = encode.GROUPS[proteins]
-        votes, target = _votes(model, cells, known, FITTED_ON, proteins, seed)
+        some = _standing_for(name, cells, known)
+        one_shift = torch.arange(len(some)) % len(FITTED_ON) * len(some) + torch.arange(len(some))  # of every cell
+        votes, target = _votes(model, cells, some, FITTED_ON, name, seed)
         temperature[name] = fit_temperature(votes, target)
         # rounded as those of a query are
         proba = Votes(*(None if part is None else part[one_shift].float() for part in votes)).proba(temperature[name])
         own.append(own_probability(proba, target[one_shift], seed))
         # judge on others
-        votes, target = _votes(model, cells, known, JUDGED_ON, proteins, seed + 1)
+        votes, target = _votes(model, cells, some, JUDGED_ON, name, seed + 1)
         for when, t in (("before", 1.0), ("after", temperature[name])):
             confidence, predicted = votes.proba(t).max(-1)
             table = reliability(confidence.numpy(), (predicted == target).numpy())
@@ -91,12 +114,12 @@ def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dic
 
 
 def _votes(
-    model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], proteins: bool, seed: int
+    model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], group: str, seed: int
 ) -> tuple[Votes, Tensor]:
     """What says of which class some cells are under several shifts `(shifts x cells, ...)`, and their classes."""
     near, parts, target = encode.neighbors_of(model), [], []
     for i, shift in enumerate(shifts):
-        query = _as_query(cells, index, shift, proteins, seed, i)
+        query = _as_query(cells, index, shift, group, seed, i)
         parts += [Votes.of(model, near, block.q_z.mean) for block in encode.blocks(model, query)]
         target.append(query.label)
     columns = (None if part[0] is None else torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
@@ -230,21 +253,24 @@ def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, ow
     """Landmarks of a model, and how far held-out labelled cells lie from them."""
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
-    kinds = (True, False) if model.config.has_protein else (False,)
-    found = [_locate(model, cells, chosen, known, frequency, proteins, seed) for proteins in kinds]
+    groups = _groups(model, cells, known)
+    found = [_locate(model, cells, chosen, known, frequency, group, seed) for group in groups]
+    most = max(len(centre) for centre, _, _ in found)  # a class of which no cell is of a kind has no centre there
+    found = [(torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest) for centre, *rest in found]
     centre, whiten, quantiles = (torch.stack(part) for part in zip(*found, strict=True))
     return Landmarks(quantiles, own, centre, whiten)
 
 
 def _locate(
-    model: Model, cells: Cells, chosen: Tensor, known: Tensor, frequency: Tensor, proteins: bool, seed: int
+    model: Model, cells: Cells, chosen: Tensor, known: Tensor, frequency: Tensor, group: str, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres, whitening and quantiles of cells with or without proteins."""
-    as_it_is = encode.embed(model, downsampled(cells, chosen, Shift(proteins=proteins), seed))
+    """Centres, whitening and quantiles of cells of a kind."""
+    chosen, known = _standing_for(group, cells, chosen), _standing_for(group, cells, known)
+    as_it_is = encode.embed(model, downsampled(cells, chosen, _shown(group), seed))
     centre, whiten = _centres(torch.from_numpy(as_it_is.mean), cells.label[chosen].cpu(), frequency)
     scores = []
     for i, shift in enumerate(FITTED_ON):
-        found = encode.embed(model, _as_query(cells, known, shift, proteins, seed, i))
+        found = encode.embed(model, _as_query(cells, known, shift, group, seed, i))
         scores.append(_strangeness(found.mean, found.proba, centre, whiten))
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)
     return centre, whiten, torch.quantile(torch.cat(scores).double(), grid).float()

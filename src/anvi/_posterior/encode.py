@@ -28,8 +28,8 @@ CHUNK = 2_048
 NOISE_BLOCK = 256
 """Cells that share a generator: noise belongs to the place of a cell in the data, not to the chunk it comes in."""
 
-GROUPS = {True: "with_proteins", False: "without_proteins"}
-"""What cells are called by whether any protein was measured in them; each has a temperature of its own."""
+GROUPS = ("with_proteins", "without_proteins", "without_rna")
+"""Kinds of cells by what was measured of them; each has a temperature of its own, where the model has such cells."""
 
 
 class Block(NamedTuple):
@@ -163,20 +163,25 @@ def temperatures(model: Model, cells: Cells) -> Tensor | None:
     fitted = model.info.get("temperature")
     if not fitted:
         return None
-    without = fitted[GROUPS[False]]
-    measured = torch.zeros(len(cells), dtype=torch.bool, device=cells.label.device)
-    if cells.mask_table is not None:
-        measured = cells.mask_table.any(1)[cells.mask_row]
-    return torch.where(measured, fitted.get(GROUPS[True], without), without)[:, None].float()
+    with_proteins = fitted.get(GROUPS[0], fitted[GROUPS[1]])
+    of_group = torch.tensor([with_proteins, fitted[GROUPS[1]], fitted.get(GROUPS[2], with_proteins)])
+    return of_group.to(cells.label.device)[_group(cells)][:, None]
+
+
+def _group(cells: Cells) -> Tensor:
+    """Place of each cell in `GROUPS` `(cells,)`."""
+    if cells.mask_table is None:
+        return torch.ones_like(cells.label)
+    group = 1 - cells.mask_table.any(1)[cells.mask_row].long()
+    return group if cells.has_rna is None else torch.where(cells.has_rna, group, 2)
 
 
 def kind_of(model: Model, cells: Cells) -> np.ndarray:
-    """Which of the held-out cells a cell is to be compared with `(cells,)`: 0 with proteins, last those without."""
-    last = len(model.landmarks.quantiles) - 1
-    if cells.mask_table is None:
-        return np.full(len(cells), last)
-    measured = cells.mask_table.any(1)[cells.mask_row].cpu().numpy()
-    return np.where(measured, 0, last)
+    """Which of the held-out cells a cell is to be compared with `(cells,)`: the kinds of the landmarks."""
+    n_kinds, group = len(model.landmarks.quantiles), _group(cells).cpu().numpy()
+    if n_kinds == 1:
+        return np.zeros_like(group)
+    return np.where(group < n_kinds, group, 0)  # without RNA, of a model that never did without: as with proteins
 
 
 @torch.no_grad()

@@ -80,13 +80,14 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
         return model
     device, generator = cells.label.device, torch.Generator().manual_seed(seed)
     some = cells.mask_table.any(1)[cells.mask_row]
+    some = some if cells.has_rna is None else some & cells.has_rna
     kept, held_out = (
         _at_most(n, part.to(device)[some[part.to(device)]], generator)
         for n, part in ((LANDMARKS, train), (HELD_OUT, validation))
     )
     if len(kept) <= N_NEIGHBORS:
         return model
-    everybody = _at_most(LANDMARKS, torch.arange(len(cells), device=device), generator)
+    everybody = _at_most(LANDMARKS, _with_rna(cells), generator)
     genes, center, scale = _moments(cells, model.config.n_batches)
     part = Imputation(
         genes=genes,
@@ -213,10 +214,21 @@ def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_ba
 
 
 def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
-    """Proteins to impute `(cells, proteins)` bool: all of cells without any, else what the batch never measured."""
+    """Proteins to impute `(cells, proteins)` bool: all of cells without any, else what the batch never measured.
+
+    None of cells without RNA, of which neighbours by RNA know nothing: theirs are decoded.
+    """
     possible, some = (~imputation.y.isnan()).sum(0) > N_NEIGHBORS, cells.mask_table.any(1)[cells.mask_row].cpu()
     never = ~(imputation.measured[cells.batch.cpu()] & some[:, None])
-    return never & possible & ~cells.measured.cpu()
+    rna = True if cells.has_rna is None else cells.has_rna.cpu()[:, None]
+    return never & possible & ~cells.measured.cpu() & rna
+
+
+def _with_rna(cells: Cells) -> Tensor:
+    """Positions of the cells with RNA."""
+    return (
+        torch.arange(len(cells), device=cells.label.device) if cells.has_rna is None else cells.has_rna.nonzero()[:, 0]
+    )
 
 
 def _at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -245,7 +257,7 @@ def _moments(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor, Tensor]:
     every = torch.arange(cells.x.n_columns, device=cells.label.device)
     zero = torch.zeros(len(every), device=every.device)
     center, scale = _moments_of(cells, every, n_batches, None, zero)
-    weight = cells.batch.bincount(minlength=n_batches).to(scale.dtype)
+    weight = cells.batch[_with_rna(cells)].bincount(minlength=n_batches).to(scale.dtype)
     within = (scale.square() * weight[:, None]).sum(0) / weight.sum()
     genes = within.topk(min(N_GENES, len(within))).indices.sort().values
     return genes, center[:, genes], scale[:, genes]
@@ -256,7 +268,7 @@ def _moments_of(cells: Cells, genes: Tensor, n_batches: int, mean: Tensor | None
     device = cells.label.device
     n = torch.zeros(n_batches, 1, dtype=torch.float64, device=device)
     first, second = (torch.zeros(n_batches, len(genes), dtype=torch.float64, device=device) for _ in range(2))
-    for index in torch.arange(len(cells), device=device).split(encode.CHUNK):
+    for index in _with_rna(cells).split(encode.CHUNK):
         x, batch = _log_normalised(cells, index, genes).double(), cells.batch[index]
         n.index_add_(0, batch, torch.ones(len(index), 1, dtype=n.dtype, device=device))
         first.index_add_(0, batch, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anvi._data.cells import Cells
-from anvi._data.downsample import Shift, downsampled
+from anvi._data.downsample import downsampled
 from anvi._data.predictions import NoveltyScores, reliability
 from anvi._model import Landmarks, Model
 
@@ -36,47 +36,53 @@ def with_levels(
     told = confidence._at_most(confidence.HELD_OUT, validation[cells.told[validation] >= 0], seed)
     chosen = confidence._of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
     sure, above = [], []
-    for proteins in (True, False) if model.config.has_protein else (False,):
-        sure.append(_sureness(model, cells, fine, proteins, seed))
+    groups = confidence._groups(model, cells, fine)
+    for group in groups:
+        some, some_told, some_chosen = (confidence._standing_for(group, cells, part) for part in (fine, told, chosen))
+        sure.append(_sureness(model, cells, some, group, seed))
         if model.setup.label_levels:
-            above.append(_places(model, cells, chosen, told, train, proteins, seed))
-    parts = {"sure": torch.stack(sure)}
+            above.append(_places(model, cells, some_chosen, some_told, train, group, seed))
+    most = max(part.shape[1] for part in sure)  # 0 is too little to be looked at
+    parts = {"sure": torch.stack([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in sure])}
     if above:
         names = ("above_centre", "above_whiten", "above_quantiles")
         parts |= dict(zip(names, map(torch.stack, zip(*above, strict=True)), strict=True))
-        table = _reliability(model, table, cells, told, seed)
+        table = _reliability(model, table, cells, told, groups, seed)
     return replace(model, landmarks=model.landmarks._replace(**parts)), table
 
 
-def _reliability(model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, seed: int) -> pd.DataFrame:
+def _reliability(
+    model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, groups: tuple[str, ...], seed: int
+) -> pd.DataFrame:
     """Reliability at every level, of thinnings that nothing was fitted on, before and after calibration."""
     levels, known = model.setup.levels, model.setup.levels.known()
     plain = replace(model, info={name: fact for name, fact in model.info.items() if name != "temperature"})
     tables = [finest.assign(level=levels.names[-1])]
-    for proteins in (True, False) if model.config.has_protein else (False,):
+    for group in groups:
+        some = confidence._standing_for(group, cells, told)
         for when, one in (("before", plain), ("after", model)):
             proba, code = [], []
             for i, shift in enumerate(confidence.JUDGED_ON):
-                query = confidence._as_query(cells, told, shift, proteins, seed + 1, i)
+                query = confidence._as_query(cells, some, shift, group, seed + 1, i)
                 proba.append(encode.embed(one, query).proba)
                 code.append(known[:, query.label_row.cpu().numpy()])
             p, true = np.concatenate(proba), np.concatenate(code, axis=1)  # (cells, classes), (levels, cells)
             for number, level in enumerate(levels.coarser):
                 sums, inside = levels.sums(p, number), true[number] >= 0
                 found = reliability(sums.max(1)[inside], (sums.argmax(1) == true[number])[inside])
-                tables.append(found.assign(cells_seen=encode.GROUPS[proteins], when=when, level=level))
+                tables.append(found.assign(cells_seen=group, when=when, level=level))
     return pd.concat(tables, ignore_index=True)
 
 
 # how sure is sure enough ----------------------------------------------------------------------------------------------
 
 
-def _sureness(model: Model, cells: Cells, index: Tensor, proteins: bool, seed: int) -> Tensor:
+def _sureness(model: Model, cells: Cells, index: Tensor, group: str, seed: int) -> Tensor:
     """Highest probability at each level `(levels, cells)` of held-out cells, each thinned once; negative if wrong."""
     levels, parts = model.setup.levels, []
     shifts = confidence.FITTED_ON
     for i, shift in enumerate(shifts):
-        query = confidence._as_query(cells, index[i :: len(shifts)], shift, proteins, seed, i)
+        query = confidence._as_query(cells, index[i :: len(shifts)], shift, group, seed, i)
         proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
         of_levels = []
         for number in range(len(levels.names)):
@@ -113,12 +119,12 @@ def limits(landmarks: Landmarks, share: float) -> np.ndarray:
 # how far is far at each level -----------------------------------------------------------------------------------------
 
 
-def _places(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, proteins: bool, seed: int):
-    """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells with or without proteins."""
+def _places(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
+    """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells of a kind."""
     levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
-    mean = torch.from_numpy(encode.embed(model, downsampled(cells, chosen, Shift(proteins=proteins), seed)).mean)
+    mean = torch.from_numpy(encode.embed(model, downsampled(cells, chosen, confidence._shown(group), seed)).mean)
     queries = [
-        encode.embed(model, confidence._as_query(cells, told, shift, proteins, seed, i))
+        encode.embed(model, confidence._as_query(cells, told, shift, group, seed, i))
         for i, shift in enumerate(confidence.FITTED_ON)
     ]
     row = cells.label_row.cpu()

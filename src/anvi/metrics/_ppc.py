@@ -309,7 +309,7 @@ def gather(
     """
     setup, config = model.setup, model.config
     n = len(cells)
-    rna = Gathered(n, config.n_genes, n_samples, keep[0], calibration, masked=False)
+    rna = Gathered(n, config.n_genes, n_samples, keep[0], calibration, masked=cells.has_rna is not None)
     prot = Gathered(n, config.n_proteins, n_samples, keep[1], calibration, masked=mask) if config.has_protein else None
     sweep = Sweep(n_samples=n_samples, at_mean=False, average=False, seed=seed)
     index = torch.arange(len(cells), device=cells.label.device)
@@ -318,7 +318,10 @@ def gather(
         rows = drawn.rows
         if drawn.step == 0:
             x = cells.x.dense(cells.x_row[rows])[0].cpu().numpy()
-            rna.start(rows, x, np.ones(x.shape, dtype=bool), split[rows])
+            there = np.ones(x.shape, dtype=bool)
+            if cells.has_rna is not None:
+                there &= cells.has_rna[rows].cpu().numpy()[:, None]
+            rna.start(rows, x, there, split[rows])
             if prot is not None:
                 y = cells.proteins(index[rows]).cpu().numpy()
                 measured = (

@@ -138,7 +138,7 @@ def reconstruction_error(
     -------
     A dict with `rna` and, in joint models, `protein`, means over cells; or with `per_cell` a DataFrame (cells,
     modalities) in the order of `obs_names`. `protein` sums over the measured proteins of a cell, and is NaN (and left
-    out of the mean) where none was; in `elbo`, such a cell counts as 0.
+    out of the mean) where none was, as is `rna` where there is no RNA; in `elbo`, such a cell counts as 0.
 
     Raises
     ------
@@ -156,7 +156,8 @@ def reconstruction_error(
     n_samples = check_samples(n_samples)
     asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=None)
     found, index = _bound(data, asked, split, n_samples, random_state)
-    present = {"rna": found.reconstruction_rna}
+    rna = True if asked.cells.has_rna is None else asked.cells.has_rna[index].cpu().numpy()
+    present = {"rna": np.where(rna, found.reconstruction_rna, np.nan)}
     if found.reconstruction_protein is not None:
         some = asked.cells.mask_table[asked.cells.mask_row[index]].any(1).cpu().numpy()
         present["protein"] = np.where(some, found.reconstruction_protein, np.nan)

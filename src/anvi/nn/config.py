@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     panel: Tensor | None  # (cells,) panel codes, the rows of the background prior
     codes: Tensor | None  # (cells, covariates) rows of the covariate table: batch first, then the others
     continuous: Tensor | None  # (cells, continuous covariates) as the user gave them
-    log_library: Tensor  # (cells, 1) log of the summed RNA counts, or of the size factor
+    log_library: Tensor  # (cells, 1) log of the summed RNA counts, or of the size factor; imputed without RNA
     label: Tensor  # (cells,) class codes, -1 for unlabelled
     weight: Tensor  # (cells,) 1, or 0 for padding
     n_labelled: int = 0  # the first so many cells are labelled; the same in every minibatch of a fit
@@ -43,6 +43,13 @@ class Batch(NamedTuple):
     shown: Tensor | None = None  # (cells, proteins) bool, of the measured ones those that the encoder sees; None: all
     seen: Entries | None = None  # the counts that the encoder sees; None: all
     allowed: Tensor | None = None  # (cells, classes) bool, what labels leave open; None: one class or all
+    has_rna: Tensor | None = None  # (cells,) bool, whether RNA was measured; None: in every cell
+
+    def counted(self, entries: Entries) -> Entries:
+        """Entries with whatever stands in place of RNA that was not measured as zeros."""
+        if self.has_rna is None:
+            return entries
+        return entries._replace(count=torch.where(self.has_rna[entries.row], entries.count, 0.0))
 
 
 GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]

@@ -144,12 +144,16 @@ class RNADecoder(nn.Module):
 
         Returns
         -------
-        Log-probabilities `(cells,)` in nats.
+        Log-probabilities `(cells,)` in nats; 0 where no RNA was measured.
         """
+        log_prob = self._log_prob(batch, rates, log_library, eps)
+        return log_prob if batch.has_rna is None else torch.where(batch.has_rna, log_prob, 0.0)
+
+    def _log_prob(self, batch: Batch, rates: RNARates, log_library: Tensor, eps: float) -> Tensor:
         if self.likelihood == "normal":
             mean = (log_library + rates.log_scale).exp() + eps
             return likelihoods.normal(batch.x, mean, rates.log_theta).sum(-1)
-        entries = Entries.of(batch.x) if batch.entries is None else batch.entries
+        entries = batch.counted(Entries.of(batch.x) if batch.entries is None else batch.entries)
         if self.likelihood == "poisson":
             log_mean = log_library + rates.log_scale  # (cells, genes)
             if eps:

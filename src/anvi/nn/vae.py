@@ -116,7 +116,7 @@ class VAE(nn.Module):
 
     def _fill_features(self, batch: Batch, out: Tensor) -> None:
         """The same as `_features`, from the non-zero counts, into zeros `(cells, features)`."""
-        config, (row, column, count) = self.config, batch.seen or batch.entries
+        config, (row, column, count) = self.config, batch.counted(batch.seen or batch.entries)
         x, at = out[:, : config.n_genes], row * out.shape[1] + column
         if config.has_protein and out.is_cuda:  # there, counts that are added up at one address would take turns
             out.view(-1).scatter_add_(0, at, count)
@@ -144,6 +144,7 @@ class VAE(nn.Module):
     def _features(self, batch: Batch) -> Tensor:
         """What the encoder sees of the cells of one minibatch, by the definition."""
         config, x = self.config, batch.x if batch.seen is None else batch.seen.dense(batch.x)
+        x = x if batch.has_rna is None else torch.where(batch.has_rna[:, None], x, 0.0)
         if not config.has_protein:
             parts = [torch.log1p(x) if config.log_variational else x]
         else:
@@ -166,12 +167,19 @@ class VAE(nn.Module):
         if self.library_encoder is None:
             return batch.log_library, None
         # of all counts: a cell of which only some are shown would hide its depth
-        q = self.library_encoder(self.features(batch._replace(seen=None)), batch.codes, draws)
-        prior_mean, prior_var = self.library_mean[batch.batch, None], self.library_var[batch.batch, None]
+        q, prior = self._library(batch._replace(seen=None), draws)
         sample = q.sample(draws)
         if self.config.has_protein:
             sample = sample.clamp(max=15)
-        return sample, kl_normal(q.mean, q.var.sqrt(), prior_mean, prior_var.sqrt()).sum(-1)
+        return sample, kl_normal(q.mean, q.var.sqrt(), prior.mean, prior.var.sqrt()).sum(-1)
+
+    def _library(self, batch: Batch, draws: Draws) -> tuple[Gaussian, Gaussian]:
+        """q(log library size|x) and its prior `(cells, 1)` each; the same where no RNA was measured."""
+        q = self.library_encoder(self.features(batch), batch.codes, draws)
+        prior = Gaussian(self.library_mean[batch.batch, None], self.library_var[batch.batch, None])
+        if batch.has_rna is not None:
+            q = Gaussian(*(torch.where(batch.has_rna[:, None], own, of) for own, of in zip(q, prior, strict=True)))
+        return q, prior
 
     def decode(self, z: Tensor, batch: Batch, draws: Draws) -> tuple[RNARates, ProteinRates | None]:
         """Rates of genes and proteins for latent vectors `(cells, latent)`."""
@@ -212,7 +220,7 @@ class VAE(nn.Module):
         """q(log library size|x) `(cells, 1)`; None where the library size is observed."""
         if self.library_encoder is None:
             return None
-        return self.library_encoder(self.features(batch), batch.codes, Draws())
+        return self._library(batch, Draws())[0]
 
     def logits(self, batch: Batch, draws: Draws) -> Tensor:
         """Class logits at the posterior mean `(cells, classes)`."""

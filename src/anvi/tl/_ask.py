@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ import torch
 
 from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, Source, no_obsm_beside
+from anvi._data.containers import Data, Source, cell_names, lend_rna, no_obsm_beside
 from anvi._data.fits import check_no_own
 from anvi._data.minified import is_minified, read_stored
 from anvi._data.select import Batches, Features, Groups, Mask, find_batches, find_features, find_groups
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import xarray as xr
+
+
+logger = logging.getLogger("anvi")
 
 
 class Axes(NamedTuple):
@@ -64,8 +68,9 @@ class Context:
 
     @property
     def names(self) -> pd.Index:
-        """Names of all cells in the order of the RNA modality, which is that of answers."""
-        return self.source.modality(self.setup.rna_mod, "rna_mod").obs_names
+        """Names of all cells in the order of answers: that of the RNA modality, then those with proteins alone."""
+        setup = self.setup
+        return cell_names(self.source, setup.rna_mod, setup.mod_beside)
 
     @property
     def rows(self) -> torch.Tensor:
@@ -186,6 +191,7 @@ def ask(
     fitted, key = find_model(source, model)
     no_obsm_beside(source, prot_obsm)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    lend_rna(source, setup)
     wanted, batches = find_features(setup, features, modality), find_batches(setup, transform_batch)
     groups = None if grouping is None else find_groups(source, setup, *grouping)
     to = key_to_write(source, fitted, key, key_added) if inplace else key
@@ -203,5 +209,25 @@ def ask(
             )
         stored = read_stored(source, setup, key, fitted.fingerprint())
     labels = fitted.config.dispersion == "gene-label" if labels is None else labels
+    tell_cells_without_rna(fitted, source, setup)
     cells = read_cells(source, setup, labels=labels, stored=stored).to(where)
     return Context(source, fitted.on(where), key, setup, cells, wanted, batches, groups, seed, to)
+
+
+def tell_cells_without_rna(model: Model, source: Source, setup: Setup) -> None:
+    """Say that cells with proteins alone are outside of a model that has never seen any.
+
+    Raises
+    ------
+    ValueError
+        If no cell has RNA.
+    """
+    if not setup.joint or not setup.needs_rna:
+        return
+    with_rna = source.modality(setup.rna_mod, "rna_mod").n_obs
+    alone = len(cell_names(source, setup.rna_mod, setup.prot_mod)) - with_rna
+    told = f"the model '{model.key}' has never seen such a cell. Fit it again with hide_rna=0.25 to ask about them"
+    if alone and not with_rna:
+        raise ValueError(f"All {alone} cells have proteins and no RNA, and {told}.")
+    if alone:
+        logger.warning(f"{alone} cells have proteins and no RNA, and {told}; they get nothing")

@@ -22,7 +22,7 @@ import torch
 from anvi._data import slots
 from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
-from anvi._data.cells import Cells, read_cells
+from anvi._data.cells import Cells, read_cells, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own
 from anvi._data.predictions import Known, colors_of, write_colors, write_predictions
@@ -31,7 +31,7 @@ from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
-from anvi._fit.start import NO_OPTIONS, make_config, make_network, start_from
+from anvi._fit.start import NO_OPTIONS, make_config, make_network, settle_rows, start_from
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated
@@ -54,7 +54,7 @@ OF_LABELS = (
     "label_smoothing",
     "n_neighbors",
 )
-OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "efficiency")
+OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "hide_rna", "efficiency")
 
 
 class Options(TypedDict, total=False):
@@ -83,6 +83,7 @@ class Options(TypedDict, total=False):
     patience: int
     protein_weight: float
     hide_proteins: float
+    hide_rna: float
     thin_counts: float
     label_smoothing: float
     max_kl_weight: float
@@ -150,10 +151,12 @@ def run_fit(
     cells = read_cells(source, setup, labels=True)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
-        scale = float(cells.x.values.sum(dtype=torch.float64) / cells.log_library.double().exp().sum())
+        factors = cells.log_library if cells.has_rna is None else cells.log_library[cells.has_rna]
+        scale = float(cells.x.values.sum(dtype=torch.float64) / factors.double().exp().sum())
         scale = scale if first is None else first.setup.size_factor_scale
         setup = replace(setup, size_factor_scale=scale)
         cells = replace(cells, log_library=cells.log_library + math.log(scale))
+    setup = with_library(setup, cells)
     known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
     colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
     _log_data(source, cells, setup, genes)
@@ -169,9 +172,16 @@ def run_fit(
         logger.info("too few cells for a validation split: no early stopping")
     unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
     transfer = config.has_labels and config.objective == "bound"
-    plan = plan if config.has_protein else replace(plan, hide_proteins=0.0)
-    plan = plan.for_cells(len(train_cells), warm_start=first is not None, transfer=transfer, unstained=unstained)
+    plan = plan if config.has_protein else replace(plan, hide_proteins=0.0, hide_rna=0.0)
+    plan = plan.for_cells(
+        len(train_cells),
+        warm_start=first is not None,
+        transfer=transfer,
+        unstained=unstained,
+        without_rna=cells.has_rna is not None,
+    )
     _check_plan(plan, config)
+    setup = replace(setup, needs_rna=not plan.hide_rna and cells.has_rna is None)
     network = make_network(config, cells, init_seed)
     if first is not None:
         start_from(network, setup, first.network, first.setup, train)
@@ -192,6 +202,7 @@ def run_fit(
             fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
         )
     choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"
+    settle_rows(network, on_device)
     info = {"key": key, "genes": choice} | info_of(
         cells, plan, seed, history, time.monotonic() - training, train_cells, where_to
     )
@@ -323,7 +334,8 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
         n_measured = int(cells.measured.any(1).sum())
-        parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some)")
+        alone = "" if cells.has_rna is None else f", {int((~cells.has_rna).sum())} nothing else"
+        parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some{alone})")
         if split := split_targets(setup.proteins, setup.panels, setup.measured):
             logger.warning(f"proteins: {split}")
     if len(setup.batches) > 1:

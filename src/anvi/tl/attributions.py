@@ -73,7 +73,8 @@ def attributions(
     groupby
         Column of obs with the groups that attributions are averaged over; None: the predicted class.
     groups
-        Which of them to explain; None: all, or with a contrast and no `groupby` its two classes. The others are NaN.
+        Which of them to explain, by their cells with RNA; None: all, or with a contrast and no `groupby` its two
+        classes. The others are NaN.
     target
         What is explained. None: of each cell, its predicted class. A class: its logit, in all cells. Two classes, as in
         `("CD4 Naive", "CD4 Memory")`: why the first and not the second, the difference of their logits.
@@ -182,6 +183,8 @@ def attributions(
     column = slots.prediction(key) if members is None else slots.level_prediction(key, level)
     found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, column, classes)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
+    if cells.has_rna is not None:  # what is not there contributes nothing
+        pool = torch.where(cells.has_rna.cpu(), pool, -1)
     index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
     question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
     starts = find_baselines(question, baseline, seed)

@@ -111,6 +111,8 @@ def denoise(
 
     `mdata['rna'].layers['{key}_denoised']` : float32 array (cells, genes)
         Genes, in units of `library_size`.
+    `mdata.obsm['{key}_rna_denoised']` : table (cells, genes)
+        Genes of every cell, where some cells have no RNA.
     `mdata.obsm['{key}_prot_denoised']` : table (cells, proteins)
         Proteins in counts, of every cell whether stained or not.
     `mdata['prot'].layers['{key}_denoised']` : float32 array (cells, proteins)
@@ -212,7 +214,7 @@ def denoise(
     with asked.writer() as out:
         params = dict(out.home.uns.get(asked.to, {}).get("denoise", {}))  # of the other modality, asked before
         if answer.rna is not None:
-            out.layer(setup.rna_mod, slots.denoised(asked.to), answer.rna, setup.genes)
+            _write_rna(out, asked, answer.rna)
             params[setup.rna_mod] = told | {"library_size": library_size}
         if answer.prot is not None:
             _write_proteins(out, asked, slots.prot_denoised(asked.to), slots.denoised(asked.to), answer.prot)
@@ -248,6 +250,15 @@ def _check_library(library_size: float | str) -> float | str:
     if not isinstance(library_size, int | float | np.number) or not 0 < library_size < np.inf:
         raise ValueError(f"library_size={library_size!r} must be a positive number, 'observed' or 'latent'.")
     return float(library_size)
+
+
+def _write_rna(out: slots.Writer, asked: Context, values: np.ndarray) -> None:
+    """Values of genes: of the cells of the RNA modality into its layers; where others have none, of all into obsm."""
+    slots.remove(out.home, slots.rna_denoised(asked.to))
+    if asked.cells.has_rna is not None:
+        out.obsm(slots.rna_denoised(asked.to), values, list(asked.setup.genes))
+    if asked.source.alone or asked.setup.rna_mod in out.data.mod:
+        out.layer(asked.setup.rna_mod, slots.denoised(asked.to), values, asked.setup.genes)
 
 
 def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, values: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import torch
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.batches import split
-from anvi._data.cells import Cells, read_cells
+from anvi._data.cells import Cells, read_cells, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own, stored_fits
 from anvi._data.predictions import colors_of
@@ -30,6 +30,7 @@ from anvi._runtime import verb
 from anvi.nn import VAE
 from anvi.settings import choose_device
 
+from ._ask import tell_cells_without_rna
 from ._fit import RandomState, info_of, seed_of, write_fit
 
 logger = logging.getLogger("anvi")
@@ -189,6 +190,7 @@ def map_query(
     if labels_key is not None and not source.config.has_labels:
         raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")
     where_to, seed = choose_device(device), seed_of(random_state)
+    tell_cells_without_rna(source, opened, setup)
     found = find_query(
         opened,
         setup,
@@ -203,6 +205,7 @@ def map_query(
     # read the query as the reference's fit was, and widen the network by what is new
     opened = Source(query, found.columns)
     cells = read_cells(opened, found.setup, labels=labels_key is not None)
+    found = found._replace(setup=with_library(found.setup, cells))
     known = known_labels(opened, found.setup, pd.Index(cells.names)) if source.config.has_labels else None
     network, tables = _widened(source, found, cells)
     # train, and place the cells
@@ -215,7 +218,7 @@ def map_query(
         "sha256": source.fingerprint(),
         "freeze": freeze,
     }
-    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature")
+    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature", "hide_rna")
     imputing = imputation.widened(source.imputation, found.genes, cells, trained.network.config.n_batches)
     # a network that is trained as a whole no longer puts cells where those of the reference lie
     still = freeze == "reference"
@@ -262,6 +265,7 @@ def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float,
         early_stopping=early_stopping,
         adversary=False,
         hide_proteins=0.0,
+        hide_rna=0.0,
     )
     replace(plan, max_epochs=max_epochs or None).for_cells(2, warm_start=True)
     return plan

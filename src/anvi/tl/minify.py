@@ -130,4 +130,4 @@ def _library(cells: Cells) -> np.ndarray:
     """Summed RNA counts `(cells,)`, exact."""
     up_to = np.concatenate([[0.0], np.cumsum(cells.x.values.cpu().numpy(), dtype=np.float64)])
     start, end = cells.x.indptr[:-1].cpu().numpy(), cells.x.indptr[1:].cpu().numpy()
-    return (up_to[end] - up_to[start])[cells.x_row.cpu().numpy()]
+    return (up_to[end] - up_to[start])[cells.x_row.cpu().numpy()]  # 0 where there is no RNA
