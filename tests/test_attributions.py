@@ -414,7 +414,7 @@ def planted(seed: int, shuffled: bool):
     both = mudata_of({"rna": wider, "prot": mdata["prot"].copy()}, mdata)
     if shuffled:
         known = (both.obs["cell_type"] != "Unknown").to_numpy()
-        labels = both.obs["cell_type"].astype(object).to_numpy()
+        labels = both.obs["cell_type"].astype(object).to_numpy(copy=True)
         labels[known] = rng.permutation(labels[known])
         both.obs["cell_type"] = pd.Categorical(labels)
     with av.settings.override(verbosity=0), quiet_mudata():

@@ -16,8 +16,7 @@ def checked():
         mdata = cite()
         for column in ("cell_type", "true_cell_type"):
             mdata.obs[column] = mdata.obs[column].cat.rename_categories({"NK": "NK/T"})
-        with pytest.warns(UserWarning, match="Class names with '/'"):
-            av.tl.totalanvi(mdata, batch_key="batch", max_epochs=2)
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=2)
         options = {"n_samples": 2, "groupby": "true_cell_type"}
         av.metrics.criticism(mdata, **options)
         av.metrics.criticism(mdata, key_added="other", definition="scvi", **options)

@@ -84,7 +84,9 @@ def test_labels_that_mean_none_are_told(value, caplog):
 @pytest.mark.parametrize("argument", ["unlabeled_category", "batch_key", "rna_mod"])
 def test_keys_of_the_wrong_kind(argument, no_training):
     with pytest.raises(TypeError, match=argument):
-        av.tl.totalanvi(cite(200), **{"batch_key": "batch", argument: ["Unknown"]})
+        av.tl.totalanvi(
+            cite(200), **{"batch_key": "batch", argument: [["Unknown"]]}
+        )  # labels_key may be a list of names
 
 
 def test_in_a_few_cells_a_protein_of_zeros_is_measured(fitted):

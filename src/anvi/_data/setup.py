@@ -554,7 +554,7 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
     row = np.full(len(cells), nothing)
     for number, column in reversed(list(enumerate(columns))):  # fine to coarse
         place = levels.rows(column.dropna().unique(), number if len(keys) == len(levels.names) else None)
-        here = column.map(place).fillna(nothing).to_numpy(dtype=np.int64)
+        here = column.map(place).astype(float).fillna(nothing).to_numpy(dtype=np.int64)
         at_odds = ~inside[row, here] & (row != nothing)
         if at_odds.any():
             first = cells[at_odds][0]
@@ -563,7 +563,7 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
                 f"(first: '{first}', '{column[first]}' and '{text[first]}'); correct them, or set one to NaN."
             )
         row = np.where(row == nothing, here, row)
-        text = text.where(text.notna(), column)
+        text = pd.Series(np.where(text.notna(), text, column), cells, dtype=object)
     return Known(text, row)
 
 

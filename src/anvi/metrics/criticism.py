@@ -150,7 +150,7 @@ def criticism(
         "metrics": list(metrics),
         "definition": definition,
         "groupby": groupby,
-        "level": level,
+        **({} if level is None else {"level": level}),
         "n_samples": n_samples,
         "max_cells": max_cells,
         "random_state": seed,

@@ -141,6 +141,7 @@ def panels(
         warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
         warnings.filterwarnings("ignore", message=r"From 0\.4 \.update", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
+        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # a step between
         new_names, joined.var_names = joined.var_names, first_names
         data.mod[prot_mod] = joined
         data.update_var()  # mudata follows one step at a time: first columns go, then names change

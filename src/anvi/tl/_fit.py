@@ -142,7 +142,11 @@ def run_fit(
     first = None if init is None else find_model(source, init, "init")[0]
     genes = where.pop("genes", "auto")
     if genes == "auto" and (first is not None or as_published):
-        genes = "all" if first is None else first.setup.genes  # scvi-tools takes all that there are
+        there = source.modality(where["rna_mod"], "rna_mod").var_names.astype(str)
+        if first is None:
+            genes = "all"  # scvi-tools takes all that there are
+        elif set(first.setup.genes) <= set(there):
+            genes = first.setup.genes
     setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, genes=genes, **where)
     if first is not None and first.setup.continuous == setup.continuous:
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
