@@ -204,6 +204,9 @@ def scanvi(
         Lead over the second class; entropy of all probabilities (0 to 1); distance to labelled cells (1 is far).
     `obs['scanvi_label']` : categorical
         The cell's own label where it has one; else "Unassigned" where its novelty is above 1, else the prediction.
+        With several levels: the name at the finest level at which the novelty is not above 1.
+    `obs['scanvi_prediction_{level}']`, `obs['scanvi_confidence_{level}']`, `obs['scanvi_novelty_{level}']`
+        The same of coarser levels, where `labels_key` or `label_tree` gives several.
     `obsm['scanvi_proba']` : DataFrame (cells, classes)
         All class probabilities.
     `uns['scanvi_prediction_colors']`, `uns['scanvi_label_colors']` : list of str
@@ -382,6 +385,9 @@ def totalanvi(
         Lead over the second class; entropy of all probabilities (0 to 1); distance to labelled cells (1 is far).
     `obs['totalanvi_label']` : categorical
         The cell's own label where it has one; else "Unassigned" where its novelty is above 1, else the prediction.
+        With several levels: the name at the finest level at which the novelty is not above 1.
+    `obs['totalanvi_prediction_{level}']`, `obs['totalanvi_confidence_{level}']`, `obs['totalanvi_novelty_{level}']`
+        The same of coarser levels, where `labels_key` or `label_tree` gives several.
     `obsm['totalanvi_proba']` : table (cells, classes)
         All class probabilities.
     `uns['totalanvi_prediction_colors']`, `uns['totalanvi_label_colors']` : list of str

@@ -134,7 +134,8 @@ def map_query(
     `obs['{key}_prediction']`, `obs['{key}_confidence']`, `obsm['{key}_proba']`
         Classes of the reference and their probabilities, where it has labels.
     `obs['{key}_label']` : categorical
-        What `labels_key` says of the cell, a class of the reference or not; the prediction where it says nothing.
+        What `labels_key` says of the cell, a class of the reference or not; the prediction where it says nothing. With
+        labels at several levels as in `tl.predict`, which tells of the columns of coarser levels, too.
     `uns['{key}_prediction_colors']`, `uns['{key}_label_colors']` : list of str
         Those of the reference, where the object has any.
     `obs['{key}_split']` : categorical
