@@ -202,19 +202,19 @@ def anvi_answers(problem: Problem, seed: int, options: dict) -> tuple[dict[str, 
 
     names, latent = mdata.obs_names[problem.query], np.asarray(mdata.obsm["X_totalanvi"])
     proba = av.get.proba(mdata).loc[names]
-    near = neighbour_labels(problem, latent, proba.columns, 15)
+    near = neighbour_labels(problem, latent, proba.columns, 5)
+    classifier = av.tl.predict(mdata, model=bare, inplace=False).loc[names]  # at the temperature of the mean
     answers = {
-        "classifier, decoder": Answer(proba, decoded()),
+        "classifier, decoder": Answer(classifier, decoded()),
         "decoder, reference's batch": Answer(None, decoded(transform_batch=reference)),
         "neighbours in latent": Answer(near, neighbour_proteins(problem, latent, 30)),
-        "classifier and neighbours": Answer((proba + near) / 2),
     }
     try:
         found = av.tl.denoise(mdata, model=model, return_interval=0.9, **whole)
         ends = tuple(found[name].to_pandas()[columns].to_numpy() for name in ("prot_lower", "prot_upper"))
         answers["default"] = Answer(proba, np.log1p(found["prot"].to_pandas()[columns].to_numpy()), ends)
     except ValueError:  # nothing to impute: the decoder is the default
-        answers["default"] = answers["classifier, decoder"]
+        answers["default"] = Answer(proba, answers["classifier, decoder"].log_proteins)
     return answers, seconds
 
 
