@@ -532,7 +532,7 @@ def test_pbmc_holds_what_the_docstring_says():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         mdata = datasets.pbmc_cite()
-    assert said == []
+    assert [warning for warning in said if warning.category.__name__ != "Pandas4Warning"] == []  # mudata's own, of 0.4
     assert mdata["rna"].shape == (10849, 4000)
     assert mdata["prot"].shape == (6855, 14)
     assert set(mdata["prot"].obs_names) == set(mdata.obs_names[mdata.obs["batch"] == "pbmc10k"])

@@ -743,7 +743,7 @@ def test_one_half_onto_the_other_gives_nearly_the_labels_of_a_fit_to_both(name):
     control = mudata_of({"rna": shuffled}, query)
     rna_only = mudata_of({"rna": query["rna"]}, query)
     few = mudata_of(
-        {"rna": query["rna"][:, np.random.default_rng(1).permutation(400)[:320]], "prot": query["prot"]}, query
+        {"rna": query["rna"][:, np.random.default_rng(1).permutation(400)[:320]].copy(), "prot": query["prot"]}, query
     )
     for data in (query, rna_only, few, control):
         av.tl.map_query(data, reference, max_epochs=20)

@@ -218,7 +218,8 @@ def test_what_decodes_gives_the_same_numbers(fitted):
     options = {"model": "totalanvi", "n_samples": 100, "inplace": False}
     before, after = (av.tl.differential_expression(data, "batch", **options) for data in (fitted, lean))
     for mod, table in before.items():
-        pd.testing.assert_frame_equal(table, after[mod], rtol=1e-6)
+        counted = [f"{what}_{side}" for what in ("count", "pct_nz") for side in ("group", "reference")]
+        pd.testing.assert_frame_equal(table.drop(columns=counted), after[mod], rtol=1e-6)
     av.tl.denoise(lean, model="totalanvi")
     assert np.isfinite(lean["rna"].layers["totalanvi_denoised"]).all()
     for verb in (av.tl.attributions, av.metrics.criticism):

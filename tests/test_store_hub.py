@@ -84,7 +84,8 @@ def test_small_data_go_with_it(hub, here, fitted, folder, tmp_path):
     again = av.tl.denoise(back, inplace=False, features=list(fitted["prot"].var_names[:3]))
     np.testing.assert_allclose(again, denoised, rtol=1e-5)
     for mod, found in av.tl.differential_expression(back, **compared).items():
-        pd.testing.assert_frame_equal(found, tables[mod], rtol=1e-4)
+        # raw counts and shares are the one thing that needs counts
+        pd.testing.assert_frame_equal(found, tables[mod].filter(regex="^(?!count_|pct_nz_)"), rtol=1e-4)
 
 
 def test_an_anndata_goes_with_it(hub, here, fitted, tmp_path):

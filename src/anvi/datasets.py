@@ -345,6 +345,7 @@ def _quiet_mudata() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"From 0\.4 \.update\(\)", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
+        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # between two steps
         yield
 
 
