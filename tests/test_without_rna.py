@@ -78,7 +78,7 @@ def test_data_in_which_all_have_rna_are_read_as_ever():
     cells = read_cells(*_read(av.datasets.synthetic_cite(300, n_genes=60)))
     assert cells.has_rna is None and take(cells, torch.arange(3)).has_rna is None
     assert Plan().for_cells(100, warm_start=False).hide_rna == 0
-    assert Plan().for_cells(100, warm_start=False, without_rna=True).hide_rna == 0.25
+    assert Plan().for_cells(100, warm_start=False, without_rna=True).hide_rna == 0.5
 
 
 def _read(mdata):
@@ -184,7 +184,7 @@ def test_their_types_are_found(fitted):
     assert set(mdata.uns["totalanvi"]["params"]["temperature"]) == set(encode.GROUPS)
     assert set(mdata.uns["totalanvi"]["calibration"]["cells_seen"]) == set(encode.GROUPS)
     assert np.isfinite(mdata.obsm["X_totalanvi"]).all() and np.isfinite(mdata.obs["totalanvi_novelty"]).all()
-    assert mdata.uns["totalanvi"]["params"]["hide_rna"] == 0.25
+    assert mdata.uns["totalanvi"]["params"]["hide_rna"] == 0.5
 
 
 def test_shuffled_proteins_tell_nothing(fitted):
@@ -318,7 +318,7 @@ def test_a_model_that_has_never_done_without_rna_says_so(labelled):
     query = mudata.MuData({"prot": labelled["prot"][:50].copy()})
     query.obs["batch"] = "new"
     for ask in (lambda: av.tl.map_query(query, labelled), lambda: av.tl.predict(query, model=av.get.model(labelled))):
-        with pytest.raises(ValueError, match="All 50 cells have proteins and no RNA, .* hide_rna=0.25"):
+        with pytest.raises(ValueError, match="All 50 cells have proteins and no RNA, .* hide_rna=0.5"):
             ask()
 
 

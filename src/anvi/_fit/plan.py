@@ -50,7 +50,7 @@ class Plan:
         that is to label cells (`transfer`) gets 2,000 steps, for what it learns later does not carry over to other
         batches, or fewer where cells are few: one for two cells, at least 400. It sees half of the cells thinned and a
         fifth without their proteins, or half where some have none (`unstained`), and its divergences count less. Where
-        some cells have proteins alone (`without_rna`), it sees a quarter without RNA.
+        some cells have proteins alone (`without_rna`), it sees half without RNA.
         """
         self.check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -76,7 +76,7 @@ class Plan:
             labelled_batch_size=labelled,
             warmup=warmup,
             hide_proteins=hidden,
-            hide_rna=(0.25 if without_rna else 0.0) if self.hide_rna is None else self.hide_rna,
+            hide_rna=(0.5 if without_rna else 0.0) if self.hide_rna is None else self.hide_rna,
             thin_counts=thin,
             max_kl_weight=max_kl_weight,
         )

@@ -226,7 +226,7 @@ def tell_cells_without_rna(model: Model, source: Source, setup: Setup) -> None:
         return
     with_rna = source.modality(setup.rna_mod, "rna_mod").n_obs
     alone = len(cell_names(source, setup.rna_mod, setup.prot_mod)) - with_rna
-    told = f"the model '{model.key}' has never seen such a cell. Fit it again with hide_rna=0.25 to ask about them"
+    told = f"the model '{model.key}' has never seen such a cell. Fit it again with hide_rna=0.5 to ask about them"
     if alone and not with_rna:
         raise ValueError(f"All {alone} cells have proteins and no RNA, and {told}.")
     if alone:
