@@ -21,9 +21,9 @@ from pathlib import Path
 import mudata
 import numpy as np
 import pandas as pd
+import real_tasks
 import torch
 from mudata import MuData
-from real_tasks import variable
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -32,7 +32,8 @@ import anvi as av
 TEST = 0.4
 """Share of the cells that are scored."""
 MOST = 1_200
-"""Cells of PBMC that take part, drawn anew for every seed."""
+"""Cells of PBMC that take part, drawn anew for every seed; `--cells` takes others."""
+real_tasks.N_GENES = 500  # `--genes` takes others
 LINEAGES = {
     "pbmc": {
         "T": ["CD4 Naive", "CD4 Memory", "CD8 Naive", "CD8 Memory", "MAIT", "Treg", "gdT"],
@@ -71,7 +72,7 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
             known = known[np.sort(rng.permutation(len(known))[:MOST])]
         mdata = mdata[known].copy()
         rna = mdata["rna"]
-        mdata = MuData({"rna": rna[:, variable(rna)].copy(), "prot": mdata["prot"].copy()})[known].copy()
+        mdata = MuData({"rna": rna[:, real_tasks.variable(rna)].copy(), "prot": mdata["prot"].copy()})[known].copy()
         source = mudata.read_h5mu(Path(os.environ["ANVI_DATA_DIR"]) / f"{file}.h5mu").obs
         column = "kit" if name == "kits" else "batch"
         mdata.obs["batch"] = source[column].reindex(known).astype(str)
@@ -265,9 +266,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--method", choices=("scanvi", "totalanvi"), default="scanvi")
     parser.add_argument("--max-epochs", type=int, default=None)
+    parser.add_argument("--cells", type=int, default=MOST)
+    parser.add_argument("--genes", type=int, default=real_tasks.N_GENES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    globals()["MOST"], real_tasks.N_GENES = given.cells, given.genes
     warnings.filterwarnings("ignore")
     av.settings.progress, av.settings.verbosity = False, 0
     torch.set_num_threads(1)
