@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from helpers import cite
+from helpers import cite, quiet_mudata
 
 import anvi as av
 
@@ -205,3 +205,19 @@ def test_the_advice_on_empty_cells_works_as_it_is_written(layer, alone):
     exec(re.split(r"e\.g\.:? ", str(told.value))[1].rstrip("."), names)
     fit(names[where], max_epochs=1, layer=layer if layer is None or alone else {"rna": layer})
     assert names[where].n_obs == 298
+
+
+def test_a_table_answers_what_a_frame_would_and_is_written_as_an_array(tmp_path):
+    mdata = cite(200)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1)
+    table, names = mdata.obsm["totalanvi_proba"], mdata.uns["totalanvi"]["classes"]
+    assert isinstance(table, np.ndarray) and type(table.to_numpy()) is np.ndarray
+    np.testing.assert_array_equal(table.to_numpy(), av.get.proba(mdata))
+    assert list(table.columns) == list(names) and list(table[:5].columns) == list(names)
+    assert table[:, :2].columns is None and table.sum(1).columns is None
+    with quiet_mudata():
+        mdata.write(tmp_path / "a.h5mu")
+        mdata.write_zarr(tmp_path / "a.zarr")
+        for back in (mudata.read(tmp_path / "a.h5mu"), mudata.read_zarr(tmp_path / "a.zarr"), mdata.copy()):
+            np.testing.assert_array_equal(back.obsm["totalanvi_proba"], table)
+            np.testing.assert_array_equal(av.get.proba(back), av.get.proba(mdata))

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,50 @@ def file_columns(names: Iterable[str]) -> list[str]:
         taken.add(column)
         found.append(column)
     return found
+
+
+class ArrayTable(np.ndarray):
+    """A table of a MuData: an array, which mudata can bring up to date, that answers code written for a DataFrame."""
+
+    columns: pd.Index | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """The values with exact names of their columns; a plain array where anndata could not write more than that."""
+        if not _written_as_arrays():
+            return values
+        made = values.view(cls)
+        made.columns = pd.Index(names)
+        return made
+
+    def __array_finalize__(self, like):
+        names = getattr(like, "columns", None)
+        fits = names is not None and self.ndim == 2 and self.shape[1] == len(names)
+        self.columns = names if fits else None
+
+    def to_numpy(self) -> np.ndarray:
+        """The numbers."""
+        return np.array(self)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The numbers."""
+        return self.to_numpy()
+
+
+@cache
+def _written_as_arrays() -> bool:
+    """Tell anndata to write such a table as the array that it is; False where its writers are kept in another way."""
+    try:
+        from anndata._io.specs.registry import _REGISTRY
+
+        for (group, source, modifiers), write in list(_REGISTRY.write.items()):
+            if source is np.ndarray:
+                _REGISTRY.write[group, ArrayTable, modifiers] = write
+        _REGISTRY.write_specs[ArrayTable] = _REGISTRY.write_specs[np.ndarray]
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def table(part: Data, slot: str, known: Iterable[str] = ()) -> pd.DataFrame:
@@ -325,8 +370,8 @@ class Writer:
         self.written.append(f"obsm['{slot}']")
         if names is not None:
             self.home.uns[names_of(slot)] = np.array(names, dtype=object)
-            if self.in_frames:
-                self.home.obsm[slot] = pd.DataFrame(out, self.home.obs_names, file_columns(names))
+            in_frame = pd.DataFrame(out, self.home.obs_names, file_columns(names)) if self.in_frames else None
+            self.home.obsm[slot] = ArrayTable.of(out, names) if in_frame is None else in_frame
 
     def obs(self, slot: str, values: np.ndarray | pd.Categorical) -> None:
         """A float32 or categorical column, missing for cells outside the model."""
