@@ -15,7 +15,7 @@ from scipy import sparse
 
 import anvi as av
 from anvi._data import antibodies
-from anvi._data.antibodies import TARGETS, match_antibodies, match_kits, read_antibody
+from anvi._data.antibodies import TARGETS, match_antibodies, match_kits, read_antibody, split_targets
 
 DATA = Path(os.environ.get("ANVI_DATA_DIR", ""))
 needs_kits = pytest.mark.skipif(not (DATA / "kits").is_dir(), reason="ANVI_DATA_DIR has no kits")
@@ -570,3 +570,11 @@ def test_other_features_among_genes(one_panel):
     av.tl.scvi(names["adata"], max_epochs=1)
     adata.var["feature_types"] = "Peaks"  # nothing but peaks: the user's wish
     av.tl.scvi(adata, max_epochs=1)
+
+
+def test_one_name_in_every_kit_is_no_pair_of_names():
+    """Names that lose a word when they are compared (protein 1 is 1) are still the same name."""
+    names = ["protein 1", "protein 2", "CD8", "CD8a"]
+    assert split_targets(names[:2], ["a", "b"], [[True, True], [True, True]]) is None
+    told = split_targets(names, ["a", "b"], [[True, True, True, False], [True, True, False, True]])
+    assert told.startswith("1 antibodies stand in two columns") and "'CD8'" in told

@@ -271,7 +271,8 @@ def split_targets(names: Sequence[str], panels: Sequence[str], measured: Sequenc
         for panel, row in zip(panels, measured, strict=True)
     }
     found = match_kits({panel: kit for panel, kit in kits.items() if kit})
-    split = found[found["matched_to"].notna() & found["how"].isin((NORMALISED, SYNONYM))]
+    several = found.groupby("new_name")["name"].transform("nunique") > 1  # not one name that every kit has
+    split = found[several & found["how"].isin((NORMALISED, SYNONYM))]
     if split.empty:
         return None
     pairs = [

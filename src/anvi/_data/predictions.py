@@ -279,6 +279,10 @@ class Known(NamedTuple):
     row: np.ndarray  # (cells,) which classes it leaves open, a row of Levels.sets; all where the model has no such name
 
 
+BLOCK = 65_536
+"""Cells whose probabilities are ordered at a time: of a million, copies of the whole would cost gigabytes."""
+
+
 def write_predictions(
     out: slots.Writer,
     key: str,
@@ -316,8 +320,13 @@ def write_predictions(
     again = slots.prediction(key) in out.home.obs  # then what is not wanted now is of another prediction
     best = probabilities.argmax(1)
     out.obs(slots.prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
-    ordered = np.sort(probabilities, axis=1)
-    out.obs(slots.confidence(key), ordered[:, -1].astype(np.float32))
+    highest, margin, entropy = (np.zeros(len(best), dtype=np.float32) for _ in range(3))
+    for start in range(0, len(best), BLOCK):
+        rows = slice(start, start + BLOCK)
+        ordered = np.sort(probabilities[rows], axis=1)
+        highest[rows], margin[rows] = ordered[:, -1], ordered[:, -1] - ordered[:, -2] if len(classes) > 1 else 0
+        entropy[rows] = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1)
+    out.obs(slots.confidence(key), highest)
     for number, level in enumerate(levels.coarser):
         sums = levels.sums(probabilities, number)
         column = pd.Categorical.from_codes(sums.argmax(1), categories=list(levels.groups(number)))
@@ -328,9 +337,8 @@ def write_predictions(
         elif again:
             out.drop_obs(slots.level_novelty(key, level))
     if len(classes) > 1:
-        out.obs(slots.margin(key), (ordered[:, -1] - ordered[:, -2]).astype(np.float32))
-        uncertain = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1) / np.log(len(classes))
-        out.obs(slots.entropy(key), uncertain.astype(np.float32))
+        out.obs(slots.margin(key), margin)
+        out.obs(slots.entropy(key), entropy / np.float32(np.log(len(classes))))
     if far is not None:
         out.obs(slots.novelty(key), far[-1].score.astype(np.float32))
     elif again:
