@@ -12,6 +12,12 @@ from sphinx.ext import intersphinx
 
 HERE = Path(__file__).parent
 
+# the tutorials lie beside this folder; Sphinx wants them inside, where links to its pages are shorter
+(HERE / "tutorials").mkdir(exist_ok=True)
+for page in sorted((HERE.parent / "tutorials").iterdir()):
+    if page.suffix in (".ipynb", ".md"):
+        (HERE / "tutorials" / page.name).write_text(page.read_text("utf-8").replace("(../docs/", "(../"), "utf-8")
+
 project = "anvi"
 author = "The anvi developers"
 copyright = f"{date.today():%Y}, {author}"

@@ -1,6 +1,6 @@
 """Execute a tutorial and store it with its outputs.
 
-    PYTHONPATH=tests python -m run_tutorial docs/tutorials/sharing.ipynb
+    PYTHONPATH=tests python -m run_tutorial tutorials/sharing.ipynb
 
 Its hub is the one of `fake_hub`; the notebook itself reads as with any other. Needs the extra `docs`.
 """

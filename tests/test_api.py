@@ -540,7 +540,7 @@ def test_a_folder_says_what_its_files_are(folder):
 
 # docs -------------------------------------------------------------------------------------------------------------
 
-DOCS = SOURCE.parents[1] / "docs"
+DOCS, TUTORIALS = (SOURCE.parents[1] / name for name in ("docs", "tutorials"))  # the build copies these into those
 
 
 def listed(page: Path) -> set[Path]:
@@ -548,12 +548,14 @@ def listed(page: Path) -> set[Path]:
     trees = re.findall(r"```{toctree}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     names = [line.strip() for tree in trees for line in tree.splitlines() if line.strip() and not line.startswith(":")]
     found = [page.parent / f"{name}{suffix}" for name in names for suffix in (".md", ".ipynb")]
+    found = [TUTORIALS / path.name if path.parent == DOCS / "tutorials" else path for path in found]
     return {path.resolve() for path in found if path.is_file()}
 
 
 def test_every_page_is_in_a_toctree():
-    pages = [path.resolve() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)]
-    pages = {path for path in pages if not {"_build", "jupyter_execute", ".ipynb_checkpoints"} & set(path.parts)}
+    pages = [path.resolve() for kind in ("*.md", "*.ipynb") for top in (DOCS, TUTORIALS) for path in top.rglob(kind)]
+    built = {"_build", "jupyter_execute", ".ipynb_checkpoints"}
+    pages = {path for path in pages if not built & set(path.parts) and path.parent != DOCS / "tutorials"}
     reached = {(DOCS / "index.md").resolve()}
     waiting = list(reached)
     while waiting:
@@ -561,7 +563,7 @@ def test_every_page_is_in_a_toctree():
         new = listed(page) - reached if page.suffix == ".md" else set()
         reached |= new
         waiting += new
-    lost = sorted(str(path.relative_to(DOCS.resolve())) for path in pages - reached)
+    lost = sorted(str(path.relative_to(DOCS.parent.resolve())) for path in pages - reached)
     assert not lost, f"name these in a toctree, such as that of docs/user_guide.md: {', '.join(lost)}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from fake_hub import serve
 from run_tutorial import surroundings
 
-TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.ipynb"))
+TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 EVERY_TUTORIAL = pytest.mark.parametrize("path", TUTORIALS, ids=[path.stem for path in TUTORIALS])
 
 RUN = """
