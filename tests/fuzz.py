@@ -208,9 +208,7 @@ def told(model: Model, mdata) -> bytes:
     """All that a model says of some cells; raises an error unless its probabilities are some."""
     with torch.inference_mode():
         latent, proba = (verb(mdata, model=model, inplace=False) for verb in (av.tl.latent, av.tl.predict))
-    there = mdata.obs_names.isin(
-        mdata["rna"].obs_names
-    )  # a cell whose RNA was taken away gets nothing, and that is said
+    there = mdata.obs_names.isin(mdata["rna"].obs_names)  # else it gets nothing, and that is said
     latent, proba = latent[there], np.asarray(proba)[there]
     if not np.isfinite(latent).all() or not np.isfinite(proba).all() or abs(proba.sum(1) - 1).max() > 1e-4:
         raise ArithmeticError("answers that are none")
