@@ -260,3 +260,22 @@ def test_columns_that_mudata_repeats_are_not_stored_again(mdata, tmp_path):
     with h5py.File(tmp_path / "data.h5mu") as file:
         columns = list(file["obs"].attrs["column-order"])
     assert "rna:depth" not in columns and "rna:scvi_split" in columns
+
+
+def test_a_file_that_a_verb_has_looked_at_can_be_written_again(mdata, tmp_path):
+    file = tmp_path / "a.h5mu"
+    mdata.write(file)
+    av.pp.check(file, batch_key="batch")
+    mdata.write(file)
+    with pytest.raises(KeyError):
+        av.tl.scvi(file, batch_key="nope", max_epochs=1)
+    mdata.write(file)
+
+
+def test_raw_stays_where_x_is_not_there(mdata, tmp_path):
+    adata = mdata["rna"].copy()
+    adata.raw = adata
+    adata.layers["counts"], adata.X = adata.X.copy(), None
+    adata.write(tmp_path / "a.h5ad")
+    av.tl.scvi(tmp_path / "a.h5ad", layer="counts", max_epochs=1)
+    assert anndata.read_h5ad(tmp_path / "a.h5ad").raw is not None

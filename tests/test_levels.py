@@ -311,10 +311,10 @@ def test_the_label_is_the_deepest_name_that_holds():
     assert list(_named(EXAMPLE, p, None, far, None)) == ["T", "CD4", "Unassigned", "Unassigned"]
     # what the user says is a floor, and rules others out
     text = pd.Series([np.nan, "T", "B", "odd"])
-    known = Known(text, np.array([5, 6, 3, 5]))
+    known = Known(text, np.array([5, 6, 3, 5]), np.array([False, False, False, True]))
     assert list(_named(EXAMPLE, p, known, far, sure)) == ["T", "CD4", "B", "odd"]
     assert list(_named(EXAMPLE, p, known, None, None)) == ["CD4 naive", "CD4 naive", "B", "odd"]
-    ruled_out = Known(pd.Series(["CD4"] * 4), np.full(4, 7))
+    ruled_out = Known(pd.Series(["CD4"] * 4), np.full(4, 7), np.zeros(4, dtype=bool))
     assert _named(EXAMPLE, np.eye(5)[[4] * 4], ruled_out, None, None)[0] in ("CD4 naive", "CD4 Tcm")
 
 
@@ -527,3 +527,34 @@ def test_check_tells_coarse_labels():
     assert any(
         "'CD4 T' of 'subtype' has two parents" in problem for problem in av.pp.check(mdata, labels_key=KEYS).problems
     )
+
+
+def test_a_level_of_one_value_says_nothing_of_a_cell():
+    """The level leaves all classes open: the label is the prediction, and the name is no stranger."""
+    mdata = cite(300)
+    mdata.obs["kind"] = "cell"
+    fine = mdata.obs["true_cell_type"].astype(object).to_numpy(copy=True)
+    fine[::2] = np.nan
+    mdata.obs["type"] = pd.Series(fine, mdata.obs_names)
+    av.tl.scanvi(mdata, labels_key=["kind", "type"], max_epochs=1)
+    label = mdata["rna"].obs["scanvi_label"].astype(str)
+    assert "cell" not in set(label)
+    assert (label[1::2] == mdata.obs["type"].iloc[1::2].astype(str)).all()
+
+
+def test_a_fine_label_that_the_model_does_not_know_stays(caplog):
+    mdata = cite(300)
+    types = mdata.obs["true_cell_type"].astype(str)
+    mdata.obs["lineage"], mdata.obs["type"] = np.where(types.str.contains("T"), "T", "other"), types
+    model = av.tl.scanvi(mdata, labels_key=["lineage", "type"], max_epochs=1, copy=True)
+    query = mdata.copy()
+    query.obs["type"] = types.where(types != "CD4 T", "Treg")
+    av.tl.predict(query, model=av.get.model(model, "scanvi"), key_added="asked")
+    label = query["rna"].obs["asked_label"].astype(str)
+    assert (label[(types == "CD4 T").to_numpy()] == "Treg").all()
+
+
+def test_an_only_child_is_told(caplog):
+    columns = {"a": pd.Series(["T", "T", "B"]), "b": pd.Series(["CD4 T", np.nan, "B cell"])}
+    levels_of_columns(columns, None)
+    assert "1 cells are 'T' in 'a' with nothing finer, and 'CD4 T' is all that lies under it" in caplog.text

@@ -214,7 +214,8 @@ def test_a_table_answers_what_a_frame_would_and_is_written_as_an_array(tmp_path)
     assert isinstance(table, np.ndarray) and type(table.to_numpy()) is np.ndarray
     np.testing.assert_array_equal(table.to_numpy(), av.get.proba(mdata))
     assert list(table.columns) == list(names) and list(table[:5].columns) == list(names)
-    assert table[:, :2].columns is None and table.sum(1).columns is None
+    assert table[:, :2].columns is None and table[:, ::-1].columns is None and table.T.columns is None
+    assert list(table.copy().columns) == list(names) and not hasattr(table.sum(), "loc")
     with quiet_mudata():
         mdata.write(tmp_path / "a.h5mu")
         mdata.write_zarr(tmp_path / "a.zarr")

@@ -196,3 +196,21 @@ def test_a_query_whose_symbols_repeat(gene_key, caplog):
         assert isinstance(av.get.denoised(query), pd.DataFrame)
         assert av.pp.align_query(query, part, gene_key=gene_key).n_vars == 60
         av.tl.predict(query, model=av.get.model(query))
+
+
+@pytest.mark.parametrize("kept", ["all", "common genes"])
+def test_counts_drawn_down_to_one_total_that_a_few_cells_miss(kept):
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.poisson(rng.gamma(1, 10, (1, 400)) * rng.gamma(20, 0.05, (500, 1))).astype(np.float32))
+    totals = adata.X.sum(1)
+    sc.pp.downsample_counts(adata, counts_per_cell=int(np.sort(totals)[2]))
+    if kept == "common genes":
+        sc.pp.filter_genes(adata, min_cells=3)
+    assert made_whole(adata.X) is None
+
+
+def test_one_constant_feature_condemns_nothing():
+    rng = np.random.default_rng(0)
+    for counts, column, value in ((rng.poisson(0.4, (300, 60)), 0, 1), (rng.poisson(1.5, (300, 14)), 3, 2)):
+        counts[:, column] = value
+        assert made_whole(counts.astype(np.float32)) is None

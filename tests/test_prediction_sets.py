@@ -212,3 +212,12 @@ def test_slashes_in_class_names_are_told_for_the_sets_too():
     assert "NK/T" in av.get.table(mdata["rna"], "scanvi_sets") and "NK|T" in mdata["rna"].obsm["scanvi_sets"]
     assert "scanvi_proba" not in mdata["rna"].obsm
     assert "NK/T" in av.tl.predict(mdata, coverage=0.9, inplace=False)
+
+
+def test_a_class_that_one_kind_of_cell_was_not_held_out_of_is_left_out_of_no_set():
+    """Cells without RNA: what is promised of a class is promised of them, too."""
+    own = torch.linspace(0.2, 1, 40).expand(2, 3, 40).clone()  # (kinds, classes, held-out cells)
+    own[1, 2] = torch.nan
+    n = own.isfinite().sum(2).numpy()
+    limits = [thresholds(some, 0.9, merged_classes(there, 0.9)) for some, there in zip(own, n, strict=True)]
+    assert torch.stack(limits).isfinite().all() and limits[1][2] <= limits[1][:2].max()

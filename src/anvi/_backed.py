@@ -181,10 +181,10 @@ def _write(data: MuData | AnnData, old, new) -> None:
                     _copy(item, group[table], key)
         if in_file(part.X):
             _copy(part.X, group, "X")
-            if f"{name}/raw".lstrip("/") in old:
-                _copy(old[f"{name}/raw".lstrip("/")], group, "raw")
         elif part.X is not None:
             write_elem(group, "X", part.X)
+        if (raw := f"{name}/raw".lstrip("/")) in old:
+            _copy(old[raw], group, "raw")
         if not name or name in old:
             group.attrs.update(dict((old[name] if name else old).attrs))
     if hasattr(data, "mod"):
@@ -213,9 +213,17 @@ def on_file(verb: Verb, *, saves: bool = True) -> Verb:
         copy = given.arguments.get("copy", False)
         if copy:  # of what is in memory: the file stays as it is
             given.arguments["copy"] = False
-        answer = verb(*given.args, **given.kwargs)
-        if answer is None and saves and not copy:
-            save_backed(data, path)
+        answer = None
+        try:
+            answer = verb(*given.args, **given.kwargs)
+            if answer is None and saves and not copy:
+                save_backed(data, path)
+        finally:
+            if not copy and answer is not data:  # whoever wrote the file may write it again
+                for matrix in [matrix for part in _parts(data).values() for matrix in _matrices(part)]:
+                    if isinstance(root := _home(matrix)[1], h5py.File):
+                        root.close()
+                        break
         return data if copy else answer
 
     return opened  # type: ignore[return-value]

@@ -212,7 +212,7 @@ def made_whole(counts) -> str | None:
     mean, variance, largest = np.nanmean(x, 0), np.nanvar(x, 0), np.nanmax(x)
     if largest > LARGEST_LOG or largest <= 1:  # the latter says what is there, and no more
         return None
-    often = np.flatnonzero(mean >= 1)
+    often = np.flatnonzero((mean >= 1) & (variance > 0))  # a constant feature says nothing
     if len(often) and (ratio := variance[often] / mean[often]).min() < LEAST_VARIANCE:
         at = often[ratio.argmin()]
         return (
@@ -232,7 +232,9 @@ def made_whole(counts) -> str | None:
 def _alike(totals: np.ndarray) -> bool:
     """Whether cells have the same total but for rounding: counts drawn at random vary more even in cells all alike."""
     mean = totals.mean()
-    return bool(mean > 100 and totals.std() < min(0.005 * mean, 0.5 * np.sqrt(mean)))
+    values, times = np.unique(totals, return_counts=True)
+    drawn_down = values[times.argmax()] == values[-1]  # some miss a total from below; rounding goes both ways
+    return bool(mean > 100 and totals.std() < min(0.005 * mean, 0.5 * np.sqrt(mean)) and not drawn_down)
 
 
 def _advice(kind: str, counts, adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:

@@ -172,6 +172,14 @@ def levels_of_columns(columns: Mapping[str, pd.Series], tree: Tree | None) -> La
                 f"'{value}' of '{keys[j]}' is taken for a class beside {', '.join(map(repr, beside[:3]))}, and is "
                 "also the name of all of them; where it means that nothing finer is known, set it to NaN"
             )
+    for i, parent in sorted(parents):
+        below = [value for value, (_, mine) in classes.items() if mine.get(i) == parent]
+        only = (frame[i] == parent) & frame.loc[:, i + 1 :].isna().all(axis=1)
+        if len(below) == 1 and below != [parent] and only.any():
+            logger.warning(
+                f"{only.sum()} cells are '{parent}' in '{keys[i]}' with nothing finer, and '{below[0]}' is all that "
+                "lies under it, so they are taken for that; if they may be others, give these a name"
+            )
     ordered = tuple(sorted(classes))
     return tuple((name, tuple(classes[value][1].get(i, value) for value in ordered)) for i, name in enumerate(names))
 
@@ -277,6 +285,7 @@ class Known(NamedTuple):
 
     text: pd.Series  # (cells,) the finest value of each, NaN where there is none
     row: np.ndarray  # (cells,) which classes it leaves open, a row of Levels.sets; all where the model has no such name
+    strange: np.ndarray  # (cells,) bool, whether the model has no such name at any level
 
 
 BLOCK = 65_536
@@ -386,8 +395,7 @@ def _named(
         named[good] = np.asarray(levels.groups(number), dtype=object)[sums.argmax(1)[good]]
     if known is None:
         return named
-    strange = known.text.notna().to_numpy() & (known.row == len(levels.table[-1]))  # no name that the model has
-    return np.where(strange, known.text.to_numpy(dtype=object), named)
+    return np.where(known.strange, known.text.to_numpy(dtype=object), named)
 
 
 BINS = 15

@@ -372,7 +372,7 @@ def _column(
 
 def _tell_strange_labels(source: Source, setup: Setup, cells: pd.Index) -> None:
     known = read_labels(source, setup, cells)
-    strange = known.text[known.row == len(setup.classes)].value_counts()
+    strange = known.text[known.strange].value_counts()
     if len(strange):
         listed = ", ".join(f"{name!r} ({count} cells)" for name, count in strange.items())
         logger.warning(

@@ -551,9 +551,10 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
     sets, text = levels.sets(), pd.Series(np.nan, cells, dtype=object)
     inside = sets.astype(float) @ (~sets).T == 0  # (sets, sets) whether what one leaves open, the other does, too
     nothing = len(setup.classes)  # the row of cells that may be anything
-    row = np.full(len(cells), nothing)
+    row, strange = np.full(len(cells), nothing), np.zeros(len(cells), dtype=bool)
     for number, column in reversed(list(enumerate(columns))):  # fine to coarse
         place = levels.rows(column.dropna().unique(), number if len(keys) == len(levels.names) else None)
+        strange |= (text.isna() & column.notna() & ~column.isin(list(place))).to_numpy()
         here = column.map(place).astype(float).fillna(nothing).to_numpy(dtype=np.int64)
         at_odds = ~inside[row, here] & (row != nothing)
         if at_odds.any():
@@ -564,7 +565,7 @@ def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
             )
         row = np.where(row == nothing, here, row)
         text = pd.Series(np.where(text.notna(), text, column), cells, dtype=object)
-    return Known(text, row)
+    return Known(text, row, strange)
 
 
 def labels_at(

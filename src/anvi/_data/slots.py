@@ -165,9 +165,19 @@ class ArrayTable(np.ndarray):
         return made
 
     def __array_finalize__(self, like):
-        names = getattr(like, "columns", None)
-        fits = names is not None and self.ndim == 2 and self.shape[1] == len(names)
-        self.columns = names if fits else None
+        self.columns = None
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        if isinstance(found, ArrayTable) and found.ndim == 2 and not isinstance(key, tuple):  # rows alone
+            found.columns = self.columns
+        return found
+
+    def copy(self, order="C"):
+        """Another one, with the names."""
+        made = super().copy(order)
+        made.columns = self.columns
+        return made
 
     def to_numpy(self) -> np.ndarray:
         """The numbers."""

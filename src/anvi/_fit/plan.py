@@ -89,7 +89,7 @@ class Plan:
             if isinstance(value, bool) or not isinstance(value, int | float | np.number | None):
                 raise TypeError(f"{name}={value!r:.80} must be a number.")
         for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "n_neighbors", "max_retries"):
-            if not isinstance(getattr(self, name), int | np.integer | None):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | np.integer | None):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a whole number.")
         for name in ("batch_size", "lr", "adam_eps", "max_grad_norm"):
             if not getattr(self, name) > 0:

@@ -181,9 +181,11 @@ class PredictionSets(NamedTuple):
 def prediction_sets(model: Model, cells: Cells, proba: np.ndarray, coverage: float) -> PredictionSets:
     """Which classes each cell may be, by its calibrated probabilities `(cells, classes)`."""
     own = model.landmarks.own  # (kinds, classes, held-out cells)
-    held_out = own[0].isfinite().sum(1).numpy()
+    there = own.isfinite().sum(2).numpy()  # (kinds, classes): a class may have been held out of one kind alone
+    limits = [thresholds(some, coverage, merged_classes(n, coverage)) for some, n in zip(own, there, strict=True)]
+    limit = torch.stack(limits).numpy()  # (kinds, classes)
+    held_out = there[there.any(1)].min(0) if there.any() else there[0]  # what is promised, is promised of every kind
     merged = merged_classes(held_out, coverage)
-    limit = torch.stack([thresholds(some, coverage, merged) for some in own]).numpy()  # (kinds, classes)
     names = np.array(model.classes, dtype=object)
     alone = np.minimum(coverage, held_out / (held_out + 1))
     few = [f"{names[i]} ({alone[i]:.2g})" for i in np.flatnonzero(alone < coverage)]

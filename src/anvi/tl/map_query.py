@@ -219,10 +219,12 @@ def map_query(
         "sha256": source.fingerprint(),
         "freeze": freeze,
     }
-    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "temperature", "hide_rna")
+    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "hide_rna")
     imputing = imputation.widened(source.imputation, found.genes, cells, trained.network.config.n_batches)
     # a network that is trained as a whole no longer puts cells where those of the reference lie
     still = freeze == "reference"
+    if still or source.neighbors is None:  # else it is the temperature of a mean with neighbours that are no more
+        info |= _kept(source.info, "temperature")
     info["n_neighbors"] = source.info.get("n_neighbors") if still else 0
     parts = (source.landmarks, imputing, source.neighbors if still else None)
     mapped = Model(source.name, found.setup, trained.network, trained.history, info, *parts)
