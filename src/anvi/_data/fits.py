@@ -254,8 +254,10 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
         parts = obs.get(slots.split(key))  # of a fit whose entry in uns is lost, as `concat` does
         if question is None and not fit and (parts is None or not parts.isin(["train", "validation"]).any()):
             names += slots.of_a_fit(key, noted)
-    elif question in noted or (question == "latent" and fit) or {slots.prediction(key), slots.label(key)} <= set(obs):
-        return  # the last after `concat`, which drops uns
+    elif question in noted or (question == "latent" and fit):
+        return
+    elif entry is None and {slots.prediction(key), slots.label(key)} <= set(obs):
+        return  # after `concat`, which drops uns
     else:
         names = slots.of_question(question, key)
     for part in source.parts:
