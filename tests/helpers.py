@@ -1,5 +1,6 @@
 """Small data sets, and ways to compare them."""
 
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,3 +113,12 @@ def without_rna(whole: MuData, gone) -> MuData:
     truth = whole.obs["true_cell_type"].astype(str).reindex(mdata.obs_names)
     mdata.obs["known"] = truth.where(~mdata.obs_names.isin(gone), "Unknown")
     return mdata
+
+
+def with_peak(call):
+    """What a call returns, and the most bytes that it held at once."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import anndata
@@ -11,7 +10,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import cite, dense, mudata_of, quiet_mudata
+from helpers import cite, dense, mudata_of, quiet_mudata, with_peak
 from scipy import sparse
 
 import anvi as av
@@ -170,12 +169,7 @@ def test_reading_takes_the_memory_of_a_block_and_of_what_is_kept(tmp_path, monke
     monkeypatch.setattr(containers, "PIECE", 50_000)
     data = open_backed(tmp_path / "data.h5ad")
     setup = find_setup(data, proteins=False)
-    tracemalloc.start()
-    try:
-        cells = read_cells(data, setup)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    cells, peak = with_peak(lambda: read_cells(data, setup))
     assert cells.x.n_columns == 30 and len(cells.x.values) == pytest.approx((0.2 * 29 + 1) * 20_000, rel=0.02)
     names = 20_000 * 100  # what names of cells and their tables take
     assert peak < (2.5 if form == "csc" else 0.35) * n_bytes + names

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
+from helpers import with_peak
 from scipy import sparse
 
 import anvi as av
@@ -226,12 +226,7 @@ def test_of_other_genes_nothing_is_copied():
     adata = AnnData(counts.astype(np.float64))  # of another precision, so that all would be copied
     adata.var["highly_variable"] = np.arange(3_000) % 30 == 0
     setup = find_setup(adata, proteins=False)
-    tracemalloc.start()
-    try:
-        cells = read_cells(adata, setup)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    cells, peak = with_peak(lambda: read_cells(adata, setup))
     assert cells.x.n_columns == 100
     assert peak < adata.X.data.nbytes / 2
 

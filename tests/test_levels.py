@@ -558,3 +558,16 @@ def test_an_only_child_is_told(caplog):
     columns = {"a": pd.Series(["T", "T", "B"]), "b": pd.Series(["CD4 T", np.nan, "B cell"])}
     levels_of_columns(columns, None)
     assert "1 cells are 'T' in 'a' with nothing finer, and 'CD4 T' is all that lies under it" in caplog.text
+
+
+def test_a_query_that_has_only_some_of_the_columns_of_labels_is_told(caplog):
+    mdata = cite(300)
+    types = mdata.obs["true_cell_type"].astype(str)
+    mdata.obs["lineage"], mdata.obs["type"] = np.where(types.str.contains("T"), "T", "other"), types
+    av.tl.scanvi(mdata, labels_key=["lineage", "type"], max_epochs=1)
+    model, query = av.get.model(mdata, "scanvi"), cite(300)
+    av.tl.predict(query, model=model, key_added="asked")
+    assert "labels are left out" not in caplog.text  # it has none: nothing to say
+    query.obs["lineage"] = "T"
+    av.tl.predict(query, model=model, key_added="again")
+    assert "labels are left out: labels_key='type' was found in none of" in caplog.text

@@ -585,9 +585,12 @@ def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known | 
     """What the user says of the cells; None without a usable column: labels are no need."""
     if setup.labels_key is None:
         return None
+    source = Source.of(data)
     try:
-        return read_labels(data, setup, cells)
-    except KeyError:
+        return read_labels(source, setup, cells)
+    except KeyError as error:
+        if any(key in part.obs for part in source.parts for key in setup.label_columns):  # some of several
+            logger.warning(f"labels are left out: {error.args[0]}")
         return None
     except ValueError as error:  # two copies that disagree
         logger.warning(f"labels are left out: {error}")

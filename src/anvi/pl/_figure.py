@@ -76,6 +76,12 @@ def point_style(n_cells: int) -> dict:
     return {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": n_cells > RASTER_CELLS}
 
 
+def legend_beside(ax: Axes, handles: Sequence, title: str) -> None:
+    """What dots mean, to the right of their axes."""
+    outside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "borderaxespad": 0.2}
+    ax.legend(handles=handles, title=title, title_fontsize=7, fontsize=7, frameon=False, labelspacing=0.8, **outside)
+
+
 def class_colors(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
     """One colour per name: the known ones, and for the rest those of scanpy's palettes that are still free.
 

@@ -15,7 +15,17 @@ from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.rankings import AttributionSlots
 
-from ._figure import UNLABELLED, check_axes, class_colors, finish, ink, new_figure, shorten, stored_colors
+from ._figure import (
+    UNLABELLED,
+    check_axes,
+    class_colors,
+    finish,
+    ink,
+    legend_beside,
+    new_figure,
+    shorten,
+    stored_colors,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -289,18 +299,7 @@ def _size_legend(ax: Axes, largest: float) -> None:
 
     handles = [dot(150 * share, f"{share * largest:.2g}") for share in (0.1, 0.5, 1.0)]
     handles += [dot(75, "by absence", markerfacecolor="none"), dot(75, "against", color=AGAINST)]
-    ax.legend(
-        handles=handles,
-        title="logits",
-        title_fontsize=7,
-        fontsize=7,
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.02),
-        labelspacing=0.9,
-        handletextpad=0.4,
-        borderaxespad=0.2,
-    )
+    legend_beside(ax, handles, "logits")
 
 
 def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str, str], title: str, ax):

@@ -15,7 +15,7 @@ from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.fits import missing
 
-from ._figure import RASTER_CELLS, check_axes, finish, ink, new_figure, shorten
+from ._figure import RASTER_CELLS, check_axes, finish, ink, legend_beside, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -359,15 +359,4 @@ def _dot_legends(ax: Axes, dots, size: float) -> None:
     ]
     ring = {"markerfacecolor": "none", "markeredgecolor": ink(), "markeredgewidth": 0.6}
     handles.append(Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label="called", **ring))
-    ax.legend(
-        handles=handles,
-        title="probability",
-        title_fontsize=7,
-        fontsize=7,
-        frameon=False,
-        handletextpad=0.3,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.02),
-        borderaxespad=0.2,
-        labelspacing=0.6,
-    )
+    legend_beside(ax, handles, "probability")

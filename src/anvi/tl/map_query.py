@@ -226,7 +226,10 @@ def map_query(
     if still or source.neighbors is None:  # else it is the temperature of a mean with neighbours that are no more
         info |= _kept(source.info, "temperature")
     info["n_neighbors"] = source.info.get("n_neighbors") if still else 0
-    parts = (source.landmarks, imputing, source.neighbors if still else None)
+    landmarks = source.landmarks
+    if not still and landmarks is not None:  # nor may it promise what held-out cells said of them
+        landmarks = landmarks._replace(own=None, sure=None)
+    parts = (landmarks, imputing, source.neighbors if still else None)
     mapped = Model(source.name, found.setup, trained.network, trained.history, info, *parts)
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write

@@ -179,8 +179,8 @@ def _check_coverage(model: Model, key: str, coverage: float) -> None:
 
 
 def _check_confidence(model: Model, key: str, confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is a share of labels: above 0 and below 1.")
+    if not (_is_number(confidence) and 0 < confidence < 1):
+        raise ValueError(f"confidence={confidence!r:.80} is a share of labels: above 0 and below 1.")
     if model.landmarks is None or model.landmarks.sure is None:
         raise ValueError(
             f"The model '{key}' keeps no labelled validation cells to promise anything by: it had fewer than "
