@@ -3,6 +3,7 @@
 import os
 import warnings
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -350,3 +351,21 @@ def test_too_few_labelled_validation_cells_are_told_once(caplog):
     assert line.levelname == "WARNING" and "nothing is 'Unassigned'" in line.message
     assert "totalanvi_novelty" not in mdata.obs  # nothing half: neither scores nor temperatures
     assert "temperature" not in av.get.model(mdata).info
+
+
+def test_questions_go_on_after_two_queries_are_put_together():
+    """`concat` drops uns, which says that the answers are ours; labels and predictions say so, too."""
+    rna = cite(200)["rna"].copy()
+    rna.obs["cell_type"] = cite(200).obs["true_cell_type"]
+    av.tl.scanvi(rna, max_epochs=1)
+    model, parts = av.get.model(rna), [rna[:80].copy(), rna[80:].copy()]
+    for part in parts:
+        for table in (part.uns, part.obsm):
+            table.clear()
+        part.obs = part.obs[[]]
+        av.tl.predict(part, model=model)
+        av.tl.latent(part, model=model)
+    both = anndata.concat(parts)
+    av.tl.predict(both, model=model)
+    av.tl.latent(both, model=model)
+    assert "X_scanvi" in both.obsm and both.n_obs == 200
