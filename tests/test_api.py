@@ -420,9 +420,9 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_130,
-    "_data": 3_780,
-    "_fit": 1_000,
-    "_posterior": 2_080,
+    "_data": 3_690,
+    "_fit": 1_040,
+    "_posterior": 2_135,
     "io": 1_120,
     "metrics": 1_045,
     "nn": 1_670,
@@ -499,7 +499,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 34, "lines": 3_760}
+WALK = {"files": 34, "lines": 3_740}
 
 
 def test_a_fit_is_a_short_walk():

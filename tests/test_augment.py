@@ -5,7 +5,7 @@ import scipy.stats
 import torch
 from networks import make_batch, make_config, make_network
 
-from anvi._data import downsample
+from anvi._fit import step
 from anvi.nn import Batch, Draws
 from anvi.nn.config import Entries
 
@@ -24,11 +24,11 @@ def alike(count: float, cells: int) -> Batch:
 @pytest.mark.parametrize("count", [1, 2, 5, 60])
 @pytest.mark.parametrize("kept", [0.35, 0.6, 0.9])
 def test_thinning_is_nearly_binomial(count, kept, monkeypatch):
-    monkeypatch.setattr(downsample, "SHALLOWEST", kept)
+    monkeypatch.setattr(step, "SHALLOWEST", kept)
     n = 40_000
     depth = 1.0  # of a uniform number between `kept` and 1; the efficiency makes it `kept` at its lower end
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low=0.0, high=1.0, generator=None: self.fill_(low))
-    batch = downsample._thinned(alike(count, n), 0.5, torch.tensor([depth]), noise())
+    batch = step._thinned(alike(count, n), 0.5, torch.tensor([depth]), noise())
     monkeypatch.undo()
     found, expected = batch.seen.count, scipy.stats.binom(count, kept)
     assert found.min() >= 0 and found.max() <= count and torch.equal(found, found.round())
@@ -41,7 +41,7 @@ def test_thinning_is_nearly_binomial(count, kept, monkeypatch):
 def test_so_many_cells_are_thinned_and_the_others_not():
     config = make_config("totalanvi", n_genes=60)
     batch = make_batch(config, n_cells=400)
-    (thinned,) = downsample.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.3)
+    (thinned,) = step.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.3)
     seen, whole = thinned.seen.dense(batch.x), batch.x
     changed = (seen != whole).any(1).double().mean()
     assert (
@@ -54,7 +54,7 @@ def test_so_many_cells_are_thinned_and_the_others_not():
 def test_the_encoder_sees_the_thinned_counts_and_the_likelihood_all(model):
     config = make_config(model)
     network, batch = make_network(config).eval(), make_batch(config)
-    (thinned,) = downsample.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.99)
+    (thinned,) = step.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.99)
     fewer = batch._replace(x=thinned.seen.dense(batch.x))
     assert not torch.equal(fewer.x, batch.x)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_the_encoder_sees_the_thinned_counts_and_the_likelihood_all(model):
 def test_nothing_is_hidden_unless_asked():
     config = make_config("totalanvi")
     batch = make_batch(config)
-    (same,) = downsample.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.0)
+    (same,) = step.augment([batch], config.n_genes, noise(), hide_proteins=0.0, thin_counts=0.0)
     assert same is batch
 
 
@@ -79,5 +79,5 @@ def test_room_for_entries_stays_empty():
     batch = alike(3, 50)
     row, column, count = batch.entries
     padded = Entries(*(torch.cat([part, part.new_zeros(9)]) for part in (row, column, count)))
-    (thinned,) = downsample.augment([batch._replace(entries=padded)], 1, noise(), hide_proteins=0.0, thin_counts=0.9)
+    (thinned,) = step.augment([batch._replace(entries=padded)], 1, noise(), hide_proteins=0.0, thin_counts=0.9)
     assert len(thinned.seen.count) == 59 and not thinned.seen.count[50:].any()

@@ -7,8 +7,8 @@ from helpers import cite
 
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._data.downsample import Shift, downsampled
 from anvi._data.setup import find_setup
+from anvi._posterior.confidence import Shift, downsampled
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import anvi as av
 from anvi._data import slots
 from anvi._data.batches import Minibatches, split
 from anvi._data.cells import read_cells
-from anvi._data.predictions import Known, Levels, NoveltyScores, _named, levels_of_columns, levels_of_tree
+from anvi._data.labels import Known, Levels, levels_of_columns, levels_of_tree
+from anvi._data.predictions import NoveltyScores, _named
 from anvi._data.setup import find_setup
 from anvi._model import Landmarks
 from anvi._posterior.levels import NEVER, limits

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from helpers import cite, mudata_of
 
-from anvi._data.setup import Setup, find_setup, label_column
+from anvi._data.labels import label_column
+from anvi._data.setup import Setup, find_setup
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anvi as av
-from anvi._data import downsample
 from anvi._data.batches import Minibatches, split, take
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
@@ -190,7 +189,7 @@ def test_hidden_proteins_are_not_seen_but_explained(prepared):
     state, cells, minibatches, _, _ = prepared("totalanvi")
     network, choice = state.network.eval(), minibatches.plan()[0]
     batch = take(cells, choice.index, None, choice.n_labelled)
-    hidden = downsample._without_proteins(batch, 0.5, torch.Generator().manual_seed(0))
+    hidden = step._without_proteins(batch, 0.5, torch.Generator().manual_seed(0))
     seen = hidden.shown.any(1)[batch.measured.any(1)].float().mean()
     assert abs(float(seen) - 0.5) < 4 * 0.5 / len(batch.label) ** 0.5  # four standard errors of a share
     blind = batch._replace(y=torch.where(hidden.shown, batch.y, 0.0), measured=hidden.shown)

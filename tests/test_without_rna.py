@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._data.downsample import augment
 from anvi._data.setup import find_setup
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
+from anvi._fit.step import augment
 from anvi._posterior import encode
 from anvi.nn import Draws, Weights, loss
 

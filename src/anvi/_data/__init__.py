@@ -5,11 +5,11 @@
     containers   modalities, layers, obs columns found in any obs
     antibodies   which antibody of one kit is which of another: names normalised, a table of synonyms
     counts       raw counts, checked: errors that name cell and feature; protein counts of a modality or of obsm
-    setup        where things are, labels and other categories, who measured which protein; JSON-able
+    labels       the levels of cell types, and the labels of the cells: where NaN becomes a cell without one
+    setup        where things are, which categories there are, who measured which protein; JSON-able
     query        how a query is read for a model of other data: features by name, batches and panels added
     cells        all tensors of a data set, modalities joined by name
     batches      minibatches of fixed shape, class-balanced labelled cells, the split
-    downsample   input augmentation: counts thinned, proteins hidden
     minified     what stands in for counts that `tl.minify` dropped
     select       features, batches, groups of cells and classes that a verb is asked about
     fits         the fits that lie in an object, found without torch

@@ -26,8 +26,9 @@ from .counts import (
     stored_counts,
     tell_proteins,
 )
+from .labels import read_labels
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, numeric_column, read_labels
+from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, numeric_column
 
 logger = logging.getLogger("anvi")
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from . import slots
 from .containers import Data, Source, check_type
-from .predictions import Levels
-from .setup import Setup, label_column, labels_at
+from .labels import Levels, label_column, labels_at
+from .setup import Setup
 
 FIT_COMMAND = "av.tl.totalanvi(mdata)"
 """Named where nothing was fitted yet."""

@@ -13,7 +13,8 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Source, as_name, cell_names, lend_rna, positions
 from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
-from .setup import ALL_ZERO_CELLS, Setup, find_panels, label_keys, read_labels
+from .labels import label_keys, read_labels
+from .setup import ALL_ZERO_CELLS, Setup, find_panels
 
 logger = logging.getLogger("anvi")
 

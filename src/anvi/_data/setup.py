@@ -14,7 +14,7 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Data, Source, cell_names
 from .counts import Proteins, check_feature_types, check_names_agree, find_proteins
-from .predictions import Known, LabelLevels, Levels, Tree, levels_of_columns, levels_of_tree
+from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
 
 logger = logging.getLogger("anvi")
 
@@ -89,13 +89,6 @@ def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
             "Run pp.panels again with the panel_key of this fit, or delete varm['measured']."
         )
     raise TypeError("varm['measured'] must be a DataFrame of proteins x panels, as pp.panels writes it.")
-
-
-MEAN_NO_LABEL = {
-    *("", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unlabeled", "unlabelled", "unassigned", "undefined"),
-    *("not assigned", "unannotated", "undetermined", "?", "-"),
-}
-"""Labels, in lower case, that most likely say that a cell has none."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +292,7 @@ def find_setup(
         if constant:
             logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
         continuous = {key: scale for key, scale in continuous.items() if key not in constant}
-    label_levels = _label_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, cells)
+    label_levels = find_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, cells)
     setup = Setup(
         genes=choose_genes(rna, genes, where),
         rna_mod=rna_mod,
@@ -469,129 +462,3 @@ def _categories(source: Source, key: str | None, argument: str, mods, cells: pd.
             f"{argument}: '{key}' has no value for {len(missing)} cells (first: '{missing[0]}'); fill them in."
         )
     return tuple(sorted(column.unique()))
-
-
-def label_keys(labels_key: str | Sequence[str] | None) -> tuple[str | None, tuple[str, ...]]:
-    """The finest column of labels, and all of them, coarse to fine, where there are several."""
-    if labels_key is None or isinstance(labels_key, str) or not isinstance(labels_key, Sequence):
-        return labels_key, ()
-    keys = tuple(labels_key)
-    if not keys or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
-        raise TypeError(f"labels_key takes a column, or a list of different ones, coarse to fine; got {labels_key!r}.")
-    return keys[-1], keys if len(keys) > 1 else ()
-
-
-def _label_levels(
-    source: Source, key: str | None, columns: tuple[str, ...], tree: Tree | None, unlabeled: str, mods, cells: pd.Index
-) -> LabelLevels:
-    """Every level of the labels, the last being the classes; none without labels."""
-    if key is None:
-        if tree is not None:
-            raise ValueError("label_tree needs labels_key=, the column whose values it is made of.")
-        return ()
-    found = {name: label_column(source, name, unlabeled, mods).loc[cells] for name in columns or (key,)}
-    for name, column in found.items():
-        _check_labels(column, name, unlabeled, alone=not columns and tree is None)
-    if columns:
-        levels = levels_of_columns(found, tree)
-    elif tree is not None:
-        levels = levels_of_tree(found[key], tree, key)
-    else:
-        return ((key, tuple(sorted(found[key].dropna().unique()))),)
-    if len(levels[-1][1]) < 2:
-        raise ValueError(
-            f"labels_key={list(columns) or key!r}: fewer than two classes leave nothing to tell apart. "
-            "Give at least two, or use tl.totalvi or tl.scvi."
-        )
-    return levels
-
-
-def _check_labels(column: pd.Series, key: str, unlabeled: str, *, alone: bool) -> None:
-    """Raise a ValueError if a column, the only one or one of several, does not do for labels; warn of odd values."""
-    counts = column.value_counts()
-    if counts.empty:
-        raise ValueError(
-            f"labels_key='{key}' has no labelled cell: every value is missing, '' or '{unlabeled}'. "
-            "Without labels use tl.totalvi or tl.scvi."
-        )
-    if len(counts) == 1 and alone:
-        raise ValueError(
-            f"labels_key='{key}' has a single label, '{counts.index[0]}': there is nothing to tell apart. "
-            "Give at least two, or use tl.totalvi or tl.scvi."
-        )
-    for value, n in counts.items():
-        if str(value).strip().casefold() in MEAN_NO_LABEL:
-            logger.warning(
-                f"labels_key='{key}': {n} cells are labelled '{value}', which is taken as a cell type like any other. "
-                f"If it means that they have no label: unlabeled_category='{value}', or set them to NaN"
-            )
-    written = pd.Index(counts.index).map(slots.column_name)
-    if written.has_duplicates:
-        alike = " and ".join(map(repr, counts.index[written.duplicated(keep=False)][:2]))
-        raise ValueError(f"labels_key='{key}': {alike} are the same in a file, which cannot hold '/'; rename one.")
-
-
-def label_column(data: Source | Data, key: str, unlabeled: str, mods: tuple[str, ...]) -> pd.Series:
-    """Labels as text, NaN where a cell is not labelled: missing, "" or the unlabelled category."""
-    column = Source.of(data).text(key, "labels_key", mods)
-    return column.where(column != containers.as_name(unlabeled), np.nan)
-
-
-def read_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known:
-    """Labels of the cells; the finest value of each counts that the model knows.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If a column is not there, or cells have a label that does not lie under their coarser one.
-    """
-    source, levels = Source.of(data), setup.levels
-    keys = setup.label_columns or (setup.labels_key,)
-    columns = [label_column(source, key, setup.unlabeled_category, setup.mods).reindex(cells) for key in keys]
-    sets, text = levels.sets(), pd.Series(np.nan, cells, dtype=object)
-    inside = sets.astype(float) @ (~sets).T == 0  # (sets, sets) whether what one leaves open, the other does, too
-    nothing = len(setup.classes)  # the row of cells that may be anything
-    row, strange = np.full(len(cells), nothing), np.zeros(len(cells), dtype=bool)
-    for number, column in reversed(list(enumerate(columns))):  # fine to coarse
-        place = levels.rows(column.dropna().unique(), number if len(keys) == len(levels.names) else None)
-        strange |= (text.isna() & column.notna() & ~column.isin(list(place))).to_numpy()
-        here = column.map(place).astype(float).fillna(nothing).to_numpy(dtype=np.int64)
-        at_odds = ~inside[row, here] & (row != nothing)
-        if at_odds.any():
-            first = cells[at_odds][0]
-            raise ValueError(
-                f"labels_key: {at_odds.sum()} cells have a '{keys[number]}' that does not go with what is finer "
-                f"(first: '{first}', '{column[first]}' and '{text[first]}'); correct them, or set one to NaN."
-            )
-        row = np.where(row == nothing, here, row)
-        text = pd.Series(np.where(text.notna(), text, column), cells, dtype=object)
-    return Known(text, row, strange)
-
-
-def labels_at(
-    data: Source | Data, setup: Setup, cells: pd.Index, labels_key: str | None = None, level: str | None = None
-) -> pd.Series:
-    """What cells are at a level by the labels of a fit, or by another column, as text; NaN where these do not say."""
-    number = setup.levels.position(level)
-    if labels_key not in (None, setup.labels_key):
-        setup = replace(setup, labels_key=labels_key, label_columns=())
-    known = read_labels(data, setup, cells)
-    code = setup.levels.known()[number, known.row]
-    names = np.array([*setup.levels.groups(number), np.nan], dtype=object)[code]
-    return known.text.where((known.row == len(setup.classes)) & known.text.notna(), names)
-
-
-def known_labels(data: Source | Data, setup: Setup, cells: pd.Index) -> Known | None:
-    """What the user says of the cells; None without a usable column: labels are no need."""
-    if setup.labels_key is None:
-        return None
-    source = Source.of(data)
-    try:
-        return read_labels(source, setup, cells)
-    except KeyError as error:
-        if any(key in part.obs for part in source.parts for key in setup.label_columns):  # some of several
-            logger.warning(f"labels are left out: {error.args[0]}")
-        return None
-    except ValueError as error:  # two copies that disagree
-        logger.warning(f"labels are left out: {error}")
-        return None

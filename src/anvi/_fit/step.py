@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from anvi._data.batches import StepCells, take
 from anvi._data.cells import Cells
-from anvi._data.downsample import augment
 from anvi.nn import VAE, Batch, Terms, Weights, loss, negative_elbo
+from anvi.nn.config import Entries
 from anvi.nn.layers import Draws, Linear, Stack
 from anvi.nn.objective import classification_loss
 from anvi.settings import settings
@@ -231,3 +231,72 @@ def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
         sums["classification_loss"] = classification_loss(terms).detach() * n
         sums["accuracy"] = (terms.logits.argmax(1) == terms.target).sum()
     return sums
+
+
+# input augmentation: counts thinned, efficiencies per gene, proteins and RNA hidden ----------------------------------
+
+SHALLOWEST = 0.3
+"""Least share of its counts that a thinned cell keeps; the most is all of them."""
+SPREAD = 0.3
+"""Standard deviation of the log efficiency of a gene; drawn for every step, and the same in all its cells."""
+
+
+def augment(
+    batches: list[Batch],
+    n_genes: int,
+    noise: torch.Generator,
+    *,
+    hide_proteins: float,
+    thin_counts: float,
+    hide_rna: float = 0.0,
+) -> list[Batch]:
+    """The minibatches of a step with some counts, proteins and RNA hidden from the encoder.
+
+    Parameters
+    ----------
+    batches
+        One or two minibatches.
+    n_genes
+        Genes of the data.
+    noise
+        On the device.
+    hide_proteins, thin_counts, hide_rna
+        Shares of the cells whose proteins, some of whose counts, and whose RNA are hidden; no cell loses both.
+    """
+    if hide_proteins > 0 and batches[0].y is not None:
+        batches = [_without_proteins(batch, hide_proteins, noise) for batch in batches]
+    if thin_counts > 0:
+        log_efficiency = SPREAD * torch.empty(n_genes, device=noise.device).normal_(generator=noise)
+        batches = [_thinned(batch, thin_counts, log_efficiency.exp(), noise) for batch in batches]
+    if hide_rna > 0 and batches[0].y is not None:
+        batches = [_without_rna(batch, hide_rna, noise) for batch in batches]
+    return batches
+
+
+def _without_rna(batch: Batch, share: float, noise: torch.Generator) -> Batch:
+    shown = batch.measured if batch.shown is None else batch.shown
+    hidden = torch.empty_like(batch.weight).uniform_(generator=noise) < share  # (cells,)
+    hidden &= shown.any(1)
+    entries = batch.seen or (Entries.of(batch.x) if batch.entries is None else batch.entries)
+    return batch._replace(seen=entries._replace(count=entries.count.where(~hidden[entries.row], 0.0)))
+
+
+def _without_proteins(batch: Batch, share: float, noise: torch.Generator) -> Batch:
+    seen = torch.empty_like(batch.weight).uniform_(generator=noise) >= share  # (cells,)
+    seen = seen if batch.has_rna is None else seen | ~batch.has_rna
+    return batch._replace(shown=batch.measured & seen[:, None])
+
+
+def _thinned(batch: Batch, share: float, efficiency: Tensor, noise: torch.Generator) -> Batch:
+    """Keep each count with a probability of its cell and gene.
+
+    Instead of binomial numbers, which are slow to draw, rounded normal ones of the same mean and variance: counts of 1
+    are kept as often to within a few percent, and so is what large counts lose.
+    """
+    row, column, count = Entries.of(batch.x) if batch.entries is None else batch.entries
+    thinned = torch.empty_like(batch.weight).uniform_(generator=noise) < share  # (cells,)
+    depth = torch.empty_like(batch.weight).uniform_(SHALLOWEST, 1.0, generator=noise)
+    kept = torch.where(thinned[row], depth[row] * efficiency[column], 1.0).clamp_(max=1)  # (entries,)
+    mean = count * kept
+    fewer = torch.empty_like(mean).normal_(generator=noise).mul_((mean * (1 - kept)).sqrt_()).add_(mean)
+    return batch._replace(seen=Entries(row, column, torch.minimum(fewer.round_().clamp_(min=0), count)))

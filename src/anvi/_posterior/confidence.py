@@ -11,8 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from anvi._data.cells import Cells
-from anvi._data.downsample import Shift, downsampled
+from anvi._data.cells import CSR, Cells
 from anvi._data.predictions import NoveltyScores, reliability
 from anvi._model import Landmarks, Model, Neighbors
 
@@ -20,6 +19,16 @@ from . import encode
 from .encode import Embedding, Votes
 
 logger = logging.getLogger("anvi")
+
+
+class Shift(NamedTuple):
+    """How another experiment differs."""
+
+    depth: float = 1.0  # share of the counts that are kept, on average
+    spread: float = 0.0  # standard deviation of the log efficiency of a gene or protein
+    proteins: bool = True  # whether proteins are measured
+    rna: bool = True  # whether RNA is
+
 
 FITTED_ON = (Shift(1.0, 0.0), Shift(0.7, 0.3), Shift(0.4, 0.4))
 """What held-out cells are put through before the temperature is fitted."""
@@ -81,6 +90,69 @@ def _as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, 
     kind = _shown(group)
     shift = shift._replace(proteins=kind.proteins, rna=kind.rna)
     return downsampled(cells, index, shift, encode.block_seed(seed, number, (1, 0, 2)[encode.GROUPS.index(group)]))
+
+
+def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
+    """Thin the counts of some cells binomially, each gene and protein with an efficiency of its own.
+
+    Parameters
+    ----------
+    cells
+        All cells, with their counts.
+    index
+        Positions of those that are wanted, in the order of the answer.
+    shift
+        How they are seen. An efficiency above 1 counts as 1: no count is ever added.
+    seed
+        Of efficiencies and thinning.
+
+    Returns
+    -------
+    The cells, with names, labels and covariates as they are; the library size follows the counts.
+    """
+    generator = torch.Generator(index.device).manual_seed(seed)
+    rows = cells.x_row[index]
+    row, column, count = cells.x.entries(rows)
+    before = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
+    count = _thin(count, _efficiency(cells.x.n_columns, shift, generator)[column], generator)
+    after = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
+    length = cells.x.indptr[rows + 1] - cells.x.indptr[rows]
+    indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    parts = {
+        name: None if part is None else part[index]
+        for name in ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row", "has_rna")
+        for part in [getattr(cells, name)]
+    }
+    mask_table = cells.mask_table
+    if cells.y is not None:
+        y = cells.proteins(index)
+        parts["y"] = _thin(y, _efficiency(y.shape[1], shift, generator).expand_as(y), generator)
+        if not shift.proteins:
+            parts["y"], parts["mask_row"] = torch.zeros_like(parts["y"]), torch.zeros_like(parts["mask_row"])
+            mask_table = torch.zeros_like(mask_table[:1])
+    if not shift.rna:
+        indptr, column, count = torch.zeros_like(indptr), column[:0], count[:0]
+        parts["has_rna"] = torch.zeros_like(index, dtype=torch.bool)
+    lost = after.clamp(min=1).log() - before.clamp(min=1).log()
+    return replace(
+        cells,
+        names=cells.names[index.cpu().numpy()],
+        x=CSR(indptr, column, count, cells.x.n_columns),
+        x_row=torch.arange(len(index), device=index.device),
+        mask_table=mask_table,
+        log_library=cells.log_library[index] + lost[:, None],
+        **parts,
+    )
+
+
+def _efficiency(n: int, shift: Shift, generator: torch.Generator) -> Tensor:
+    """Probability that a count of a gene or protein is kept `(n,)`."""
+    log_efficiency = shift.spread * torch.randn(n, generator=generator, device=generator.device)
+    return (shift.depth * log_efficiency.exp()).clamp(max=1)
+
+
+def _thin(count: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.binomial(count, kept, generator=generator)
 
 
 # calibration: temperature scaling -----------------------------------------------------------------------------------

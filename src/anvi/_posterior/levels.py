@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from anvi._data.cells import Cells
-from anvi._data.downsample import downsampled
 from anvi._data.predictions import NoveltyScores, reliability
 from anvi._model import Landmarks, Model
 
@@ -122,7 +121,8 @@ def limits(landmarks: Landmarks, share: float) -> np.ndarray:
 def _places(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
     """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells of a kind."""
     levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
-    mean = torch.from_numpy(encode.embed(model, downsampled(cells, chosen, confidence._shown(group), seed)).mean)
+    as_it_is = confidence.downsampled(cells, chosen, confidence._shown(group), seed)
+    mean = torch.from_numpy(encode.embed(model, as_it_is).mean)
     queries = [
         encode.embed(model, confidence._as_query(cells, told, shift, group, seed, i))
         for i, shift in enumerate(confidence.FITTED_ON)

@@ -10,8 +10,9 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
+from anvi._data.labels import label_column, labels_at
 from anvi._data.predictions import expected_error, reliability
-from anvi._data.setup import Setup, label_column, labels_at
+from anvi._data.setup import Setup
 from anvi._find import find_model
 from anvi._model import Model
 

@@ -13,8 +13,8 @@ from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import stored_fits
+from anvi._data.labels import labels_at
 from anvi._data.select import check_samples
-from anvi._data.setup import labels_at
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
 from anvi._runtime import verb

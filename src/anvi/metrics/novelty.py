@@ -9,7 +9,8 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, check_type
-from anvi._data.setup import Setup, label_column
+from anvi._data.labels import label_column
+from anvi._data.setup import Setup
 from anvi._find import find_model
 from anvi._fit.plan import Plan
 from anvi._fit.start import NO_OPTIONS

@@ -12,7 +12,8 @@ from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells
 from anvi._data.containers import Data, Source
-from anvi._data.setup import Genes, find_setup, read_labels, tell_genes, too_many_genes
+from anvi._data.labels import read_labels
+from anvi._data.setup import Genes, find_setup, tell_genes, too_many_genes
 from anvi._runtime import verb
 
 

@@ -25,8 +25,9 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own
-from anvi._data.predictions import Known, colors_of, write_colors, write_predictions
-from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, known_labels, tell_genes, too_many_genes
+from anvi._data.labels import Known, known_labels
+from anvi._data.predictions import colors_of, write_colors, write_predictions
+from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds

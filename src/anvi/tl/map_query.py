@@ -17,9 +17,10 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own, stored_fits
+from anvi._data.labels import known_labels
 from anvi._data.predictions import colors_of
 from anvi._data.query import Query, find_query, relocated
-from anvi._data.setup import Setup, known_labels
+from anvi._data.setup import Setup
 from anvi._find import find_reference
 from anvi._fit import surgery
 from anvi._fit.loop import fit, generator, seeds

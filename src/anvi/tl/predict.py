@@ -7,8 +7,8 @@ import pandas as pd
 
 from anvi._backed import on_file
 from anvi._data.containers import Data
+from anvi._data.labels import known_labels
 from anvi._data.predictions import write_predictions
-from anvi._data.setup import known_labels
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_VALIDATION, prediction_sets
