@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from helpers import cite, mudata_of
 
+import anvi as av
 from anvi._data.labels import label_column
 from anvi._data.setup import Setup, find_setup
 
@@ -147,3 +148,41 @@ def test_other_names_of_the_modalities(mdata):
     renamed["gex"].obs["lane"] = "a"
     setup = find_setup(renamed, proteins=True, rna_mod="gex", prot_mod="adt", batch_key="gex:lane")
     assert setup.mods == ("gex", "adt") and setup.batches == ("a",)
+
+
+def test_isotype_controls_are_left_out_on_request():
+    mdata = cite()
+    prot = mdata["prot"]
+    controls = ["Mouse IgG2a isotype Ctrl", "IgG1-control", "Rat IgG2b, kappa"]
+    rest = list(prot.var_names[3:])
+    prot.var_names = [*controls[:2], *rest[:4], controls[2], *rest[4:]]
+    assert find_setup(mdata, proteins="all").proteins == tuple(prot.var_names)
+    assert find_setup(mdata, proteins="targets").proteins == tuple(rest)
+    assert find_setup(mdata, proteins=[rest[2], rest[0]]).proteins == (rest[0], rest[2])  # in the order of the object
+    for bad, error, match in (
+        ("target", ValueError, "'all', 'targets'"),
+        (["CD3"], KeyError, "not in mdata\\['prot'\\].X .first: 'CD3'"),
+        ([], ValueError, "names none"),
+        (3, TypeError, "list of names"),
+    ):
+        with pytest.raises(error, match=match):
+            find_setup(mdata, proteins=bad)
+    for bad in (None, True, False):
+        with pytest.raises(TypeError, match="proteins="):
+            av.tl.totalvi(mdata, proteins=bad, max_epochs=1)
+    only = mudata_of({"rna": mdata["rna"].copy(), "prot": prot[:, controls].copy()})
+    with pytest.raises(ValueError, match="every name is that of an isotype control"):
+        find_setup(only, proteins="targets")
+
+
+def test_a_fit_without_isotype_controls_is_that_of_an_object_without_them():
+    mdata = cite()
+    prot = mdata["prot"]
+    prot.var_names = ["IgG1-control", *prot.var_names[1:]]
+    without = mudata_of({"rna": mdata["rna"].copy(), "prot": prot[:, 1:].copy()})
+    av.tl.totalvi(without, max_epochs=1)
+    av.tl.totalvi(mdata, proteins="targets", max_epochs=1)
+    assert np.array_equal(mdata.obsm["X_totalvi"], without.obsm["X_totalvi"])
+    av.tl.denoise(mdata, modality="prot")
+    layer = mdata["prot"].layers["totalvi_denoised"]
+    assert np.isnan(layer[:, 0]).all() and np.isfinite(layer[:, 1:]).all()

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
+from .antibodies import read_antibody
 from .containers import Data, Source, cell_names
 from .counts import Proteins, check_feature_types, check_names_agree, find_proteins
 from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
@@ -19,6 +20,7 @@ from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
 logger = logging.getLogger("anvi")
 
 Genes: TypeAlias = Literal["auto", "highly_variable", "all"] | Sequence[str]
+Antibodies: TypeAlias = Literal["all", "targets"] | Sequence[str]
 VARIABLE = "highly_variable"
 """The column of var in which scanpy marks the genes that it chose, and the word that asks for them."""
 MANY_GENES = 10_000
@@ -233,7 +235,7 @@ def _tuples(value):
 def find_setup(
     data: Source | Data,
     *,
-    proteins: bool,
+    proteins: bool | Antibodies,
     labels_key: str | Sequence[str] | None = None,
     label_tree: Tree | None = None,
     unlabeled_category: str = "Unknown",
@@ -261,7 +263,7 @@ def find_setup(
         If names repeat, copies of a column disagree, a covariate has missing values, or there is nothing to learn
         labels from.
     """
-    source = Source.of(data)
+    source, joint = Source.of(data), proteins is not False
     labels_key, label_columns = label_keys(labels_key)
     one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
     one_each |= {"size_factor_key": size_factor_key, "rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
@@ -282,7 +284,7 @@ def find_setup(
         if not len(names):
             raise ValueError(f"{where} has no {what}s.")
         containers.unique_names(names, f"{where}.{axis}_names", what)
-    mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if proteins else None)
+    mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if joint else None)
     continuous = {
         key: _scale(source, key, mods, cells)
         for key in _several(continuous_covariate_keys, "continuous_covariate_keys")
@@ -316,7 +318,7 @@ def find_setup(
         continuous_scale=tuple(continuous.values()) if standardise else (),
         size_factor_key=size_factor_key,
         missing=missing,
-        needs_rna=not proteins,
+        needs_rna=not joint,
     )
     slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
     for name, row in setup.label_levels:
@@ -325,11 +327,12 @@ def find_setup(
         slots.check_storable(names, what)
     for key, categories in setup.categorical:
         slots.check_storable(categories, f"categorical_covariate_keys: '{key}'")
-    if not proteins:
+    if proteins is False:
         return setup
     found = find_proteins(source, setup)
     check_names_agree(found, rna, whole=True)
     slots.check_storable(found.names, found.where)
+    found = found if proteins is True else choose_proteins(found, proteins)
     return _with_panels(source, setup, found, panel_key)
 
 
@@ -353,13 +356,7 @@ def choose_genes(rna: AnnData, genes: Genes, where: str) -> tuple[str, ...]:
     """
     names = rna.var_names.astype(str)
     if not isinstance(genes, str):
-        asked = pd.Index(list(map(str, genes)))
-        absent = asked[~asked.isin(names)]
-        if len(absent):
-            near = difflib.get_close_matches(absent[0], names, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise KeyError(f"genes: {len(absent)} are not in {where}.var_names (first: '{absent[0]}').{hint}")
-        chosen = names.isin(asked)
+        chosen = _named(names, genes, "genes", f"{where}.var_names")
     elif genes not in ("auto", VARIABLE, "all"):
         raise ValueError(f"genes='{genes}' is not one of 'auto', '{VARIABLE}', 'all'; several names make a list.")
     elif genes == "all" or (genes == "auto" and VARIABLE not in rna.var):
@@ -381,6 +378,42 @@ def choose_genes(rna: AnnData, genes: Genes, where: str) -> tuple[str, ...]:
         what = f"{where}.var['{VARIABLE}'] marks no gene" if isinstance(genes, str) else "genes names none"
         raise ValueError(f"{what}; genes='all' takes all {len(names)}.")
     return tuple(names[chosen])
+
+
+def choose_proteins(found: Proteins, proteins: Antibodies) -> Proteins:
+    """Those proteins that a fit is to have: "all", "targets" (without isotype controls), or names."""
+    if not isinstance(proteins, str):
+        chosen = _named(pd.Index(found.names), proteins, "proteins", found.where)
+    elif proteins == "all":
+        return found
+    elif proteins == "targets":
+        chosen = np.array([not read_antibody(name).isotype for name in found.names])
+    else:
+        raise ValueError(f"proteins='{proteins}' is not one of 'all', 'targets'; several names make a list.")
+    if not chosen.any():
+        what = "every name is that of an isotype control" if isinstance(proteins, str) else "proteins names none"
+        raise ValueError(f"{found.where}: {what}; proteins='all' takes all {len(chosen)}.")
+    names = tuple(np.array(found.names, dtype=object)[chosen])
+    if len(names) < len(chosen):
+        left = [name for name, kept in zip(found.names, chosen, strict=True) if not kept]
+        logger.info(
+            f"{len(names)} of {len(chosen)} proteins; left out: {', '.join(left[:8])}{', ...' * (len(left) > 8)}"
+        )
+    declared = None if found.declared is None else found.declared[chosen]
+    return replace(found, names=names, counts=found.counts[:, chosen], declared=declared)
+
+
+def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> np.ndarray:
+    """Which features are asked for `(features,)` bool; a KeyError names one that is not there."""
+    if not isinstance(asked, Iterable):
+        raise TypeError(f"{argument}= takes a word or a list of names; got {asked!r:.80}.")
+    wanted = pd.Index(list(map(str, asked)))
+    absent = wanted[~wanted.isin(names)]
+    if len(absent):
+        near = difflib.get_close_matches(absent[0], names, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise KeyError(f"{argument}: {len(absent)} are not in {where} (first: '{absent[0]}').{hint}")
+    return names.isin(wanted)
 
 
 def tell_genes(rna: AnnData, setup: Setup, genes: Genes) -> str:

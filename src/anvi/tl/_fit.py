@@ -94,7 +94,7 @@ class Options(TypedDict, total=False):
     max_retries: int
 
 
-SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "proteins", "counts", "standardise"}
+SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "counts", "standardise"}
 """Arguments of a fit that say where things are in the object; the others are options of network and training."""
 
 
@@ -137,7 +137,11 @@ def run_fit(
     key = slots.clean_key(name if key_added is None else key_added)
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
-    proteins = name in ("totalvi", "totalanvi")
+    proteins = where.pop("proteins", False)  # which; the RNA models do not ask
+    if name.startswith("total") and isinstance(proteins, bool | None):
+        raise TypeError(
+            f"proteins={proteins} is neither 'all' nor 'targets' nor a list of names; tl.scvi does without."
+        )
     as_published = network_options.get("objective") == "scvi-tools"  # which takes covariates as they are
     counts = network_options.get("gene_likelihood") != "normal"
     first = None if init is None else find_model(source, init, "init")[0]

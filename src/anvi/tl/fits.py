@@ -6,7 +6,7 @@ from typing import Literal, Unpack
 
 from anvi._backed import on_file
 from anvi._data.containers import Data
-from anvi._data.setup import Genes
+from anvi._data.setup import Antibodies, Genes
 from anvi._model import Model
 from anvi.nn.config import Dispersion, GeneLikelihood
 
@@ -54,7 +54,9 @@ MODS = """rna_mod, prot_mod
     Names of the modalities of a MuData.
 prot_obsm
     For an AnnData: where in obsm the protein counts are; a DataFrame, or an array with its names in
-    `uns[f"{{prot_obsm}}_names"]`."""
+    `uns[f"{{prot_obsm}}_names"]`.
+proteins
+    "all"; "targets": without isotype controls, which are told by their names; or a list of names."""
 
 FIT = """batch_key
     Column with the batch of each cell, found in `mdata.obs` or a modality's obs; None for one batch.
@@ -335,6 +337,7 @@ def totalanvi(
     rna_mod: str = "rna",
     prot_mod: str = "prot",
     prot_obsm: str | None = None,
+    proteins: Antibodies = "all",
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
     genes: Genes = "auto",
@@ -434,6 +437,7 @@ def totalvi(
     rna_mod: str = "rna",
     prot_mod: str = "prot",
     prot_obsm: str | None = None,
+    proteins: Antibodies = "all",
     batch_key: str | None = None,
     layer: str | dict[str, str] | None = None,
     genes: Genes = "auto",
