@@ -1,6 +1,7 @@
 """How Sphinx builds the site: `python -m sphinx -W -b html docs docs/_build`, with network or without."""
 
 import importlib
+import os
 import re
 import warnings
 import zlib
@@ -8,7 +9,11 @@ from datetime import date
 from importlib.metadata import metadata
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.ext import intersphinx
+
+from anvi.__main__ import COMMANDS, _parser
 
 HERE = Path(__file__).parent
 
@@ -17,6 +22,13 @@ HERE = Path(__file__).parent
 for page in sorted((HERE.parent / "tutorials").iterdir()):
     if page.suffix in (".ipynb", ".md"):
         (HERE / "tutorials" / page.name).write_text(page.read_text("utf-8").replace("(../docs/", "(../"), "utf-8")
+
+# what the page of the command line shows of each command
+(HERE / "generated").mkdir(exist_ok=True)
+os.environ["COLUMNS"] = "100"  # by which argparse breaks lines
+for command in COMMANDS:
+    commands = next(one for one in _parser([command])._actions if isinstance(one.choices, dict))
+    (HERE / "generated" / f"command_{command}.txt").write_text(commands.choices[command].format_help(), "utf-8")
 
 project = "anvi"
 author = "The anvi developers"
@@ -196,6 +208,7 @@ ALIASES = {
     "xarray.core.dataarray.DataArray": "xarray.DataArray",
 }
 
+html_math_renderer = "mathml"  # below; what browsers draw without a script and without a network
 html_theme = "sphinx_book_theme"
 html_title = "anvi"
 html_static_path = ["_static"]
@@ -283,7 +296,16 @@ def write_llms_txt(app, exception):
     (Path(app.outdir) / "llms.txt").write_text(text, encoding="utf-8")
 
 
+def write_formula(translator, node):
+    """Write a formula as MathML, by docutils' own converter; what that does not know is an error of the build."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("build-finished", write_llms_txt)
     app.connect("missing-reference", find_alias)
     app.connect("autodoc-process-docstring", keep_as_written, priority=400)  # napoleon's has 500

@@ -83,6 +83,17 @@ def test_a_fit_reads_the_declared_panels():
     assert np.array(setup.measured).sum(1).tolist() == [3, 15, 0]
 
 
+@pytest.mark.parametrize("keys", [{"batch_key": "batch"}, {"batch_key": "batch", "panel_key": "panel"}])
+def test_check_looks_at_labels_and_batches_beside_the_declared_panels(mdata, keys):
+    av.pp.panels(mdata, keys.get("panel_key", "batch"))
+    report = av.pp.check(mdata, **keys)
+    assert report.problems == []
+    assert not report.labels.empty
+    report = av.pp.check(mdata, **keys | {"labels_key": "celltype"})
+    assert len(report.problems) == 1 and "labels_key='celltype'" in report.problems[0]
+    assert len(report.cells_per_batch) == 3
+
+
 def test_panels_refuses_what_is_not_there(mdata):
     with pytest.raises(KeyError, match="panels names 'x'"):
         av.pp.panels(mdata, "batch", panels={"x": []})

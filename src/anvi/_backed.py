@@ -37,12 +37,29 @@ def in_file(matrix: object) -> bool:
 def open_backed(path: str | Path) -> MuData | AnnData:
     """Open a `.h5mu`, `.h5ad` or `.zarr` file; matrices stay there until they are asked for.
 
+    Parameters
+    ----------
+    path
+        The file; it is not changed.
+
+    Returns
+    -------
+    MuData or AnnData whose `X`, layers and `obsp` lie in the file; all else is in memory. Every verb takes it.
+
     Raises
     ------
     FileNotFoundError
         If there is no such file, or it does not end as one with an object does.
     OSError, ValueError
         If it cannot be read.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> av.datasets.synthetic_cite(300, n_genes=60).write("counts.h5mu")  # doctest: +SKIP
+    >>> mdata = av.io.open_backed("counts.h5mu")  # doctest: +SKIP
+    >>> av.tl.totalanvi(mdata, batch_key="batch")  # doctest: +SKIP
+    >>> av.io.save_backed(mdata, "fitted.h5mu")  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix not in ENDINGS or not path.exists():
@@ -100,12 +117,23 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
     path
         File to write, of the kind of the one that the matrices lie in; None: that one itself.
 
+    Returns
+    -------
+    None.
+
     Raises
     ------
     ValueError
         If no matrix of the object lies in a file, or in one of another kind.
     OSError
         If it cannot be written.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.io.open_backed("fitted.h5mu")  # doctest: +SKIP
+    >>> av.tl.foreground(mdata)  # doctest: +SKIP
+    >>> av.io.save_backed(mdata)  # the same file, with the answer in it  # doctest: +SKIP
     """
     lying = [matrix for part in _parts(data).values() for matrix in _matrices(part)]
     if not lying and path is None:

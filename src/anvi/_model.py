@@ -89,6 +89,17 @@ class Model:
         One row per epoch.
     info
         Facts of the fit: options, seed, versions, number of cells.
+    landmarks, imputation, neighbors
+        What novelty, imputed proteins and labels rest on beside the network: tensors of a few thousand cells.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    >>> av.tl.totalanvi(mdata, max_epochs=2)
+    >>> model = av.get.model(mdata)
+    >>> model.classes
+    ('B', 'CD14 Mono', 'CD4 T', 'CD8 T', 'NK', 'pDC')
     """
 
     name: str

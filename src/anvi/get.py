@@ -44,7 +44,7 @@ def likelihood_parameters(
     data
         The fitted object, or another one with the same features.
     model
-        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
     modality
         Name of the only modality; None: all of the model.
     features
@@ -125,7 +125,7 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
     data
         The fitted object, or another one with the same features.
     model
-        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data`.
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
     device
         "auto" or a torch device.
 
@@ -176,7 +176,7 @@ def model(data: Data, key: str | None = None) -> Model:
     Parameters
     ----------
     data
-        A fitted MuData or AnnData.
+        A fitted MuData or AnnData; the model lies in `uns['{key}']['model']`.
     key
         Its key; None: the only one there.
 
@@ -301,7 +301,7 @@ def de(
         Name of the only modality that is wanted; None: all that have a result. An AnnData has "rna", and "prot" for
         the proteins beside it.
     key
-        Slot in `uns`.
+        Name of the slot: `mdata['{mod}'].uns['{key}']`.
 
     Returns
     -------
@@ -355,7 +355,7 @@ def batch_representation(data: Data, *, model: str | Path | Model | None = None)
     data
         A fitted object.
     model
-        Key, folder or :class:`~anvi.Model`; None: the only fitted model there.
+        Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
 
     Returns
     -------
@@ -393,7 +393,7 @@ def history(data: Data, *, model: str | Path | Model | None = None) -> pd.DataFr
     Parameters
     ----------
     data
-        A fitted object.
+        A fitted object; read is `uns['{key}']['history']`.
     model
         Key or :class:`~anvi.Model`; None: the only fitted model there.
 
@@ -495,7 +495,7 @@ def attributions(data: Data, *, model: str | None = None, per_cell: bool = False
     Parameters
     ----------
     data
-        An object with attributions.
+        An object with attributions: `mdata['{mod}'].varm['{key}_attributions']`, and `uns`, `layers` of that name.
     model
         Prefix of their slots: the model's key, or the `key_added` that was given; None: the only ones there.
     per_cell

@@ -21,7 +21,15 @@ Part = TypeVar("Part")
 
 @dataclass
 class Settings:
-    """Options that hold for every call; change them by assignment or for a while with :meth:`override`."""
+    """Options that hold for every call; change them by assignment or for a while with :meth:`override`.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> av.settings.verbosity = 0  # warnings only
+    >>> with av.settings.override(n_threads=1):
+    ...     mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    """
 
     device: str = "auto"
     """"auto" (CUDA where there is one, else the CPU) or the name of a torch device such as "cuda:1" or "mps"."""

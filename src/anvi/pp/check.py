@@ -19,7 +19,15 @@ from anvi._runtime import verb
 
 @dataclass
 class Report:
-    """What :func:`check` found; shows itself as one screen of text."""
+    """What :func:`check` found; shows itself as one screen of text.
+
+    Examples
+    --------
+    >>> import anvi as av
+    >>> report = av.pp.check(av.datasets.synthetic_cite(300, n_genes=60), batch_key="bach")
+    >>> report.ok, len(report.problems)
+    (False, 1)
+    """
 
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -80,7 +88,9 @@ def check(
         MuData or AnnData, or the path of its file.
     labels_key
         Column with cell types, or several, coarse to fine; None for models without labels.
-    label_tree, batch_key, panel_key
+    label_tree
+        More of what lies under what, as in the fits.
+    batch_key, panel_key
         Columns with the batch and the antibody panel of each cell.
     unlabeled_category
         The label of cells whose type is to be predicted.
@@ -121,38 +131,31 @@ def check(
         "prot_mod": prot_mod,
         "prot_obsm": prot_obsm,
     }
-    # every key is looked at by itself, so that one problem does not hide the next
-    keys = {"labels_key": labels_key, "label_tree": label_tree}
-    labels = labels_key is None or _tried(report, lambda: find_setup(source, **keys, **where))
-    batches = batch_key is None or _tried(report, lambda: find_setup(source, batch_key=batch_key, **where))
-    panels = panel_key is None or _tried(report, lambda: find_setup(source, panel_key=panel_key, **where))
-    if labels and labels_key is not None:
+    # every key is looked at beside those that are right, so that one problem does not hide the next
+    keys = {}
+    labels = {"labels_key": labels_key, "label_tree": label_tree}
+    for more in ({"panel_key": panel_key}, {"batch_key": batch_key}, labels):
+        given = any(value is not None for value in more.values())
+        if given and _tried(report, lambda tried=keys | more: find_setup(source, **tried, **where)):
+            keys |= more
+    setup = _tried(report, lambda: find_setup(source, **keys, **where))
+    if setup and keys.get("labels_key") is not None:
         names = source.modality(rna_mod, "rna_mod").obs_names
-        known = read_labels(source, labels, names)
+        known = read_labels(source, setup, names)
         report.labels = known.text.value_counts()
         report.facts.append(
-            f"labels in {labels_key!r}: {report.labels.sum()} of {len(names)} cells, {len(labels.classes)} classes"
+            f"labels in {labels_key!r}: {report.labels.sum()} of {len(names)} cells, {len(setup.classes)} classes"
         )
-        if coarse := int((known.row > len(labels.classes)).sum()):
+        if coarse := int((known.row > len(setup.classes)).sum()):
             report.facts.append(f"{coarse} of these have a coarse label alone")
         _label_notes(report)
-    setup = _tried(
-        report,
-        lambda: find_setup(
-            source,
-            **(keys if labels else {}),
-            batch_key=batch_key if batches else None,
-            panel_key=panel_key if panels else None,
-            **where,
-        ),
-    )
     if not setup:
         return report
     rna, name = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
     report.facts.append(tell_genes(rna, setup, genes))
     if many := too_many_genes(setup, rna.n_obs, name, alone=source.alone):
         report.notes.append(many)
-    if batch_key and batches:
+    if keys.get("batch_key"):
         column = source.text(batch_key, "batch_key", mods)
         report.cells_per_batch = column.value_counts()
         report.facts.append("cells by batch: " + ", ".join(f"{name} {n}" for name, n in report.cells_per_batch.items()))
