@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data, Source
-from anvi._data.fits import missing, parts
+from anvi._data.fits import Fit, missing, parts, resolve_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 UNLABELLED = "#dcdcdc"
 """Cells without a label, and entries without a value."""
@@ -24,11 +25,29 @@ SAVE_DPI = 150
 _FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}  # those that cannot show anything
 
 
-def new_figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure in inches whose layout leaves room for what stands outside the axes; axes as a 2-d array."""
+def axes_for(
+    ax: Axes | Sequence[Axes] | None,
+    n: int,
+    what: str,
+    width: float,
+    height: float,
+    n_rows: int = 1,
+    n_columns: int | None = None,
+) -> tuple[Figure, list[Axes], bool]:
+    """The `n` Axes of the user, or of a figure of our own in inches, row by row; and whether it is our own."""
+    if ax is not None:
+        given = [ax] if hasattr(ax, "plot") else list(np.ravel(ax))
+        if len(given) != n:
+            raise ValueError(f"ax= must hold {n} Axes, one for each of {what}; got {len(given)}.")
+        return given[0].figure, given, False
     from matplotlib import pyplot as plt
 
-    return plt.subplots(n_rows, n_columns, figsize=(width, height), layout="constrained", squeeze=False)
+    # a layout that leaves room for what stands outside the axes
+    fig, grid = plt.subplots(n_rows, n_columns or n, figsize=(width, height), layout="constrained", squeeze=False)
+    axes = list(grid.flat)
+    for spare in axes[n:]:
+        spare.remove()
+    return fig, axes[:n], True
 
 
 def ink() -> str:
@@ -36,16 +55,6 @@ def ink() -> str:
     from matplotlib import rcParams
 
     return rcParams["text.color"]
-
-
-def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> list[Axes] | None:
-    """The user's Axes as a list of `n`."""
-    if ax is None:
-        return None
-    given = [ax] if hasattr(ax, "plot") else list(np.ravel(ax))
-    if len(given) != n:
-        raise ValueError(f"ax= must hold {n} Axes, one for each of {what}; got {len(given)}.")
-    return given
 
 
 def finish(fig: Figure, axes, *, show: bool | None, save: str | Path | None, return_fig: bool, own: bool):
@@ -74,6 +83,13 @@ def point_style(n_cells: int) -> dict:
     size = float(np.clip(40_000 / max(n_cells, 1), 0.6, 22))
     alpha = float(np.clip(1.15 - 0.1 * np.log10(max(n_cells, 1)), 0.5, 0.9))
     return {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": n_cells > RASTER_CELLS}
+
+
+def dot(label: str, size: float, **style) -> Line2D:
+    """A dot of so many points as an entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="o", linestyle="", markersize=size, label=label, **style)
 
 
 def legend_beside(ax: Axes, handles: Sequence, title: str) -> None:
@@ -124,6 +140,23 @@ def text_color(background) -> str:
     """Black or white, whichever can be read on a colour."""
     red, green, blue = background[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+
+
+def fit_or_prefix(data: Data, model: str | None, table: str, ending: str, *, joint: bool = False) -> Fit:
+    """The fit, or the prefix of a slot that was written under `key_added` or by a model from elsewhere."""
+    try:
+        return resolve_fit(data, model, joint=joint)
+    except KeyError:
+        homes = {
+            slot.removesuffix(ending): part
+            for part in parts(data)
+            for slot in getattr(part, table)
+            if slot.endswith(ending)
+        }
+        key = next(iter(homes)) if model is None and len(homes) == 1 else model
+        if key not in homes:
+            raise
+        return Fit(data, homes[key], key)
 
 
 def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:

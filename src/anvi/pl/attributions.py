@@ -17,12 +17,12 @@ from anvi._data.rankings import AttributionSlots
 
 from ._figure import (
     UNLABELLED,
-    check_axes,
+    axes_for,
     class_colors,
+    dot,
     finish,
     ink,
     legend_beside,
-    new_figure,
     shorten,
     stored_colors,
 )
@@ -133,31 +133,22 @@ def attributions(
     if n_features is not None and (not isinstance(n_features, int | np.integer) or n_features < 1):
         raise ValueError(f"n_features={n_features!r} must be a whole number, at least 1.")
     key, parts = rankings.resolve_attributions(data, model)
-    colors = _colors(data, parts[0])
+    groupby, mods = str(parts[0].params["groupby"]), (parts[0].mod,)
+    known = stored_colors(data, groupby, mods) or stored_colors(parts[0].home, groupby)
+    colors = class_colors(parts[0].groups, known)
     if cell is not None:
         fig, axes, own = _draw_cell(key, parts, str(cell), n_features or 10, colors, ax)
-        return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=own)
-    groups = _chosen(parts[0], group)
-    tables = [_Table(part.mod, *(table[groups] for table in part.tables(_COLUMNS))) for part in parts]
-    title = _title(parts[0].params)
-    if kind == "bar":
-        fig, axes, own = _draw_bars(tables, groups, n_features or 10, colors, title, ax)
     else:
-        chosen = [_choose(table, n_features) for table in tables]
-        draw = _draw_heatmaps if kind == "heatmap" else _draw_dots
-        fig, axes, own = draw(tables, chosen, colors, title, ax)
-    return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=own)
-
-
-_COLUMNS = ("attributions", "scores", "standard_errors")
-
-
-def _colors(data: Data, part: AttributionSlots) -> dict[str, str]:
-    """Colours of the classes: those of their column of obs."""
-    groupby = str(part.params["groupby"])
-    mods = (part.mod,)
-    known = stored_colors(data, groupby, mods) or stored_colors(part.home, groupby)
-    return class_colors(part.groups, known)
+        groups, title = _chosen(parts[0], group), _title(parts[0].params)
+        shown = ("attributions", "scores", "standard_errors")
+        tables = [_Table(part.mod, *(table[groups] for table in part.tables(shown))) for part in parts]
+        if kind == "bar":
+            fig, axes, own = _draw_bars(tables, groups, n_features or 10, colors, title, ax)
+        else:
+            chosen = [_choose(table, n_features) for table in tables]
+            draw = _draw_heatmaps if kind == "heatmap" else _draw_dots
+            fig, axes, own = draw(tables, chosen, colors, title, ax)
+    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _chosen(part: AttributionSlots, group: str | Sequence[str] | None) -> list[str]:
@@ -206,13 +197,8 @@ def _choose(table: _Table, n_features: int | None) -> list[str]:
 def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[str, str], title: str, ax):
     groups = list(tables[0].mean)
     rows = max(map(len, chosen))
-    given = check_axes(ax, len(tables), "the modalities")
-    if given is None:
-        width = 0.26 * len(groups) + 1.9
-        fig, axes = new_figure(width * len(tables), ROW * rows + 1.6, 1, len(tables))
-        axes = axes[0]
-    else:
-        fig, axes = given[0].figure, np.array(given, dtype=object)
+    size = (0.26 * len(groups) + 1.9) * len(tables), ROW * rows + 1.6
+    fig, axes, own = axes_for(ax, len(tables), "the modalities", *size)
     for one, table, names in zip(axes, tables, chosen, strict=True):
         values = table.mean.loc[names].to_numpy(dtype=float)
         limit = float(np.nanmax(np.abs(values), initial=1e-6))
@@ -232,9 +218,9 @@ def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[s
         bar.set_label("attribution (logits)", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         bar.outline.set_visible(False)
-    if given is None:
+    if own:
         _entitle(fig, f"{title} (circles: by absence)")
-    return fig, axes, given is None
+    return fig, axes, own
 
 
 def _name_classes(ax: Axes, groups: list[str], colors: dict[str, str], axis: Literal["x", "y"]) -> None:
@@ -256,14 +242,11 @@ def _name_classes(ax: Axes, groups: list[str], colors: dict[str, str], axis: Lit
 
 def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, str], title: str, ax):
     groups = list(tables[0].mean)
-    given = check_axes(ax, len(tables), "the modalities")
-    if given is None:
-        widths = [max(0.2 * len(names) + 0.4, 2.2) for names in chosen]  # at least that of the title
-        fig, axes = new_figure(sum(widths) + 2.2 + 0.9 * len(tables), 0.25 * len(groups) + 1.9, 1, len(tables))
-        axes = axes[0]
+    widths = [max(0.2 * len(names) + 0.4, 2.2) for names in chosen]  # at least that of the title
+    size = sum(widths) + 2.2 + 0.9 * len(tables), 0.25 * len(groups) + 1.9
+    fig, axes, own = axes_for(ax, len(tables), "the modalities", *size)
+    if own:
         axes[0].get_gridspec().set_width_ratios(widths)
-    else:
-        fig, axes = given[0].figure, np.array(given, dtype=object)
     for i, (one, table, names) in enumerate(zip(axes, tables, chosen, strict=True)):
         values = table.mean.loc[names].to_numpy(dtype=float).T  # (classes, features)
         largest = float(np.nanmax(np.abs(values), initial=1e-6))
@@ -273,7 +256,7 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
         face = np.where(table.by_absence(names).T[row, column], "none", edge)
         one.scatter(column, row, s=150 * np.abs(shown) / largest, c=face, edgecolors=edge, linewidths=0.8)
         one.set_xticks(range(len(names)), [shorten(name, 20) for name in names], rotation=90, fontsize=LABEL)
-        if i == 0 or given:
+        if i == 0 or not own:
             _name_classes(one, groups, colors, "y")
         else:  # the same rows as beside
             one.set_yticks(range(len(groups)), [])
@@ -283,41 +266,27 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
         one.set_axisbelow(True)
         one.spines[:].set_color("#cccccc")
         one.set_title(table.mod, fontsize=9, loc="left")
-        _size_legend(one, largest)
-    if given is None:
+        grey = {"color": "#707070", "markeredgewidth": 0.8}
+        handles = [dot(f"{share * largest:.2g}", (150 * share) ** 0.5, **grey) for share in (0.1, 0.5, 1.0)]
+        handles += [dot("by absence", 75**0.5, markerfacecolor="none", **grey)]
+        handles += [dot("against", 75**0.5, **grey | {"color": AGAINST})]
+        legend_beside(one, handles, "logits")
+    if own:
         _entitle(fig, title)
-    return fig, axes, given is None
-
-
-def _size_legend(ax: Axes, largest: float) -> None:
-    """What dots of three sizes mean, and rings and grey ones."""
-    from matplotlib.lines import Line2D
-
-    def dot(size: float, label: str, **style) -> Line2D:
-        style = {"color": "#707070", "markeredgewidth": 0.8} | style
-        return Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label=label, **style)
-
-    handles = [dot(150 * share, f"{share * largest:.2g}") for share in (0.1, 0.5, 1.0)]
-    handles += [dot(75, "by absence", markerfacecolor="none"), dot(75, "against", color=AGAINST)]
-    legend_beside(ax, handles, "logits")
+    return fig, axes, own
 
 
 def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str, str], title: str, ax):
     n_bars = [min(n, int(table.mean.notna().any(axis=1).sum())) for table in tables]
-    given = check_axes(ax, len(groups) * len(tables), "the modalities of each class")
-    if given is None:
-        beside = min(BAR_COLUMNS, len(groups))
-        rows = -(-len(groups) // beside)
-        height = ROW * max(3, *n_bars) + 0.5
-        fig, grid = new_figure(2.0 * len(tables) * beside, height * rows + 0.6, rows, beside * len(tables))
-        flat = grid.reshape(rows * beside, len(tables))
-        for unused in flat[len(groups) :].ravel():
-            unused.set_visible(False)
-        axes = flat[: len(groups)]
+    beside = min(BAR_COLUMNS, len(groups))
+    rows = -(-len(groups) // beside)
+    size = 2.0 * len(tables) * beside, (ROW * max(3, *n_bars) + 0.5) * rows + 0.6
+    n_axes = len(groups) * len(tables)
+    fig, axes, own = axes_for(ax, n_axes, "the modalities of each class", *size, rows, beside * len(tables))
+    axes = np.array(axes, dtype=object).reshape(len(groups), len(tables))
+    if own:
         _entitle(fig, f"{title} (pale: by absence)")
         fig.supxlabel("attribution (logits)", fontsize=8)
-    else:
-        fig, axes = given[0].figure, np.array(given, dtype=object).reshape(len(groups), len(tables))
     for row, group in zip(axes, groups, strict=True):
         for one, table, most in zip(row, tables, n_bars, strict=True):
             names = table.first(group, n)
@@ -332,7 +301,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
             )
             if not len(names):
                 one.text(0.5, 0.5, "not measured", transform=one.transAxes, ha="center", fontsize=8, color="grey")
-    return fig, axes, given is None
+    return fig, axes, own
 
 
 def _label_bars(ax: Axes, names: Sequence[str], most: int) -> None:
@@ -358,13 +327,9 @@ def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, color
     if not found:
         raise KeyError(f"cell: '{cell}' was not explained; pass n_cells=None to av.tl.attributions to explain all.")
     what = found[0][0].explained_as(key, cell)
-    given = check_axes(ax, len(found), "the modalities")
-    if given is None:
-        fig, axes = new_figure(2.8 * len(found), ROW * n + 1.1, 1, len(found))
-        axes = axes[0]
+    fig, axes, own = axes_for(ax, len(found), "the modalities", 2.8 * len(found), ROW * n + 1.1)
+    if own:
         _entitle(fig, f"{cell}: why {what} (counts)")
-    else:
-        fig, axes = given[0].figure, np.array(given, dtype=object)
     for one, (part, values) in zip(axes, found, strict=True):
         largest = values.abs().nlargest(n).index
         shown = values[largest].sort_values(ascending=False)
@@ -375,4 +340,4 @@ def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, color
         title = f"{part.mod}, {values.sum():+.1f} in all" + (f", {missing} not measured" if missing else "")
         one.set_title(title, fontsize=8.5, loc="left")
         one.set_xlabel("attribution (logits)", fontsize=8)
-    return fig, axes, given is None
+    return fig, axes, own

@@ -13,7 +13,7 @@ from anvi._data.containers import Data
 from anvi._data.fits import missing, resolve_fit
 from anvi._data.predictions import expected_error
 
-from ._figure import check_axes, finish, new_figure
+from ._figure import axes_for, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,17 +93,12 @@ def calibration(
     elif level is not None:
         fit.levels.position(level)
     groups = [name for name in TITLES if (table["cells_seen"] == name).any()]
-    given = check_axes(ax, len(groups), "the kinds of cells")
-    if given is None:
-        fig, axes = new_figure(3.4 * len(groups), 3.9, 1, len(groups))
-        axes = list(axes[0])
-    else:
-        axes, fig = given, given[0].figure
+    fig, axes, own = axes_for(ax, len(groups), "the kinds of cells", 3.4 * len(groups), 3.9)
     for part, name in zip(axes, groups, strict=True):
         _draw(part, table[table["cells_seen"] == name], TITLES[name] if len(groups) > 1 else fit.key)
     axes[0].set_ylabel("share that is right")
     result = axes if len(axes) > 1 else axes[0]
-    return finish(fig, result, show=show, save=save, return_fig=return_fig, own=given is None)
+    return finish(fig, result, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _draw(ax: Axes, table: pd.DataFrame, title: str) -> None:
@@ -122,8 +117,7 @@ def _draw(ax: Axes, table: pd.DataFrame, title: str) -> None:
     legend = ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
     for handle in legend.legend_handles:
         handle.set_sizes([25])
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def merged(table: pd.DataFrame) -> pd.DataFrame:

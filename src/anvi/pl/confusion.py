@@ -12,7 +12,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
 
-from ._figure import UNLABELLED, check_axes, finish, new_figure, shorten, text_color
+from ._figure import UNLABELLED, axes_for, finish, shorten, text_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,27 +90,22 @@ def confusion(
     """
     fit = resolve_fit(data, model, predictions=True)
     table = _count(fit, labels_key, split, level)
-    given = check_axes(ax, 1, "the matrix")
-    if given is None:
-        fig, axes = new_figure(_side(table.shape[1]) + 3.2, _side(table.shape[0]) + 1.6)
-        ax = axes[0, 0]
-    else:
-        ax = given[0]
-        fig = ax.figure
+    n_rows, n_columns = table.shape
+    fig, (ax,), own = axes_for(ax, 1, "the matrix", _side(n_columns) + 3.2, _side(n_rows) + 1.6)
+    recall = _recall(table)
     image = _draw_matrix(ax, table, normalize)
-    _draw_recall(ax, table)
+    _draw_recall(ax, recall)
     if max(table.shape) > MAX_NUMBERS:
         bar = fig.colorbar(image, ax=ax, shrink=0.35, anchor=(0, 1), aspect=18, pad=0.02)
         bar.set_label("share of the row" if normalize else "cells", fontsize=9)
         bar.outline.set_visible(False)
-    n, right = table.to_numpy().sum(), _recall(table) * table.sum(axis=1).to_numpy()
-    recall = _recall(table)
+    n, right = table.to_numpy().sum(), recall * table.sum(axis=1).to_numpy()
     ax.set_title(
         f"{fit.key}{'' if level is None else f', {level}'}, {'all' if split is None else split} cells\n"
         f"{n:,} labelled, accuracy {np.nansum(right) / n:.2f}, mean recall {np.nanmean(recall):.2f}",
         fontsize=10,
     )
-    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _side(n_classes: int) -> float:
@@ -130,22 +125,18 @@ def _count(fit: Fit, labels_key: str | None, split: str | None, level: str | Non
     inside = pd.Series(True, index=frame.index) if split is None else fit.split() == split
     frame = frame[inside.to_numpy(dtype=bool)].dropna()
     if frame.empty:
-        raise ValueError(_nothing(fit, labels_key, split))
+        if split is None:
+            raise ValueError(f"No cell with a prediction has a label in '{labels_key}'.")
+        sizes = fit.split().value_counts()
+        there = ", ".join(f"'{name}' ({n} cells)" for name, n in sizes[sizes > 0].items())
+        raise ValueError(
+            f"split='{split}' has no labelled cell in '{labels_key}'; the fit has {there}. Take another split= (None: "
+            "all cells), or fit again with more labelled cells and train_size below 1."
+        )
     classes = fit.groups(level)
     rows = [*classes, *sorted(set(frame["true"]).difference(classes))]
     counts = pd.crosstab(frame["true"], frame["predicted"])
     return counts.reindex(index=rows, columns=classes, fill_value=0)
-
-
-def _nothing(fit: Fit, labels_key: str, split: str | None) -> str:
-    if split is None:
-        return f"No cell with a prediction has a label in '{labels_key}'."
-    sizes = fit.split().value_counts()
-    there = ", ".join(f"'{name}' ({n} cells)" for name, n in sizes[sizes > 0].items())
-    return (
-        f"split='{split}' has no labelled cell in '{labels_key}'; the fit has {there}. Take another split= (None: all "
-        "cells), or fit again with more labelled cells and train_size below 1."
-    )
 
 
 def _recall(table: pd.DataFrame) -> np.ndarray:
@@ -189,20 +180,19 @@ def _draw_matrix(ax: Axes, table: pd.DataFrame, normalize: bool) -> AxesImage:
     return image
 
 
-def _draw_recall(ax: Axes, table: pd.DataFrame) -> None:
+def _draw_recall(ax: Axes, recall: np.ndarray) -> None:
     """Bars on the right of the matrix, row by row."""
     from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
-    recall = _recall(table)
     # as wide in inches whatever the matrix is: counted from its right side, in height as high as it is
     inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes)
     place = blended_transform_factory(inches, ax.transAxes)
     bars = ax.inset_axes([0.1, 0, 0.8, 1], transform=place, sharey=ax)
-    rows = np.arange(len(table))
+    rows = np.arange(len(recall))
     bars.barh(rows, np.nan_to_num(recall), height=0.75, color="#6baed6")
     for row, value in zip(rows, recall, strict=True):
         text = "no cells" if np.isnan(value) else f"{value:.2f}"
-        bars.text(0.04, row, text, va="center", fontsize=7 if len(table) <= 40 else 6, color="0.1")
+        bars.text(0.04, row, text, va="center", fontsize=7 if len(recall) <= 40 else 6, color="0.1")
     bars.set_xlim(0, 1)
     bars.set_xticks([0, 1], ["0", "1"], fontsize=7)
     bars.tick_params(axis="y", which="both", left=False, labelleft=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ from anvi._backed import on_file_to_look_at
 from anvi._data import slots
 from anvi._data.antibodies import match_antibodies
 from anvi._data.containers import Data, Source
-from anvi._data.fits import Fit, missing, parts, resolve_fit
+from anvi._data.fits import Fit, missing
 
-from ._figure import check_axes, finish, ink, new_figure, shorten
+from ._figure import axes_for, finish, fit_or_prefix, ink, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,10 +82,12 @@ def correlation(
     >>> av.tl.feature_correlation(mdata, n_samples=2)
     >>> ax = av.pl.correlation(mdata, features=["G001", "G002", "P01"], show=False)
     """
-    fit = _fit(data, model)
-    slot = slots.correlation(fit.key)
-    if slot not in fit.home.varp:
+    fit = fit_or_prefix(data, model, "varp", slots.correlation(""))
+    slot, asked = slots.correlation(fit.key), fit.home.uns.get(fit.key, {}).get("correlation", {})
+    if slot not in fit.home.varp or not (fit.setup or asked):
         raise missing(f"{fit.where}.varp['{slot}']", f"run av.tl.feature_correlation(data, model='{fit.key}')")
+    if not fit.setup:  # a prefix alone: what was asked says what modalities are called
+        fit = replace(fit, setup={mod: str(asked[mod]) for mod in ("rna_mod", "prot_mod")})
     matrix, names = fit.home.varp[slot], _names(fit)
     inside = np.isfinite(np.diagonal(matrix))  # others are not of the model, or never change
     chosen = _default(matrix, names, inside, fit) if features is None else _named(names, features)
@@ -92,31 +95,12 @@ def correlation(
     order = _order(table)
     table = table[np.ix_(order, order)]
     shown = names.assign(twice=names["name"].duplicated(keep=False)).iloc[chosen[order]]
-    given = check_axes(ax, 1, "the matrix")
-    if given is None:
-        side = max(2.4, 0.19 * len(shown))
-        fig, axes = new_figure(side + 2.0, side + 1.4)
+    side = max(2.4, 0.19 * len(shown))
+    fig, (ax,), own = axes_for(ax, 1, "the matrix", side + 2.0, side + 1.4)
+    if own:
         fig.set_layout_engine("compressed")  # of axes that stay square, else names may be cut off
-        ax = axes[0, 0]
-    else:
-        ax = given[0]
-        fig = ax.figure
-    _draw(ax, table, shown, fit)
-    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
-
-
-def _fit(data: Data, model: str | None) -> Fit:
-    """The fit, or the prefix of slots that were written under `key_added` or by a model from elsewhere."""
-    try:
-        return resolve_fit(data, model)
-    except KeyError:
-        ending = slots.correlation("")
-        homes = {slot.removesuffix(ending): part for part in parts(data) for slot in part.varp if slot.endswith(ending)}
-        key = next(iter(homes)) if model is None and len(homes) == 1 else model
-        asked = homes[key].uns.get(key, {}).get("correlation") if key in homes else None
-        if asked is None:
-            raise
-        return Fit(data, homes[key], key, {mod: str(asked[mod]) for mod in ("rna_mod", "prot_mod")})
+    _draw(ax, table, shown, fit, str(asked.get("method", "")))
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _names(fit: Fit) -> pd.DataFrame:
@@ -175,7 +159,7 @@ def _order(table: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(squareform(distance, checks=False).clip(min=0), "average", optimal_ordering=True))
 
 
-def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit) -> None:
+def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit, method: str) -> None:
     from matplotlib import colormaps
 
     image = ax.imshow(
@@ -190,10 +174,9 @@ def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit) -> None:
             text.set_color(PROTEIN if mod == fit.setup["prot_mod"] else ink())
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    asked = fit.home.uns.get(fit.key, {}).get("correlation", {})
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.045, pad=0.02, aspect=22)
     bar.outline.set_visible(False)
-    bar.set_label(f"{str(asked.get('method', '')).capitalize()} correlation".strip(), fontsize=8)
+    bar.set_label(f"{method.capitalize()} correlation".strip(), fontsize=8)
     bar.ax.tick_params(labelsize=7)
     proteins = (shown["mod"] == fit.setup["prot_mod"]).any()
     ax.set_title(f"{fit.key}, denoised" + (" (names of proteins in red)" if proteins else ""), fontsize=10, loc="left")

@@ -13,7 +13,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data, check_type
 from anvi._data.fits import missing, parts
 
-from ._figure import check_axes, finish, new_figure, shorten
+from ._figure import axes_for, finish, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,23 +106,22 @@ def criticism(
             raise KeyError(f"modality='{modality}' was not checked; there are: {', '.join(map(repr, mods))}.")
         mods = [modality]
     panels = [(mod, name) for mod in mods for name in checks]
-    given = check_axes(ax, len(panels), ", ".join(f"{mod} {name}" for mod, name in panels))
-    if given is None:
-        fig, grid = new_figure(2.9 * len(checks) + 0.6, 2.9 * len(mods) + 0.4, len(mods), len(checks))
-        given = list(grid.flat)
+    what, size = ", ".join(f"{mod} {name}" for mod, name in panels), (2.9 * len(checks) + 0.6, 2.9 * len(mods) + 0.4)
+    fig, axes, own = axes_for(ax, len(panels), what, *size, len(mods), len(checks))
+    if own:
         fig.suptitle(f"{key}: counts drawn from the model against the data", fontsize=11)
-    fig = given[0].figure
-    for (mod, name), one in zip(panels, given, strict=True):
+    of_scvi_tools = str(tables.get("params", {}).get("definition")) == "scvi"
+    titles = TITLES | OTHER_TITLES if of_scvi_tools else TITLES
+    for (mod, name), one in zip(panels, axes, strict=True):
         part = {
             table: rows[rows["modality"].astype(str) == mod]
             for table, rows in tables.items()
             if table not in ("verdict", "params")
         }
         _PANELS[name](one, part, name)
-        title = (OTHER_TITLES if _is_other(tables) else {}).get(name, TITLES[name])
-        _title(one, f"{mod}: {title}", verdict[(verdict["modality"] == mod) & (verdict["metric"] == name)])
-    axes = np.array(given, dtype=object).reshape(len(mods), len(checks))
-    return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=ax is None)
+        _title(one, f"{mod}: {titles[name]}", verdict[(verdict["modality"] == mod) & (verdict["metric"] == name)])
+    grid = np.array(axes, dtype=object).reshape(len(mods), len(checks))
+    return finish(fig, grid, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _find(data: Data, model: str | None) -> tuple[str, Mapping]:
@@ -141,11 +140,6 @@ def _find(data: Data, model: str | None) -> tuple[str, Mapping]:
         argument = "" if model is None else f", model='{model}'"
         raise missing(f"uns['{model or 'totalanvi'}']['criticism']", f"run av.metrics.criticism(data{argument})")
     return key, found[key]
-
-
-def _is_other(tables: Mapping) -> bool:
-    """Whether the numbers are those of scvi-tools."""
-    return str(tables.get("params", {}).get("definition")) == "scvi"
 
 
 def _title(ax: Axes, title: str, lines: pd.DataFrame) -> None:

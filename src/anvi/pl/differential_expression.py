@@ -15,7 +15,7 @@ from anvi._data import containers, rankings
 from anvi._data.containers import Data
 from anvi._data.fits import missing
 
-from ._figure import RASTER_CELLS, check_axes, finish, ink, legend_beside, new_figure, shorten
+from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,44 +140,29 @@ def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure
     drawn = [(panel, group) for group in panels[0].groups for panel in panels if group in panel.groups]
     if len(drawn) > MAX_PANELS and (ax is None or np.size(ax) == len(panels)):
         return _side_by_side(panels, 3 if n_features is None else n_features, ax)
-    given = check_axes(ax, len(drawn), "the groups and modalities")
-    if given is None:
-        n_columns = min(len(drawn), 4 if len(panels) != 2 else 2 if len(drawn) <= 4 else 4)
-        n_rows = -(-len(drawn) // n_columns)
-        fig, grid = new_figure(3.5 * n_columns + 0.2, 3.0 * n_rows + 0.5, n_rows, n_columns)
-        for unused in grid.ravel()[len(drawn) :]:
-            unused.set_visible(False)
-        axes = list(grid.ravel()[: len(drawn)])
-    else:
-        axes, fig = given, given[0].figure
+    n_columns = min(len(drawn), 4 if len(panels) != 2 else 2 if len(drawn) <= 4 else 4)
+    n_rows = -(-len(drawn) // n_columns)
+    size = 3.5 * n_columns + 0.2, 3.0 * n_rows + 0.5
+    fig, axes, own = axes_for(ax, len(drawn), "the groups and modalities", *size, n_rows, n_columns)
     for one, (panel, group) in zip(axes, drawn, strict=True):
         _volcano(one, panel, group, 6 if n_features is None else n_features)
     handles = _volcano_handles(float(panels[0].params.get("fdr", 0.05)))
-    if given is None:
+    if own:
         fig.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=8, frameon=False, handlelength=1.2)
     else:
         axes[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2, fontsize=7, frameon=False)
-    return fig, axes, given is None
+    return fig, axes, own
 
 
 def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[Axes], bool]:
     """All groups of a modality in one panel, fold changes upwards."""
-    given = check_axes(ax, len(panels), "the modalities")
     n_groups = max(len(panel.groups) for panel in panels)
-    if given is None:
-        longest = max(len(shorten(group, 24)) for group in panels[0].groups)
-        fig, grid = new_figure(max(0.86 * n_groups + 1.0, 5.0), 3.6 * len(panels) + 0.07 * longest, len(panels), 1)
-        axes = list(grid.ravel())
-        fig.legend(
-            handles=_volcano_handles(float(panels[0].params.get("fdr", 0.05)))[:3],
-            loc="outside upper left",
-            ncols=3,
-            fontsize=8,
-            frameon=False,
-            handlelength=1.2,
-        )
-    else:
-        axes, fig = given, given[0].figure
+    longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+    size = max(0.86 * n_groups + 1.0, 5.0), 3.6 * len(panels) + 0.07 * longest
+    fig, axes, own = axes_for(ax, len(panels), "the modalities", *size, len(panels), 1)
+    if own:
+        handles = _volcano_handles(float(panels[0].params.get("fdr", 0.05)))[:3]
+        fig.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8, frameon=False, handlelength=1.2)
     for one, panel in zip(axes, panels, strict=True):
         for place, group in enumerate(panel.groups):
             _strip(one, panel.table[panel.table["group"] == group], place, n_names)
@@ -191,7 +176,7 @@ def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[
         one.tick_params(labelsize=8, length=2)
         one.margins(y=0.1)
         one.spines[["top", "right"]].set_visible(False)
-    return fig, axes, given is None
+    return fig, axes, own
 
 
 def _strip(ax: Axes, table: pd.DataFrame, place: int, n_names: int) -> None:
@@ -277,27 +262,21 @@ def _volcano_handles(fdr: float) -> list:
 
     dots = (("higher", HIGHER), ("lower", LOWER), ("not called", OTHER))
     return [
-        *(Line2D([], [], marker="o", linestyle="", markersize=4, color=color, label=label) for label, color in dots),
+        *(dot(label, 4, color=color) for label, color in dots),
         Line2D([], [], color="#707070", linewidth=0.8, linestyle=":", label=f"expected FDR {fdr:g}"),
     ]
 
 
 # dot plots ----------------------------------------------------------------------------------------------------------
 def _dots(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
-    given = check_axes(ax, len(panels), "the modalities")
     chosen = [_first_features(panel, n_features) for panel in panels]
-    n_groups, n_columns = len(panels[0].groups), max(map(len, chosen))
-    if given is None:
-        longest = max(len(shorten(group, 24)) for group in panels[0].groups)
-        width = float(np.clip(0.19 * n_columns, 2.4, 16.0)) + 0.075 * longest + 2.0
-        height = float(np.clip(0.21 * n_groups, 0.8, 16.0)) + 1.3
-        fig, grid = new_figure(width, max(height, 2.6) * len(panels), len(panels), 1)
-        axes = list(grid.ravel())
-    else:
-        axes, fig = given, given[0].figure
+    longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+    width = float(np.clip(0.19 * max(map(len, chosen)), 2.4, 16.0)) + 0.075 * longest + 2.0
+    height = max(float(np.clip(0.21 * len(panels[0].groups), 0.8, 16.0)) + 1.3, 2.6)
+    fig, axes, own = axes_for(ax, len(panels), "the modalities", width, height * len(panels), len(panels), 1)
     for one, panel, features in zip(axes, panels, chosen, strict=True):
         _dot(one, panel, features)
-    return fig, axes, given is None
+    return fig, axes, own
 
 
 def _first_features(panel: _Panel, n_features: int | None) -> list[str]:
@@ -342,21 +321,12 @@ def _dot(ax: Axes, panel: _Panel, features: list[str]) -> None:
         f"{panel.mod}: first features of each group / {shorten(str(panel.params['reference']))}", fontsize=9, loc="left"
     )
     ax.tick_params(length=2)
-    _dot_legends(ax, dots, size)
-
-
-def _dot_legends(ax: Axes, dots, size: float) -> None:
-    from matplotlib.lines import Line2D
-
+    # what colours, sizes and rings mean
     bar = ax.figure.colorbar(
         dots, ax=ax, fraction=0.04, shrink=0.6, aspect=12, pad=0.01, anchor=(0.0, 0.0), extend="both"
     )
     bar.set_label("log2 fold change", fontsize=7)
     bar.ax.tick_params(labelsize=6)
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color="#a0a0a0", markersize=size**0.5 * p, label=f"{p:g}")
-        for p in (0.5, 0.75, 1.0)
-    ]
-    ring = {"markerfacecolor": "none", "markeredgecolor": ink(), "markeredgewidth": 0.6}
-    handles.append(Line2D([], [], marker="o", linestyle="", markersize=size**0.5, label="called", **ring))
+    handles = [dot(f"{p:g}", size**0.5 * p, color="#a0a0a0") for p in (0.5, 0.75, 1.0)]
+    handles.append(dot("called", size**0.5, markerfacecolor="none", markeredgecolor=ink(), markeredgewidth=0.6))
     legend_beside(ax, handles, "probability")

@@ -190,7 +190,8 @@ def _pack(fig: Figure, axes: list[Axes], n_columns: int) -> None:
     Panels keep their size and height; the figure becomes as wide as it must.
     """
     renderer, scale = fig.canvas.get_renderer(), fig.dpi
-    bars = [_bar_of(one) for one in axes]
+    colored = [[part for part in one.collections if getattr(part, "colorbar", None) is not None] for one in axes]
+    bars = [found[0].colorbar.ax if found else None for found in colored]
     boxes = []  # inches of a panel with its labels, legend and colour bar, from its own left edge
     for one, bar in zip(axes, bars, strict=True):
         parts = [part.get_tightbbox(renderer) for part in (one, bar) if part is not None]
@@ -211,12 +212,6 @@ def _pack(fig: Figure, axes: list[Axes], n_columns: int) -> None:
                 part.set_axes_locator(None)
                 part.set_position([(box.x0 + shift) * width / after, box.y0, box.width * width / after, box.height])
     fig.set_figwidth(after)
-
-
-def _bar_of(ax: Axes) -> Axes | None:
-    """The Axes of a panel's colour bar."""
-    found = [part.colorbar.ax for part in ax.collections if getattr(part, "colorbar", None) is not None]
-    return found[0] if found else None
 
 
 class _Colour(NamedTuple):
@@ -294,7 +289,8 @@ def _small(
 ) -> AnnData:
     """What scanpy is given: one obs column per name, as it was written; coordinates, graphs and colours of `part`."""
     obs = pd.DataFrame(index=part.obs_names)
-    uns: dict[str, Any] = {name: value for name, value in part.uns.items() if _is_graph(value)}
+    graphs = (item for item in part.uns.items() if isinstance(item[1], dict) and "connectivities_key" in item[1])
+    uns: dict[str, Any] = dict(graphs)
     for name, source in sources.items():
         obs[name] = _drawable(_values(data, source, layer)).reindex(obs.index)
         colors = source.part.uns.get(f"{source.name}_colors") if source.kind == "obs" else None
@@ -318,10 +314,6 @@ def _values(data: Data, source: _Colour, layer: str | dict[str, str] | None) -> 
     table = source.part.obsm[source.slot]
     column = table.iloc[:, source.place] if isinstance(table, pd.DataFrame) else np.asarray(table)[:, source.place]
     return pd.Series(np.asarray(column, dtype=float), source.part.obs_names)
-
-
-def _is_graph(value: Any) -> bool:
-    return isinstance(value, dict) and "connectivities_key" in value
 
 
 def _feature(data: Data, part: AnnData, name: str, layer: str | dict[str, str] | None) -> pd.Series:

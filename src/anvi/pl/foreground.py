@@ -14,9 +14,9 @@ from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
-from anvi._data.fits import Fit, missing, parts, resolve_fit
+from anvi._data.fits import Fit, missing
 
-from ._figure import check_axes, finish, new_figure, shorten
+from ._figure import axes_for, finish, fit_or_prefix, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,43 +85,23 @@ def foreground(
     >>> av.tl.foreground(mdata)
     >>> axes = av.pl.foreground(mdata, proteins=["P01", "P02"], show=False)
     """
-    fit = _fit(data, model)
+    fit = fit_or_prefix(data, model, "obsm", slots.prot_foreground(""), joint=True)
     table = _probabilities(fit)
     counts = _measured_counts(fit).reindex(index=table.index, columns=table.columns)
     chosen = _chosen(table, counts, proteins)
-    given = check_axes(ax, len(chosen), "the proteins")
-    if given is None:
-        n_rows = -(-len(chosen) // COLUMNS)
-        n_columns = -(-len(chosen) // n_rows)  # six as two rows of three, not of five and one
-        fig, grid = new_figure(2.1 * n_columns + 0.4, 1.7 * n_rows + 0.8, n_rows, n_columns)
-        axes = list(grid.ravel()[: len(chosen)])
-        for spare in grid.ravel()[len(chosen) :]:
-            spare.set_axis_off()
-    else:
-        axes = given
-        fig = axes[0].figure
+    n_rows = -(-len(chosen) // COLUMNS)
+    n_columns = -(-len(chosen) // n_rows)  # six as two rows of three, not of five and one
+    size = 2.1 * n_columns + 0.4, 1.7 * n_rows + 0.8
+    fig, axes, own = axes_for(ax, len(chosen), "the proteins", *size, n_rows, n_columns)
     for one, name in zip(axes, chosen, strict=True):
         _draw(one, counts[name].to_numpy(), table[name].to_numpy(), name)
-    if given is None:
+    if own:
         for one in axes[::n_columns]:
             one.set_ylabel("cells", fontsize=8)
         for one in axes[-n_columns:]:
             one.set_xlabel("count + 1", fontsize=8)
         _legend(fig, fit.key)
-    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=given is None)
-
-
-def _fit(data: Data, model: str | None) -> Fit:
-    """The fit, or the prefix of slots that a model from elsewhere has written."""
-    try:
-        return resolve_fit(data, model, joint=True)
-    except KeyError:
-        ending = slots.prot_foreground("")
-        homes = {slot.removesuffix(ending): part for part in parts(data) for slot in part.obsm if slot.endswith(ending)}
-        key = next(iter(homes)) if model is None and len(homes) == 1 else model
-        if key not in homes:
-            raise
-        return Fit(data, homes[key], key)
+    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _probabilities(fit: Fit) -> pd.DataFrame:

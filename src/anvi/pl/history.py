@@ -13,7 +13,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data
 from anvi._data.fits import resolve_fit
 
-from ._figure import check_axes, finish, ink, new_figure
+from ._figure import axes_for, finish, ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,18 +100,10 @@ def history(
     names = _terms(table, [terms] if isinstance(terms, str) else terms)
     if not len(table) or not names:
         raise ValueError(f"'{fit.key}' ran no epoch (a mapping with max_epochs=0), so there is no course to draw.")
-    axes = check_axes(ax, len(names), ", ".join(names))
-    own = axes is None
-    if own:
-        n_columns = min(N_COLUMNS, len(names))
-        n_rows = -(-len(names) // n_columns)
-        fig, grid = new_figure(max(4.2, 2.7 * n_columns), max(3.0, 2.15 * n_rows + 0.4), n_rows, n_columns)
-        axes = list(grid.flat)
-        for empty in axes[len(names) :]:
-            empty.remove()
-        axes = axes[: len(names)]
-    else:
-        fig = axes[0].figure
+    n_columns = min(N_COLUMNS, len(names))
+    n_rows = -(-len(names) // n_columns)
+    size = max(4.2, 2.7 * n_columns), max(3.0, 2.15 * n_rows + 0.4)
+    fig, axes, own = axes_for(ax, len(names), ", ".join(names), *size, n_rows, n_columns)
     for name, one in zip(names, axes, strict=True):
         _draw_term(one, table, name)
         if len(names) == 1 and name != "accuracy":

@@ -14,7 +14,7 @@ from anvi._data import containers, slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import FIT_COMMAND, missing, resolve_fit, stored_fits
 
-from ._figure import UNLABELLED, check_axes, finish, new_figure, shorten
+from ._figure import UNLABELLED, axes_for, finish, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,18 +82,13 @@ def panels(
     """
     table, panel_key, mods, title, prot = _table(data, model, panel_key)
     n_cells = _cells(data, table, panel_key, mods, prot)
-    given = check_axes(ax, 1, "the table")
     # panels that measured most first, then by pattern: equal columns become neighbours
     order = np.lexsort([*(~table.to_numpy())[::-1], -table.to_numpy().sum(0)])
     table = table.iloc[:, order]
     n_panels, n_proteins = table.shape
-    if given is None:
-        width = float(np.clip(0.19 * n_proteins, 3.0, 13.0)) if n_proteins <= MAX_NAMES else 8.0
-        fig, axes = new_figure(width + 2.4, float(np.clip(0.3 * n_panels, 0.7, 10.0)) + 1.6)
-        ax = axes[0, 0]
-    else:
-        ax = given[0]
-        fig = ax.figure
+    width = float(np.clip(0.19 * n_proteins, 3.0, 13.0)) if n_proteins <= MAX_NAMES else 8.0
+    height = float(np.clip(0.3 * n_panels, 0.7, 10.0))
+    fig, (ax,), own = axes_for(ax, 1, "the table", width + 2.4, height + 1.6)
     _draw_table(ax, table)
     _label_rows(ax, table, n_cells)
     if n_proteins <= MAX_NAMES:
@@ -104,7 +99,7 @@ def panels(
         _count_blocks(ax, table)
         ax.set_xlabel(f"{n_proteins} proteins, in blocks of the same panels", fontsize=9)
     _legend(ax, title)
-    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=given is None)
+    return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _table(

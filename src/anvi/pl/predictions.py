@@ -16,12 +16,12 @@ from anvi._data.fits import Fit, missing, resolve_fit
 
 from ._figure import (
     UNLABELLED,
-    check_axes,
+    axes_for,
     class_colors,
     coordinates,
+    dot,
     find_basis,
     finish,
-    new_figure,
     no_basis,
     point_style,
     shorten,
@@ -109,17 +109,11 @@ def predictions(
     if not shown.any():
         raise ValueError(f"No cell has coordinates in {' and '.join(axis_names)}: they are NaN throughout.")
     n_panels = 2 if labels is None else 3
-    axes = check_axes(ax, n_panels, "labels, prediction, confidence" if n_panels == 3 else "prediction, confidence")
-    own = axes is None
-
+    what = "labels, prediction, confidence" if n_panels == 3 else "prediction, confidence"
+    fig, axes, own = axes_for(ax, n_panels, what, PANEL * n_panels + 1.2, PANEL + 0.3)
     prediction, confidence, plane = prediction[shown], confidence[shown], plane[shown]
     labels = None if labels is None else labels[shown]
     colors = _colors(fit, labels_key, labels, prediction)
-    if own:
-        fig, axes = new_figure(PANEL * n_panels + 1.2, PANEL + 0.3, 1, n_panels)
-        axes = list(axes[0])
-    else:
-        fig = axes[0].figure
     order = np.random.default_rng(0).permutation(len(plane))  # the last class in the file must not hide the others
     if labels is not None:
         _draw_classes(axes[0], plane, labels, colors, order)
@@ -225,17 +219,12 @@ def _draw_confidence(ax: Axes, plane: np.ndarray, confidence: np.ndarray) -> Non
 
 def _legend(ax: Axes, colors: dict[str, str], grey: bool):
     """Classes in columns on the right of an Axes."""
-    from matplotlib.lines import Line2D
-
     entries = {shorten(name): color for name, color in colors.items()}
     if len(entries) < len(colors):
         entries = dict(colors)  # two names became the same
     if grey:
         entries["no label" if "no label" not in entries else "(no label)"] = UNLABELLED
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=6, color=color, label=name)
-        for name, color in entries.items()
-    ]
+    handles = [dot(name, 6, color=color) for name, color in entries.items()]
     return ax.legend(
         handles=handles,
         loc="center left",

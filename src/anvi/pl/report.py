@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,13 +46,6 @@ class Page(str):
 
     def __repr__(self) -> str:
         return f"<report as HTML, {len(self) / 1000:,.0f} kB: give a path, or write it with open(..., 'w').write(...)>"
-
-
-class Picture(NamedTuple):
-    """One figure of the page."""
-
-    title: str
-    draw: Callable  # takes data, model and return_fig
 
 
 @on_file_to_look_at
@@ -105,7 +99,8 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
         raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {Path(path).parent} to write the page into.")
-    sections = [_facts(fit), _lines(checks(fit)), *(_figure(data, fit.key, picture) for picture in _pictures(fit))]
+    pictures = [_figure(data, fit.key, *picture) for picture in _pictures(fit).items()]
+    sections = [_facts(fit), _lines(checks(fit)), *pictures]
     title = html.escape(f"{fit.key}: report of a fit")
     page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
     if path is not None:
@@ -207,37 +202,29 @@ def _confidence(fit: Fit) -> list[Finding]:
 
 
 # the page ---------------------------------------------------------------------------------------------------------
-def _pictures(fit: Fit) -> list[Picture]:
-    pictures = [Picture("Course of the fit", history)]
+def _pictures(fit: Fit) -> dict[str, Callable]:
+    """The plots of the page by their titles."""
+    pictures: dict[str, Callable] = {"Course of the fit": history}
     if fit.setup.get("classes"):
-        pictures += [Picture("Predictions", predictions), Picture("Validation cells", confusion)]
-        pictures += [Picture(f"Validation cells, {level}", _at(confusion, level)) for level in fit.levels.coarser]
+        pictures |= {"Predictions": predictions, "Validation cells": confusion}
+        pictures |= {f"Validation cells, {level}": partial(confusion, level=level) for level in fit.levels.coarser}
         if "calibration" in fit.home.uns[fit.key]:
-            pictures.append(Picture("Does confidence mean what it says?", calibration))
+            pictures["Does confidence mean what it says?"] = calibration
     if fit.joint:
-        pictures.append(Picture("Who measured which protein", _panels))
+        pictures["Who measured which protein"] = panels
     if "criticism" in fit.home.uns[fit.key]:
-        pictures.append(Picture("Drawn counts beside the data", criticism))
+        pictures["Drawn counts beside the data"] = criticism
     return pictures
 
 
-def _at(draw: Callable, level: str) -> Callable:
-    """The same picture of a coarser level."""
-    return lambda data, *, model, return_fig: draw(data, model=model, level=level, return_fig=return_fig)
-
-
-def _panels(data: Data, *, model: str, return_fig: bool):
-    return panels(data, return_fig=return_fig)
-
-
-def _figure(data: Data, key: str, picture: Picture) -> str:
+def _figure(data: Data, key: str, title: str, draw: Callable) -> str:
     """A section with a picture, or the reason why there is none."""
     from matplotlib import pyplot as plt
 
-    title = html.escape(picture.title)
+    title = html.escape(title)
     file, before = io.BytesIO(), plt.get_fignums()
     try:
-        fig = picture.draw(data, model=key, return_fig=True)
+        fig = draw(data, model=key, return_fig=True)
         fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
     except (KeyError, ValueError) as error:  # a slot was deleted, a name is no formula though it has two "$", ...
         return f"<h2>{title}</h2>\n<p class='none'>{html.escape(str(error.args[0]))}</p>"
