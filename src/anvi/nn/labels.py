@@ -49,24 +49,14 @@ class LabelPart(nn.Module):
         self.n_labels = config.n_labels
         n_latent, n_hidden, n_labels = config.n_latent, config.n_hidden, config.n_labels
 
-        def stack(n_layers: int, n_rows: int, dropout: float, side: str) -> Stack:
-            return Stack(
-                n_latent,
-                n_hidden,
-                n_layers,
-                n_rows,
-                dropout=dropout,
-                batch_norm=config.norm_of(side, "batch"),
-                layer_norm=config.norm_of(side, "layer"),
-            )
-
         self.classifier_stack = None
         if not config.linear_classifier:
-            self.classifier_stack = stack(config.n_layers_encoder, 0, config.dropout_encoder, "encoder")
+            layers = n_latent, config.n_layers_encoder, 0, config.dropout_encoder
+            self.classifier_stack = Stack.of(config, "encoder", *layers)
         self.classifier = Linear(n_latent if config.linear_classifier else n_hidden, n_labels)
-        u_stack = stack(config.n_layers_encoder, n_labels, config.dropout_u, "encoder")
+        u_stack = Stack.of(config, "encoder", n_latent, config.n_layers_encoder, n_labels, config.dropout_u)
         self.encode_u = GaussianEncoder(u_stack, n_hidden, n_latent)
-        z_stack = stack(config.n_layers_decoder, n_labels, 0.0, "decoder")
+        z_stack = Stack.of(config, "decoder", n_latent, config.n_layers_decoder, n_labels, 0.0)
         self.decode_u = GaussianEncoder(z_stack, n_hidden, n_latent, floor=config.prior_floor)
         self.log_prior = nn.Parameter(
             torch.full((n_labels,), 1 / n_labels).log(), requires_grad=config.label_prior == "learned"

@@ -5,13 +5,14 @@ one-hot column times a weight is a row of that table, so nothing is ever concate
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from . import sparse
+from .config import Config
 
 
 class Draws:
@@ -179,6 +180,22 @@ class Stack(nn.Module):
             Linear(widths[i], widths[i + 1], n_covariates if inject or i == 0 else 0) for i in range(n_layers)
         )
         self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers)) if batch_norm else None
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        side: Literal["encoder", "decoder"],
+        n_in: int,
+        n_layers: int,
+        n_covariates: int,
+        dropout: float,
+        *,
+        inject: bool = True,
+    ) -> "Stack":
+        """The hidden layers of a part of the network, as wide and normed as this side is configured."""
+        norms = {f"{kind}_norm": config.norm_of(side, kind) for kind in ("batch", "layer")}
+        return cls(n_in, config.n_hidden, n_layers, n_covariates, dropout=dropout, inject=inject, **norms)
 
     def forward(self, h: Tensor, codes: Tensor | None, draws: Draws, parts: Sequence[int] | None = None) -> Tensor:
         """Map `(..., n_in)` to `(..., n_hidden)`; `parts` of the rows keep their batch norms apart."""

@@ -38,15 +38,8 @@ class ProteinDecoder(nn.Module):
         n_proteins = config.n_proteins
 
         def trunk() -> Stack:
-            return Stack(
-                n_latent,
-                config.n_hidden,
-                config.n_layers_decoder,
-                config.n_covariate_rows,
-                dropout=config.dropout_decoder,
-                batch_norm=config.norm_of("decoder", "batch"),
-                layer_norm=config.norm_of("decoder", "layer"),
-            )
+            layers = n_latent, config.n_layers_decoder, config.n_covariate_rows, config.dropout_decoder
+            return Stack.of(config, "decoder", *layers)
 
         def head() -> Linear:
             return Linear(config.n_hidden + n_latent, n_proteins, config.n_covariate_rows)

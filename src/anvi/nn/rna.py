@@ -41,16 +41,8 @@ class RNADecoder(nn.Module):
         self.normalised = config.library != "size_factor"
         n_covariates = config.n_covariate_rows
         n_latent = config.n_latent + config.n_continuous
-        self.trunk = Stack(
-            n_latent,
-            config.n_hidden,
-            config.n_layers_decoder,
-            n_covariates,
-            dropout=config.dropout_decoder,
-            batch_norm=config.norm_of("decoder", "batch"),
-            layer_norm=config.norm_of("decoder", "layer"),
-            inject=config.deeply_inject_covariates,
-        )
+        layers = n_latent, config.n_layers_decoder, n_covariates, config.dropout_decoder
+        self.trunk = Stack.of(config, "decoder", *layers, inject=config.deeply_inject_covariates)
         # the heads of the protein models see the latent vector and the covariates once more
         self.heads_see_latent = config.has_protein
         n_head = config.n_hidden + (n_latent if self.heads_see_latent else 0)

@@ -81,16 +81,8 @@ class VAE(nn.Module):
 
     def _make_encoder(self, n_layers: int, n_out: int) -> GaussianEncoder:
         config = self.config
-        stack = Stack(
-            self.n_features,
-            config.n_hidden,
-            n_layers,
-            config.n_covariate_rows if config.encode_covariates else 0,
-            dropout=config.dropout_encoder,
-            batch_norm=config.norm_of("encoder", "batch"),
-            layer_norm=config.norm_of("encoder", "layer"),
-            inject=config.deeply_inject_covariates,
-        )
+        layers = n_layers, config.n_covariate_rows * config.encode_covariates, config.dropout_encoder
+        stack = Stack.of(config, "encoder", self.n_features, *layers, inject=config.deeply_inject_covariates)
         return GaussianEncoder(stack, config.n_hidden, n_out)
 
     @property
