@@ -78,57 +78,45 @@ def explain(
 ) -> Iterator[Explained]:
     """Attributions block by block; memory depends on :data:`BLOCK`, not on the number of cells."""
     network = model.network.eval()
+
+    def averaged(batch: Batch, rows: Tensor, n_steps: int) -> Explained:
+        """Attributions of a minibatch, averaged over its baselines."""
+        rna, rna_presence = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
+        protein = None if batch.y is None else torch.zeros_like(batch.y)
+        protein_presence = None if batch.y is None else torch.zeros_like(batch.y)
+        start, n_lines = 0.0, 0
+        for baseline in baselines(batch, rows):
+            rule = midpoints(n_steps, 1 if baseline.x is not None else FROM_ZERO)
+            by_gene, by_protein = integrate(network, batch, baseline, target[rows], rule, members)
+            rna += by_gene
+            rna_presence += by_gene if baseline.x is None else by_gene.where(batch.x > baseline.x, 0)
+            if by_protein is not None:
+                protein += by_protein
+                protein_presence += by_protein if baseline.y is None else by_protein.where(batch.y > baseline.y, 0)
+            start = start + _value(network, at(batch, baseline.x, baseline.y), target[rows], members)
+            n_lines += 1
+        if protein is not None:
+            both = (protein, protein_presence)
+            protein, protein_presence = (torch.where(batch.measured, part / n_lines, torch.nan) for part in both)
+        difference = _value(network, batch, target[rows], members) - start / n_lines
+        return Explained(index[rows], rna / n_lines, rna_presence / n_lines, protein, protein_presence, difference)
+
     for rows in torch.arange(len(index), device=index.device).split(BLOCK):
         batch = take(cells, index[rows])
         # cells with as many genes together: the widest cell of a pass decides what all its cells cost
         order = (batch.x != 0).sum(1).argsort()
         rows, batch = rows[order], of_rows(batch, order)
-        found = _average(network, batch, rows, index[rows], target[rows], baselines, n_steps, members)
+        found = averaged(batch, rows, n_steps)
+        # lines of cells whose attributions are not complete get twice the points, and again
         for doubling in range(DOUBLINGS):
             short = (~found.complete).nonzero().squeeze(1)
             if not len(short):
                 break
-            some, steps = rows[short], n_steps * 2 ** (doubling + 1)
-            better = _average(
-                network, of_rows(batch, short), some, index[some], target[some], baselines, steps, members
-            )
+            better = averaged(of_rows(batch, short), rows[short], n_steps * 2 ** (doubling + 1))
             for old, new in zip(found, better, strict=True):
                 if old is not None:
                     old[short] = new
         yield found
-
-
-def _average(
-    network: VAE,
-    batch: Batch,
-    rows: Tensor,
-    index: Tensor,
-    target: Tensor,
-    baselines: Baselines,
-    n_steps: int,
-    members: Tensor | None,
-) -> Explained:
-    """Attributions of a minibatch, averaged over its baselines."""
-    rna, rna_presence = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
-    protein = None if batch.y is None else torch.zeros_like(batch.y)
-    protein_presence = None if batch.y is None else torch.zeros_like(batch.y)
-    start, n_lines = 0.0, 0
-    for baseline in baselines(batch, rows):
-        rule = midpoints(n_steps, 1 if baseline.x is not None else FROM_ZERO)
-        by_gene, by_protein = integrate(network, batch, baseline, target, rule, members)
-        rna += by_gene
-        rna_presence += by_gene if baseline.x is None else by_gene.where(batch.x > baseline.x, 0)
-        if by_protein is not None:
-            protein += by_protein
-            protein_presence += by_protein if baseline.y is None else by_protein.where(batch.y > baseline.y, 0)
-        start = start + _value(network, at(batch, baseline.x, baseline.y), target, members)
-        n_lines += 1
-    if protein is not None:
-        protein, protein_presence = (
-            torch.where(batch.measured, part / n_lines, torch.nan) for part in (protein, protein_presence)
-        )
-    difference = _value(network, batch, target, members) - start / n_lines
-    return Explained(index, rna / n_lines, rna_presence / n_lines, protein, protein_presence, difference)
 
 
 def at(batch: Batch, x: Tensor | None, y: Tensor | None) -> Batch:

@@ -12,11 +12,11 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from anvi._data.cells import CSR, Cells
-from anvi._data.predictions import NoveltyScores, reliability
+from anvi._data.predictions import reliability
 from anvi._model import Landmarks, Model, Neighbors
 
 from . import encode
-from .encode import Embedding, Votes
+from .encode import Votes
 
 logger = logging.getLogger("anvi")
 
@@ -377,21 +377,6 @@ def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, 
     covariance = (scatter + n_latent * even) / (total + n_latent)
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
     return centre.float(), whiten.float()
-
-
-def novelty_of(model: Model, cells: Cells, embedding: Embedding, false_rejects: float) -> NoveltyScores | None:
-    """Novelty of the cells, and which of them are beyond the limit; None where the model cannot tell."""
-    if model.landmarks is not None and model.landmarks.centre is None:
-        logger.warning(
-            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
-        )
-    elif model.info.get("n_neighbors") is None and "temperature" in model.info:
-        logger.warning(
-            "the model is of an earlier anvi: its classifier labels cells alone, without the help of labelled "
-            "neighbours, until it is fitted again"
-        )
-    found = novelty(model, cells, embedding.mean, embedding.proba)
-    return None if found is None else NoveltyScores(found.score, found.unassigned(false_rejects))
 
 
 class Novelty(NamedTuple):

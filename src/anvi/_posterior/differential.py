@@ -245,16 +245,10 @@ def compare(
     """
     pairs = _Pairs(values, n_features, drawn, comparisons, options.seed)
     offset = np.full(len(comparisons), options.pseudocount) if rare is None else estimate_pseudocounts(pairs, rare)
-    delta = None
-    if options.mode == "change":
-        delta = options.delta
-        if delta is None:
-            pilot = _Totals(len(comparisons), n_features, drawn.z.device)
-            pilot.add_all(pairs, slice(0, PILOT), offset, np.inf)
-            delta = estimate_delta(pilot.change(np.inf, offset).lfc_mean, options.seed)
-    totals = _Totals(len(comparisons), n_features, drawn.z.device)
-    totals.add_all(pairs, slice(0, pairs.n_pairs), offset, delta)
-    return totals.change(delta, offset)
+    delta = options.delta if options.mode == "change" else None
+    if options.mode == "change" and delta is None:
+        delta = estimate_delta(pairs.change(slice(0, PILOT), offset, np.inf).lfc_mean, options.seed)
+    return pairs.change(slice(0, pairs.n_pairs), offset, delta)
 
 
 def _partners(drawn: PosteriorDraws, comparisons: Sequence[Comparison], seed: int) -> Tensor:
@@ -288,17 +282,14 @@ class _Pairs:
             for number, comparison in enumerate(self.comparisons):
                 yield number, value[comparison.group], flat.index_select(0, self.partner[number, part] * n + row)
 
+    def change(self, rows: slice, offset: np.ndarray, delta: float | None) -> Change:
+        """What pairs come to, by sums over them; `delta` None counts in which of them the group is higher.
 
-class _Totals:
-    """Sums over pairs from which the summary of the fold changes follows."""
-
-    def __init__(self, n_comparisons: int, n_features: int, device: torch.device):
-        shape = (7, n_comparisons, n_features)
-        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
-
-    def add_all(self, pairs: _Pairs, rows: slice, offset: np.ndarray, delta: float | None) -> None:
-        """Add pairs; `delta` None counts in which of them the group is higher, however little."""
-        for number, group, reference in pairs.blocks(rows):
+        A feature of which no pair is known has not changed.
+        """
+        shape = (7, len(self.comparisons), self.n_features)
+        sums = torch.zeros(shape, dtype=torch.float64, device=self.partner.device)
+        for number, group, reference in self.blocks(rows):
             sides = [group, reference.clone()]
             flag = torch.empty_like(group)  # numbers instead of bools: they are summed ten times as fast
             if delta is None:
@@ -311,13 +302,9 @@ class _Totals:
                 known = ~lfc.isnan()
                 n, sides = known.sum(0), [side.where(known, 0.0) for side in sides]
                 total = lfc.nan_to_num_(0.0).sum(0)
-            sums = [n, *(side.sum(0) for side in sides), up, down, total, lfc.square_().sum(0)]
-            self.sums[:, number] += torch.stack(sums)
-
-    def change(self, delta: float | None, offset: np.ndarray) -> Change:
-        """The summary; a feature of which no pair is known has not changed."""
-        group, reference = self.sums[1:3] / self.sums[0]
-        up, down, mean, square = self.sums[3:] / self.sums[0].clamp(min=1)
+            sums[:, number] += torch.stack([n, *(side.sum(0) for side in sides), up, down, total, lfc.square_().sum(0)])
+        group, reference = sums[1:3] / sums[0]
+        up, down, mean, square = sums[3:] / sums[0].clamp(min=1)
         std = (square - mean.square()).clamp(min=0).sqrt()
         parts = (part.cpu().numpy() for part in (group, reference, mean, std, up, down))
         return Change(*parts, delta, offset)

@@ -200,7 +200,8 @@ def gene_parameters(model: Model, cells: Cells, features: Features, rows: Tensor
     config, columns = model.config, columns_of(features, cells.label.device)[0]
     names = ["mean"] + ["zero_probability"] * (config.gene_likelihood == "zinb")
     by_cell = config.dispersion == "gene-cell" and config.gene_likelihood != "poisson"
-    found = _empty_by_name([*names, *(["theta"] if by_cell else [])], len(cells), len(features.gene_names))
+    names += ["theta"] * by_cell
+    found = {name: torch.empty(len(cells), len(features.gene_names)) for name in names}
     for block in blocks(model, cells):
         z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
         rates = model.network.decode_rna(z, block.batch, Draws(), columns=columns)
@@ -222,17 +223,13 @@ def gene_parameters(model: Model, cells: Cells, features: Features, rows: Tensor
 def protein_parameters(model: Model, cells: Cells, features: Features, rows: Tensor) -> dict[str, Parameter]:
     """Parameters of the likelihood of proteins, by name; `rows` as in :func:`gene_parameters`."""
     names = ("background_log_mean", "background_log_scale", "foreground_factor", "background_probability")
-    found = _empty_by_name(names, len(cells), len(features.protein_names))
+    found = {name: torch.empty(len(cells), len(features.protein_names)) for name in names}
     columns = columns_of(features, cells.label.device)[1]
     for block in blocks(model, cells):
         z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
         rates = model.network.decode_protein(z, block.batch, Draws())
-        values = (
-            rates.back_mean,
-            rates.back_scale,
-            (rates.log_fore - rates.log_back).exp(),
-            rates.mixing.sigmoid(),
-        )
+        factor = (rates.log_fore - rates.log_back).exp()
+        values = (rates.back_mean, rates.back_scale, factor, rates.mixing.sigmoid())
         for name, value in zip(names, values, strict=True):
             found[name][here] = (value if columns is None else value[:, columns]).cpu()
     parameters = {name: Parameter("obs", values.numpy()) for name, values in found.items()}
@@ -262,10 +259,6 @@ def columns_of(features: Features, device: torch.device) -> list[Tensor | None]:
     """Columns of the genes and of the proteins that are asked for; None: all."""
     both = (features.genes, features.proteins)
     return [None if columns is None else torch.from_numpy(columns).to(device) for columns in both]
-
-
-def _empty_by_name(names, n_cells: int, n_features: int) -> dict[str, Tensor]:
-    return {name: torch.empty(n_cells, n_features) for name in names}
 
 
 def _table(values: Tensor, axis: str | None, index: np.ndarray | None) -> Parameter:

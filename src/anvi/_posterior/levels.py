@@ -1,5 +1,6 @@
 """Labels at several levels: how sure a model must be at each, and how far cells are from what it knows there."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from anvi._model import Landmarks, Model
 
 from . import confidence, encode
 from .encode import Embedding
+
+logger = logging.getLogger("anvi")
 
 LEAST = 0.5
 """Probability below which no label is sure: above it a cell has one label at each level, each under the one before."""
@@ -151,12 +154,22 @@ def novelties(
     model: Model, cells: Cells, embedding: Embedding, false_rejects: float
 ) -> tuple[NoveltyScores, ...] | None:
     """Novelty of the cells at each level, coarse to fine; None where the model cannot tell."""
-    finest = confidence.novelty_of(model, cells, embedding, false_rejects)
+    marks, levels = model.landmarks, model.setup.levels
+    if marks is not None and marks.centre is None:
+        logger.warning(
+            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
+    elif model.info.get("n_neighbors") is None and "temperature" in model.info:
+        logger.warning(
+            "the model is of an earlier anvi: its classifier labels cells alone, without the help of labelled "
+            "neighbours, until it is fitted again"
+        )
+    finest = confidence.novelty(model, cells, embedding.mean, embedding.proba)
     if finest is None:
         return None
-    marks, levels, found = model.landmarks, model.setup.levels, []
+    found = []
     for number in range(levels.finest):
         places = (marks.above_centre[:, number], marks.above_whiten[:, number], marks.above_quantiles[:, number])
-        of_level = confidence.scored(cells, model, embedding.mean, levels.sums(embedding.proba, number), *places)
-        found.append(NoveltyScores(of_level.score, of_level.unassigned(false_rejects)))
-    return (*found, finest)
+        proba = levels.sums(embedding.proba, number)
+        found.append(confidence.scored(cells, model, embedding.mean, proba, *places))
+    return tuple(NoveltyScores(one.score, one.unassigned(false_rejects)) for one in (*found, finest))
