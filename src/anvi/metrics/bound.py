@@ -13,7 +13,7 @@ from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
 from anvi._model import Model
-from anvi._posterior.bound import Bound, bound, marginal
+from anvi._posterior.bound import bound, marginal
 from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
@@ -89,10 +89,11 @@ def elbo(
     ['elbo', 'reconstruction_rna', 'reconstruction_protein', 'kl_z']
     """
     n_samples = check_samples(n_samples)
-    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
-    found, index = _bound(data, asked, split, n_samples, random_state)
+    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=use_labels, counts=True)
+    index = _cells_of(asked, split)
+    found = bound(asked.model, asked.cells, index, n_samples, seed_of(random_state))
     present = {name: values for name, values in found._asdict().items() if values is not None}
-    return _answer(data, asked, index, present, per_cell)
+    return _answer(asked, index, present, per_cell)
 
 
 @verb
@@ -154,8 +155,9 @@ def reconstruction_error(
     ['protein', 'rna']
     """
     n_samples = check_samples(n_samples)
-    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=None)
-    found, index = _bound(data, asked, split, n_samples, random_state)
+    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=None, counts=True)
+    index = _cells_of(asked, split)
+    found = bound(asked.model, asked.cells, index, n_samples, seed_of(random_state))
     rna = True if asked.cells.has_rna is None else asked.cells.has_rna[index].cpu().numpy()
     present = {"rna": np.where(rna, found.reconstruction_rna, np.nan)}
     if found.reconstruction_protein is not None:
@@ -166,7 +168,7 @@ def reconstruction_error(
                 f"protein: mean over the {some.sum()} of {len(some)} cells that have any; in metrics.elbo the others "
                 "count as 0"
             )
-    return _answer(data, asked, index, present, per_cell)
+    return _answer(asked, index, present, per_cell)
 
 
 @verb
@@ -237,31 +239,18 @@ def marginal_likelihood(
     True
     """
     n_samples = check_samples(n_samples)
-    asked = _ask(data, model, rna_mod, prot_mod, prot_obsm, device, labels=use_labels)
-    index = _cells_of(data, asked, split)
+    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=use_labels, counts=True)
+    index = _cells_of(asked, split)
     found = marginal(asked.model, asked.cells, index, n_samples, seed_of(random_state))
-    return _answer(data, asked, index, found._asdict(), per_cell)
+    return _answer(asked, index, found._asdict(), per_cell)
 
 
-def _ask(data: Data, model, rna_mod, prot_mod, prot_obsm, device: str, *, labels: bool | None) -> Context:
-    places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
-    return ask(data, model, **places, device=device, labels=labels, counts=True)
-
-
-def _bound(
-    data: Data, asked: Context, split: str | None, n_samples: int, random_state: RandomState
-) -> tuple[Bound, Tensor]:
-    """The bound of the cells of a split, and their positions."""
-    index = _cells_of(data, asked, split)
-    return bound(asked.model, asked.cells, index, n_samples, seed_of(random_state)), index
-
-
-def _cells_of(data: Data, asked: Context, split: str | None) -> Tensor:
+def _cells_of(asked: Context, split: str | None) -> Tensor:
     """Positions of the cells of a split among all that were read; None: of all."""
     device = asked.cells.label.device
     if split is None:
         return torch.arange(len(asked.cells), device=device)
-    obs, slot = slots.home(data, asked.setup).obs, slots.split(asked.key)
+    obs, slot = slots.home(asked.source.data, asked.setup).obs, slots.split(asked.key)
     if slot not in obs:
         raise KeyError(f"split='{split}' needs obs['{slot}'], which the fit writes; it is not in this object.")
     of_cell = obs[slot].reindex(asked.cells.names)
@@ -272,10 +261,9 @@ def _cells_of(data: Data, asked: Context, split: str | None) -> Tensor:
     return torch.from_numpy(index).to(device)
 
 
-def _answer(data: Data, asked: Context, index: Tensor, columns: dict[str, np.ndarray], per_cell: bool):
+def _answer(asked: Context, index: Tensor, columns: dict[str, np.ndarray], per_cell: bool):
     """Means over cells, or a table of cells in the order of the object."""
     table = pd.DataFrame(columns, index=asked.cells.names[index.cpu().numpy()])
     if not per_cell:
         return {name: float(mean) for name, mean in table.mean().items()}
-    names = slots.home(data, asked.setup).obs_names
-    return table.loc[names[names.isin(table.index)]]
+    return table.loc[asked.obs_names[asked.obs_names.isin(table.index)]]

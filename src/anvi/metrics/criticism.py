@@ -120,8 +120,7 @@ def criticism(
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
     metrics, rules = _check_metrics(metrics, definition), DEFINITIONS[definition]
-    places = {"rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
-    asked = ask(data, model, **places, device=device, counts=True)
+    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, counts=True)
     groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
         metrics = tuple(name for name in metrics if name != "de")

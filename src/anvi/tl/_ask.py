@@ -142,9 +142,7 @@ def ask(
     modality: str | None = None,
     transform_batch: str | Sequence[str] | None = None,
     grouping: tuple[str | None, str | Sequence[str] | Mapping[str, Mask], str] | None = None,
-    rna_mod: str | None = None,
-    prot_mod: str | None = None,
-    prot_obsm: str | None = None,
+    where: tuple[str | None, str | None, str | None] = (None, None, None),
     device: str = "auto",
     random_state: RandomState = 0,
     key_added: str | None = None,
@@ -165,8 +163,8 @@ def ask(
         As in the verbs.
     grouping
         `groupby`, `groups` and `reference` of a comparison; None: nothing is compared.
-    rna_mod, prot_mod, prot_obsm
-        Where RNA and proteins are in `data`; None: where they were in the fitted object.
+    where
+        `rna_mod`, `prot_mod` and `prot_obsm` of the verbs: where RNA and proteins are in `data`.
     device
         "auto" or a torch device.
     random_state
@@ -187,7 +185,7 @@ def ask(
         `tl.minify` has dropped.
     """
     # which model, which features, batches and groups: wrong arguments are told before anything is read
-    source = Source(data)
+    source, (rna_mod, prot_mod, prot_obsm) = Source(data), where
     fitted, key = find_model(source, model)
     no_obsm_beside(source, prot_obsm)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
@@ -197,7 +195,7 @@ def ask(
     to = key_to_write(source, fitted, key, key_added) if inplace else key
     if inplace and answer is not None:
         check_no_own(source, setup, to, answer)
-    seed, where = seed_of(random_state), choose_device(device)
+    seed, on_device = seed_of(random_state), choose_device(device)
     # the cells, or what stands in for their counts
     stored = None
     if is_minified(source.data, setup, key):
@@ -210,8 +208,8 @@ def ask(
         stored = read_stored(source, setup, key, fitted.fingerprint())
     labels = fitted.config.dispersion == "gene-label" if labels is None else labels
     tell_cells_without_rna(fitted, source, setup)
-    cells = read_cells(source, setup, labels=labels, stored=stored).to(where)
-    return Context(source, fitted.on(where), key, setup, cells, wanted, batches, groups, seed, to)
+    cells = read_cells(source, setup, labels=labels, stored=stored).to(on_device)
+    return Context(source, fitted.on(on_device), key, setup, cells, wanted, batches, groups, seed, to)
 
 
 def tell_cells_without_rna(model: Model, source: Source, setup: Setup) -> None:

@@ -156,9 +156,7 @@ def attributions(
     asked = ask(
         data,
         model,
-        rna_mod=rna_mod,
-        prot_mod=prot_mod,
-        prot_obsm=prot_obsm,
+        where=(rna_mod, prot_mod, prot_obsm),
         device=device,
         random_state=random_state,
         key_added=key_added,

@@ -1,9 +1,9 @@
 """tl.differential_expression."""
 
+import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -170,9 +170,7 @@ def differential_expression(
         model,
         modality=modality,
         grouping=(groupby, groups, reference),
-        rna_mod=rna_mod,
-        prot_mod=prot_mod,
-        prot_obsm=prot_obsm,
+        where=(rna_mod, prot_mod, prot_obsm),
         device=device,
         random_state=random_state,
         labels=None,  # importance weights need the likelihood, which may be by label
@@ -242,29 +240,25 @@ def _is_free(asked: Context, mod: str, slot: str) -> bool:
 
 def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]:
     """The ranking of each modality."""
-    found, seed = asked.groups, asked.seed
+    found = asked.groups
     row = asked.source.obs_names.get_indexer(asked.cells.names)
     inside, outside = ([mask[row] for mask in masks] for masks in (found.inside, found.outside))
     for name, *sides in zip(found.names, inside, outside, strict=True):
         if not all(side.any() for side in sides):
             raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
     populations, comparisons = differential.strata(inside, outside)
-    importance = how.weights == "importance"
-    draws = differential.draw_posterior(
-        asked.model, asked.cells, populations, how.n_samples, seed, importance=importance
-    )
+    weighed = {"importance": how.weights == "importance"}
+    draws = differential.draw_posterior(asked.model, asked.cells, populations, how.n_samples, asked.seed, **weighed)
     if draws.effective is not None:
         logger.info(f"importance weights: {draws.effective:.1f} of {N_PROPOSALS} samples count, median over draws")
     params = {"reference": found.reference, "layer": None, "corr_method": "posterior-fdr", "model": asked.key}
-    params |= how._asdict() | {"random_state": seed}
+    params |= how._asdict() | {"random_state": asked.seed}
     by_mod = {}
     for mod in mods:
+        names, result = _compared(asked, mod, populations, comparisons, draws, how)
+        offset = differential.PRIOR_COUNT
         if mod == asked.setup.rna_mod:
-            names, result = _genes(asked, populations, comparisons, draws, how, seed)
             offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
-        else:
-            names, result = _proteins(asked, comparisons, draws, how, seed)
-            offset = differential.PRIOR_COUNT
         if how.mode == "change" and how.delta is None:
             logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
         own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
@@ -278,43 +272,42 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
     return by_mod
 
 
-def _genes(asked: Context, populations, comparisons, draws: differential.PosteriorDraws, how: _How, seed: int):
-    """Names of the genes, and how they change."""
-    names, rare, offset = asked.setup.genes, None, how.pseudocounts
-    if offset is None:
-        offset = LEAST_COUNT / float(np.median(asked.cells.log_library.exp().cpu().numpy()))
-    elif offset == "scvi":
-        rare, offset = differential.rarely_seen(asked.cells, populations, comparisons), math.nan
-    values = differential.genes(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = differential.Options(how.mode, how.delta, offset, seed)
-    with _watched(values, how, asked.setup.rna_mod) as values:
-        return names, differential.compare(values, len(names), draws, comparisons, options, rare=rare)
-
-
-@contextmanager
-def _watched(values: differential.Values, how: _How, mod: str) -> Iterator[differential.Values]:
-    """What decodes pairs, with a bar over them; some are decoded once more to estimate thresholds."""
+def _compared(
+    asked: Context,
+    mod: str,
+    populations: list[np.ndarray],
+    comparisons: list[differential.Comparison],
+    draws: differential.PosteriorDraws,
+    how: _How,
+) -> tuple[Sequence[str], differential.Change]:
+    """Names of the features of a modality that the model knows, and how they change."""
+    model, cells, setup = asked.model, asked.cells, asked.setup
+    names, offset, rare = setup.genes, how.pseudocounts, None
+    if mod == setup.rna_mod:
+        if offset is None:
+            offset = LEAST_COUNT / float(np.median(cells.log_library.exp().cpu().numpy()))
+        elif offset == "scvi":
+            rare, offset = differential.rarely_seen(cells, populations, comparisons), math.nan
+        values = differential.genes(model, cells, draws, batch_correction=how.batch_correction)
+    else:
+        measured = differential.measured_in(model, cells).any(0).cpu().numpy()
+        names, offset = list(itertools.compress(setup.proteins, measured)), 0.0  # their values have theirs in them
+        if len(names) < len(measured):
+            logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
+        values = differential.proteins(model, cells, draws, batch_correction=how.batch_correction)
+    # some pairs are decoded once more to estimate thresholds
     pilot = differential.PILOT if how.mode == "change" and how.delta is None else 0
     every = how.n_samples * (2 if how.pseudocounts == "scvi" else 1) + min(pilot, how.n_samples)
+    options = differential.Options(how.mode, how.delta, offset, asked.seed)
     with bar(every, f"differential expression, {mod}", "pair") as advance:
 
         def watched(rows: slice):
             advance(rows.stop - rows.start)
             return values(rows)
 
-        yield watched
-
-
-def _proteins(asked: Context, comparisons, draws: differential.PosteriorDraws, how: _How, seed: int):
-    """Names of the proteins that any batch measured, and how they change."""
-    measured = differential.measured_in(asked.model, asked.cells).any(0).cpu().numpy()
-    names = [name for name, kept in zip(asked.setup.proteins, measured, strict=True) if kept]
-    if len(names) < len(measured):
-        logger.info(f"{len(measured) - len(names)} proteins that no batch measured are left out")
-    values = differential.proteins(asked.model, asked.cells, draws, batch_correction=how.batch_correction)
-    options = differential.Options(how.mode, how.delta, 0.0, seed)  # what is added to a protein is part of its value
-    with _watched(values, how, asked.setup.prot_mod) as values:
-        result = differential.compare(values, len(names), draws, comparisons, options)
+        result = differential.compare(watched, len(names), draws, comparisons, options, rare=rare)
+    if mod == setup.rna_mod:
+        return names, result
     means = {side: getattr(result, side) - differential.PRIOR_COUNT for side in ("group_mean", "reference_mean")}
     return names, result._replace(**means)
 

@@ -75,9 +75,7 @@ def latent(
     asked = ask(
         data,
         model,
-        rna_mod=rna_mod,
-        prot_mod=prot_mod,
-        prot_obsm=prot_obsm,
+        where=(rna_mod, prot_mod, prot_obsm),
         device=device,
         random_state=0 if n_samples is None else random_state,
         key_added=key_added,

@@ -120,9 +120,7 @@ def predict(
     asked = ask(
         data,
         model,
-        rna_mod=rna_mod,
-        prot_mod=prot_mod,
-        prot_obsm=prot_obsm,
+        where=(rna_mod, prot_mod, prot_obsm),
         device=device,
         random_state=0 if use_posterior_mean else random_state,
         key_added=key_added,
