@@ -324,20 +324,9 @@ def de(
     >>> len(av.get.de(mdata, "NK", "prot"))
     20
     """
-    there = rankings.find_ranking(data, key)
-    if modality is not None:
-        there = {mod: stored for mod, stored in there.items() if mod == modality}
-    if not there:
-        of = "" if modality is None else f" of the modality '{modality}'"
-        raise KeyError(f"There is no uns['{key}']{of}; run av.tl.differential_expression(data, groupby) first.")
-    wanted = None if group is None else [group] if isinstance(group, str) else list(group)
     tables = []
-    for mod, stored in there.items():
-        known = rankings.group_names(stored)
-        unknown = [name for name in wanted or [] if name not in known]
-        if unknown:
-            raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
-        table = rankings.ranking_table(stored, wanted)
+    for mod, stored, groups in rankings.chosen_rankings(data, group, modality, key):
+        table = rankings.ranking_table(stored, groups)
         table.insert(0, "modality", mod)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

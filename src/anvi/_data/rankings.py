@@ -18,6 +18,7 @@ from scipy import sparse
 
 from . import containers, slots
 from .containers import Data, Source, whole
+from .fits import missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,6 +97,25 @@ def find_ranking(data: Data, key: str) -> dict[str, Mapping]:
 def group_names(stored: Mapping) -> list[str]:
     """The groups of a ranking, in their order."""
     return list(map(str, stored["names"].dtype.names))
+
+
+def chosen_rankings(
+    data: Data, group: str | Sequence[str] | None, modality: str | None, key: str
+) -> list[tuple[str, Mapping, list[str]]]:
+    """Modality, ranking and the groups that are meant of it; an error where there is none, or no such group."""
+    found = {mod: stored for mod, stored in find_ranking(data, key).items() if modality in (None, mod)}
+    if not found:
+        of = "" if modality is None else f" of the modality '{modality}'"
+        raise missing(f"uns['{key}']{of}", "run av.tl.differential_expression(data, groupby)")
+    chosen = []
+    for mod, stored in found.items():
+        known = group_names(stored)
+        wanted = known if group is None else [group] if isinstance(group, str) else list(group)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
+        chosen.append((mod, stored, wanted))
+    return chosen
 
 
 def ranking_table(stored: Mapping, groups: Sequence[str] | None = None) -> pd.DataFrame:

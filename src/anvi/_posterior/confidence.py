@@ -16,7 +16,7 @@ from anvi._data.predictions import reliability
 from anvi._model import Landmarks, Model, Neighbors
 
 from . import encode
-from .encode import Votes
+from .encode import Embedding, Votes
 
 logger = logging.getLogger("anvi")
 
@@ -327,27 +327,34 @@ def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, ow
     """Landmarks of a model, and how far held-out labelled cells lie from them."""
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
-    groups = _groups(model, cells, known)
-    found = [_locate(model, cells, chosen, known, frequency, group, seed) for group in groups]
+    found = []
+    for group in _groups(model, cells, known):
+        some, held_out = _standing_for(group, cells, chosen), _standing_for(group, cells, known)
+        mean, queries = embedded(model, cells, some, held_out, group, seed)
+        found.append(landmarks(mean, cells.label[some].cpu(), frequency, [(one.mean, one.proba) for one in queries]))
     most = max(len(centre) for centre, _, _ in found)  # a class of which no cell is of a kind has no centre there
     found = [(torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest) for centre, *rest in found]
     centre, whiten, quantiles = (torch.stack(part) for part in zip(*found, strict=True))
     return Landmarks(quantiles, own, centre, whiten)
 
 
-def _locate(
-    model: Model, cells: Cells, chosen: Tensor, known: Tensor, frequency: Tensor, group: str, seed: int
+def embedded(
+    model: Model, cells: Cells, chosen: Tensor, held_out: Tensor, group: str, seed: int
+) -> tuple[Tensor, list[Embedding]]:
+    """Latent vectors `(cells, latent)` of training cells seen as a kind, and held-out cells under several shifts."""
+    mean = encode.embed(model, downsampled(cells, chosen, _shown(group), seed)).mean
+    shifted = (_as_query(cells, held_out, shift, group, seed, i) for i, shift in enumerate(FITTED_ON))
+    return torch.from_numpy(mean), [encode.embed(model, query) for query in shifted]
+
+
+def landmarks(
+    mean: Tensor, code: Tensor, frequency: Tensor, queries: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres, whitening and quantiles of cells of a kind."""
-    chosen, known = _standing_for(group, cells, chosen), _standing_for(group, cells, known)
-    as_it_is = encode.embed(model, downsampled(cells, chosen, _shown(group), seed))
-    centre, whiten = _centres(torch.from_numpy(as_it_is.mean), cells.label[chosen].cpu(), frequency)
-    scores = []
-    for i, shift in enumerate(FITTED_ON):
-        found = encode.embed(model, _as_query(cells, known, shift, group, seed, i))
-        scores.append(_strangeness(found.mean, found.proba, centre, whiten))
+    """Centres of groups and whitening, and 101 quantiles of how far queries (latent vectors, probabilities) are."""
+    centre, whiten = _centres(mean, code, frequency)
+    scores = torch.cat([_strangeness(latent, proba, centre, whiten) for latent, proba in queries])
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)
-    return centre, whiten, torch.quantile(torch.cat(scores).double(), grid).float()
+    return centre, whiten, torch.quantile(scores.double(), grid).float()
 
 
 def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:

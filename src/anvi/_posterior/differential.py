@@ -351,18 +351,8 @@ def rarely_seen(
     cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], below: float = 0.01
 ) -> np.ndarray:
     """Genes whose mean count in a group, and in its reference, is below a limit `(2, comparisons, genes)`."""
-    means = []
-    for population in populations:
-        total = torch.zeros(cells.x.n_columns, dtype=torch.float64, device=cells.label.device)
-        for part in torch.from_numpy(population).to(cells.label.device).split(CHUNK):
-            entries = cells.x.entries(cells.x_row[part])
-            total.index_add_(0, entries.column, entries.count.double())
-        means.append((total / len(population)).cpu().numpy())
-    sides = [
-        (means[part.group], sum(share * means[p] for p, share in zip(part.reference, part.share, strict=True)))
-        for part in comparisons
-    ]
-    return np.stack([np.stack(side) for side in zip(*sides, strict=True)]) < below
+    means = counted(cells, populations, comparisons, proteins=False)
+    return np.stack([means.mean_group, means.mean_reference]) < below
 
 
 class Counted(NamedTuple):

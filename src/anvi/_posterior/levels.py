@@ -43,7 +43,7 @@ def with_levels(
         some, some_told, some_chosen = (confidence._standing_for(group, cells, part) for part in (fine, told, chosen))
         sure.append(_sureness(model, cells, some, group, seed))
         if model.setup.label_levels:
-            above.append(_places(model, cells, some_chosen, some_told, train, group, seed))
+            above.append(_landmarks(model, cells, some_chosen, some_told, train, group, seed))
     most = max(part.shape[1] for part in sure)  # 0 is too little to be looked at
     parts = {"sure": torch.stack([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in sure])}
     if above:
@@ -121,33 +121,20 @@ def limits(landmarks: Landmarks, share: float) -> np.ndarray:
 # how far is far at each level -----------------------------------------------------------------------------------------
 
 
-def _places(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
+def _landmarks(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
     """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells of a kind."""
     levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
-    as_it_is = confidence.downsampled(cells, chosen, confidence._shown(group), seed)
-    mean = torch.from_numpy(encode.embed(model, as_it_is).mean)
-    queries = [
-        encode.embed(model, confidence._as_query(cells, told, shift, group, seed, i))
-        for i, shift in enumerate(confidence.FITTED_ON)
-    ]
-    row = cells.label_row.cpu()
-    centres, whitens, quantiles = [], [], []
-    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    mean, queries = confidence.embedded(model, cells, chosen, told, group, seed)
+    row, found = cells.label_row.cpu(), []
     for number in range(levels.finest):
         code = known[number][row]  # (cells,) -1 where the label leaves several groups open
-        here, of_train = code[chosen.cpu()], code[train.cpu()]
+        here, of_train, inside = code[chosen.cpu()], code[train.cpu()], (code[told.cpu()] >= 0).numpy()
         frequency = of_train[of_train >= 0].bincount(minlength=len(levels.groups(number)))
-        centre, whiten = confidence._centres(mean[here >= 0], here[here >= 0], frequency)
-        inside = (code[told.cpu()] >= 0).numpy()
-        scores = [
-            confidence._strangeness(one.mean[inside], levels.sums(one.proba[inside], number), centre, whiten)
-            for one in queries
-        ]
+        some = [(one.mean[inside], levels.sums(one.proba[inside], number)) for one in queries]
+        centre, *rest = confidence.landmarks(mean[here >= 0], here[here >= 0], frequency, some)
         most = len(levels.table[-1])  # the first again where a level has fewer: as near as it is
-        centres.append(torch.cat([centre, centre[:1].expand(most - len(centre), -1)]))
-        whitens.append(whiten)
-        quantiles.append(torch.quantile(torch.cat(scores).double(), grid).float())
-    return torch.stack(centres), torch.stack(whitens), torch.stack(quantiles)
+        found.append((torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest))
+    return tuple(torch.stack(part) for part in zip(*found, strict=True))
 
 
 def novelties(

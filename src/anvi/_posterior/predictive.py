@@ -46,7 +46,9 @@ def draw_counts(model: Model, cells: Cells, features: Features, sweep: Sweep, in
             batch = block.batch if code is None else in_batch(model, block.batch, code)
             rna = prot = None
             if features.has_genes:
-                log_library = _draw_library(model, block, sweep.seed, sample)
+                q_library, log_library = model.network.q_library(block.batch), block.batch.log_library
+                if q_library is not None:
+                    log_library = q_library.sample(Draws(generator_of(block, sweep.seed, sample, _LIBRARY)))
                 generator = generator_of(block, sweep.seed, step, _RNA)
                 rna = _draw_rna(model, z, batch, log_library, genes, generator).cpu()
             if features.has_proteins:
@@ -59,14 +61,6 @@ def generator_of(block: Block, seed: int, step: int, what: int) -> torch.Generat
     """The generator of one block of cells, one step and one kind of noise."""
     number = block.start // NOISE_BLOCK
     return torch.Generator(block.q_z.mean.device).manual_seed(block_seed(seed, step, number, what))
-
-
-def _draw_library(model: Model, block: Block, seed: int, sample: int) -> Tensor:
-    """Log library size `(cells, 1)`."""
-    q = model.network.q_library(block.batch)
-    if q is None:
-        return block.batch.log_library
-    return q.sample(Draws(generator_of(block, seed, sample, _LIBRARY)))
 
 
 def _draw_rna(
@@ -150,19 +144,14 @@ def correlation(
     ]
     total = None
     for code in sweep.codes or (None,):
-        rows = _draws(model, watch(encoded), features, sweep, code)
+        rows = (
+            draw_rates(model, block, features, code, sample, sweep.seed).cpu().numpy()  # (cells, features)
+            for block in watch(encoded)
+            for sample in range(sweep.n_samples)
+        )
         matrix = pearson(_ranks(rows, len(index) * sweep.n_samples) if method == "spearman" else rows)
         total = matrix if total is None else total + matrix
     return (total / len(sweep.codes or (None,))).astype(np.float32)
-
-
-def _draws(
-    model: Model, encoded: Iterable[Block], features: Features, sweep: Sweep, code: int | None
-) -> Iterator[np.ndarray]:
-    """Rows to be correlated, block by block `(cells, features)`."""
-    for block in encoded:
-        for sample in range(sweep.n_samples):
-            yield draw_rates(model, block, features, code, sample, sweep.seed).cpu().numpy()
 
 
 def _ranks(parts: Iterable[np.ndarray], n_rows: int) -> Iterator[np.ndarray]:

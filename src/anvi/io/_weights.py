@@ -111,16 +111,47 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
     with torch.device("meta"):  # for its names and shapes: what does not go with them takes no memory
         ours = VAE(config).state_dict()
     _check_memory(ours, state_dict)
-    source = _Source(state_dict)
-    names = modules(config)
-    mapped = {name: _take(name, like, ours, names, source) for name, like in ours.items()}
-    source.check_missing()
+    names, missing, left = modules(config), [], set(state_dict)
+
+    def get(name: str) -> Tensor | None:
+        """A tensor of scvi-tools, or None, and then its name is remembered."""
+        if name not in state_dict:
+            missing.append(name)
+            return None
+        left.discard(name)
+        value = state_dict[name]
+        return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+
+    def take(name: str, like: Tensor) -> Tensor:
+        """One tensor of our network, `like` being one of its shape."""
+        if name in _TENSORS:
+            theirs, change = _TENSORS[name]
+            if theirs == "log_per_batch_efficiency" and theirs not in state_dict:
+                return torch.zeros(like.shape, device="cpu")
+            value = get(theirs)
+            return like if value is None else _checked(change(value, like), like, theirs, value)
+        module, _, leaf = name.rpartition(".")
+        theirs = f"{_their_module(module, names)}.{'weight' if leaf == 'covariates' else leaf}"
+        value = get(theirs)
+        if value is None:
+            return like
+        part = value
+        if leaf == "covariates":
+            n_in = ours[f"{module}.weight"].shape[1]
+            if len(like) == 1 and value.shape[1] == n_in:  # scvi-tools leaves out a single category
+                return torch.zeros(like.shape, device="cpu")
+            part = value[:, n_in:].T
+        elif leaf == "weight" and value.ndim == 2 and f"{module}.covariates" in ours:
+            part = value[:, : like.shape[1]]
+        return _checked(part, like, theirs, value)
+
+    mapped = {name: take(name, like) for name, like in ours.items()}
+    if missing:
+        raise ValueError(f"The model lacks tensors: {', '.join(dict.fromkeys(missing))}.")
     unused = _dropped(config)
-    left = sorted(
-        name for name in source.left if not name.endswith("num_batches_tracked") and not name.startswith(unused)
-    )
-    if left:
-        raise ValueError(f"The model has tensors that have no place in {_described(config)}: {', '.join(left)}.")
+    strange = sorted(name for name in left if not name.endswith("num_batches_tracked") and not name.startswith(unused))
+    if strange:
+        raise ValueError(f"The model has tensors that have no place in {_described(config)}: {', '.join(strange)}.")
     return mapped
 
 
@@ -130,55 +161,6 @@ def _check_memory(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor | np.n
     n_given, n_ours = (sum(int(np.prod(value.shape)) for value in some.values()) for some in (given, ours))
     if n_ours > 4 * n_given + ROOM:
         raise ValueError(f"Its network would have {n_ours:,} numbers, made of {n_given:,} in the file.")
-
-
-class _Source:
-    """Tensors by their name in scvi-tools; keeps account of which were asked for."""
-
-    def __init__(self, state_dict: Mapping[str, Tensor | np.ndarray]):
-        self.state_dict = state_dict
-        self.left = set(state_dict)
-        self.missing: list[str] = []
-
-    def get(self, name: str) -> Tensor | None:
-        """The tensor, or None, and then its name is remembered."""
-        if name not in self.state_dict:
-            self.missing.append(name)
-            return None
-        self.left.discard(name)
-        value = self.state_dict[name]
-        return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-
-    def check_missing(self) -> None:
-        """Raise if a tensor was asked for that is not there."""
-        if self.missing:
-            raise ValueError(f"The model lacks tensors: {', '.join(dict.fromkeys(self.missing))}.")
-
-
-def _take(name: str, like: Tensor, ours: dict[str, Tensor], names: dict[str, str], source: _Source) -> Tensor:
-    """One tensor of our network, `like` being one of its shape."""
-    if name in _TENSORS:
-        theirs, change = _TENSORS[name]
-        if theirs == "log_per_batch_efficiency" and theirs not in source.state_dict:
-            return torch.zeros(like.shape, device="cpu")
-        value = source.get(theirs)
-        return like if value is None else _checked(change(value, like), like, theirs, value)
-    module, _, leaf = name.rpartition(".")
-    theirs = _their_module(module, names)
-    value = source.get(f"{theirs}.weight" if leaf == "covariates" else f"{theirs}.{leaf}")
-    if value is None:
-        return like
-    if leaf == "covariates":
-        n_in = ours[f"{module}.weight"].shape[1]
-        if len(like) == 1 and value.shape[1] == n_in:  # scvi-tools leaves out a single category
-            return torch.zeros(like.shape, device="cpu")
-        return _checked(value[:, n_in:].T, like, f"{theirs}.weight", value)
-    if leaf == "weight" and value.ndim == 2:
-        if f"{module}.covariates" not in ours:
-            return _checked(value, like, f"{theirs}.weight", value)
-        value, whole = value[:, : like.shape[1]], value
-        return _checked(value, like, f"{theirs}.weight", whole)
-    return _checked(value, like, f"{theirs}.{leaf}", value)
 
 
 def _their_module(module: str, names: dict[str, str]) -> str:

@@ -220,29 +220,16 @@ def _quantile_table(seen: Gathered) -> pd.DataFrame:
 
 def _listed_features(check: Check, definition: Definition) -> pd.DataFrame:
     cv, zeros = (_feature_values(check.seen, what, [0, 1, 2], definition) for what in ("cv", "zero_fraction"))
-    return pd.DataFrame(
-        {
-            "feature": list(check.features),
-            "cv_data": cv[0],
-            "cv_model": cv[1],
-            "zero_data": zeros[0],
-            "zero_model": zeros[1],
-        }
-    )
+    columns = {"cv_data": cv[0], "cv_model": cv[1], "zero_data": zeros[0], "zero_model": zeros[1]}
+    return pd.DataFrame({"feature": list(check.features)} | columns)
 
 
 def _listed_cells(seen: Gathered, cells: np.ndarray, split: np.ndarray, seed: int) -> pd.DataFrame:
     some = np.flatnonzero(np.isfinite(seen.cell_data))
     if len(some) > SHOWN_CELLS:
         some = np.sort(np.random.default_rng(seed).choice(some, SHOWN_CELLS, replace=False))
-    return pd.DataFrame(
-        {
-            "cell": [str(name) for name in cells[some]],
-            "split": np.array(SPLITS)[split[some]],
-            "cv_data": seen.cell_data[some],
-            "cv_model": seen.cell_model[some],
-        }
-    )
+    columns = {"cv_data": seen.cell_data[some], "cv_model": seen.cell_model[some]}
+    return pd.DataFrame({"cell": list(map(str, cells[some])), "split": np.array(SPLITS)[split[some]]} | columns)
 
 
 def _numbers(parts: dict[str, pd.DataFrame], definition: Definition) -> dict[tuple[str, str], tuple[float, str]]:

@@ -206,20 +206,15 @@ def _split(data: Data, asked: Context) -> np.ndarray:
     """What the fit did with each cell: 0 trained on, 1 validated on, 2 neither, or not known."""
     obs, slot = slots.home(data, asked.setup).obs, slots.split(asked.key)
     codes = np.full(len(asked.cells), 2)
-    if slot not in obs or not _is_own(data, asked):
+    if slot not in obs or asked.key not in stored_fits(data, whole=True):
         return codes
+    own = find_model(data, asked.key)[0]
+    if own is not asked.model and json.dumps(own.facts()) != json.dumps(asked.model.facts()):
+        return codes  # of another fit under the same key
     of_cell = obs[slot].astype(object).reindex(asked.cells.names).to_numpy()
     codes[of_cell == "train"] = 0
     codes[of_cell == "validation"] = 1
     return codes
-
-
-def _is_own(data: Data, asked: Context) -> bool:
-    """Whether the fit that lies in the object under the model's key is the model."""
-    if asked.key not in stored_fits(data, whole=True):
-        return False
-    own = find_model(data, asked.key)[0]
-    return own is asked.model or json.dumps(own.facts()) == json.dumps(asked.model.facts())
 
 
 def _cells_to_keep(

@@ -199,18 +199,12 @@ def coordinates(part: Data, slot: str) -> pd.DataFrame:
     return pd.DataFrame(np.asarray(part.obsm[slot], dtype=float), index=part.obs_names)
 
 
-def colored_column(data: Data, key: str, mods: tuple[str, ...] = ()) -> list[tuple[Data, str]]:
-    """Parts that may hold an obs column or its colours, and its name there; the most explicit first."""
-    mod, colon, rest = key.partition(":")
-    there = Source(data).mods
-    explicit = [(there[mod], rest)] if colon and mod in there else []
-    others = [there[name] for name in mods if name in there]
-    return [*explicit, (data, key), *((part, key) for part in others)]
-
-
 def stored_colors(data: Data, key: str, mods: tuple[str, ...] = ()) -> dict[str, str]:
     """Colours that `uns['{key}_colors']` gives to the values of an obs column; empty where it gives none."""
-    places = colored_column(data, key, mods)
+    mod, colon, rest = key.partition(":")
+    there = Source(data).mods
+    places = [(there[mod], rest)] if colon and mod in there else []  # the most explicit first
+    places += [(data, key), *((there[name], key) for name in mods if name in there)]
     columns = [part.obs[name] for part, name in places if name in part.obs]
     colors = [part.uns[f"{name}_colors"] for part, name in places if f"{name}_colors" in part.uns]
     if not columns or not colors or not isinstance(columns[0].dtype, pd.CategoricalDtype):

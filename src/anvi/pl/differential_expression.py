@@ -13,7 +13,6 @@ import pandas as pd
 from anvi._backed import on_file_to_look_at
 from anvi._data import containers, rankings
 from anvi._data.containers import Data
-from anvi._data.fits import missing
 
 from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten
 
@@ -111,28 +110,14 @@ def differential_expression(
     containers.check_type(data)
     if kind not in ("volcano", "dot"):
         raise ValueError(f"kind='{kind}' is not one of 'volcano', 'dot'.")
-    panels = _read(data, group, modality, key)
-    fig, axes, own = (_volcanoes if kind == "volcano" else _dots)(panels, n_features, ax)
-    return finish(fig, axes[0] if len(axes) == 1 else axes, show=show, save=save, return_fig=return_fig, own=own)
-
-
-def _read(data: Data, group: str | Sequence[str] | None, modality: str | None, key: str) -> list[_Panel]:
-    found = {mod: stored for mod, stored in rankings.find_ranking(data, key).items() if modality in (None, mod)}
-    if not found:
-        of = "" if modality is None else f" of the modality '{modality}'"
-        raise missing(f"uns['{key}']{of}", "run av.tl.differential_expression(data, groupby)")
     panels = []
-    for mod, stored in found.items():
-        known = rankings.group_names(stored)
-        wanted = known if group is None else [group] if isinstance(group, str) else list(group)
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")
-        table = rankings.ranking_table(stored, wanted)
+    for mod, stored, groups in rankings.chosen_rankings(data, group, modality, key):
+        table = rankings.ranking_table(stored, groups)
         if "is_de" not in table:  # a result of another method
             table["is_de"] = table["pvals_adj"] <= 0.05
-        panels.append(_Panel(mod, stored["params"], table, wanted))
-    return panels
+        panels.append(_Panel(mod, stored["params"], table, groups))
+    fig, axes, own = (_volcanoes if kind == "volcano" else _dots)(panels, n_features, ax)
+    return finish(fig, axes[0] if len(axes) == 1 else axes, show=show, save=save, return_fig=return_fig, own=own)
 
 
 # volcanoes ----------------------------------------------------------------------------------------------------------
