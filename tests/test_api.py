@@ -419,14 +419,14 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_130,
-    "_data": 3_705,
+    "": 2_115,
+    "_data": 3_725,
     "_fit": 1_040,
-    "_posterior": 2_105,
-    "io": 1_120,
-    "metrics": 1_035,
+    "_posterior": 2_080,
+    "io": 1_090,
+    "metrics": 1_020,
     "nn": 1_670,
-    "pl": 2_150,
+    "pl": 2_135,
     "pp": 455,
     "tl": 1_980,
 }
