@@ -13,12 +13,13 @@ python=${PYTHON:-python3.11}
 if [ "$what" != wheel ]; then
   "$python" -m venv "$work/lowest"
   . "$work/lowest/bin/activate"
-  # every declared lower bound of the package itself as an exact version; what these need comes as it fits
+  # every declared lower bound, of the tests' too, as an exact version; what these need comes as it fits
   python - > "$work/lowest.txt" <<'PY'
-import re, sys, tomllib
+import re, tomllib
 from pathlib import Path
 
-for line in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]:
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+for line in project["dependencies"] + project["optional-dependencies"]["test"]:
     name, bound, marker = re.fullmatch(r"([\w-]+)(?:>=([\w.]+))?[^;]*(;.*)?", line).groups()
     if bound is not None:
         print(f"{name}=={bound}{'.*' if bound.count('.') < 2 else ''}{marker or ''}")
@@ -26,7 +27,7 @@ PY
   cat "$work/lowest.txt"
   python -m pip install --quiet $(grep '^torch' "$work/lowest.txt")
   python -m pip install --quiet -e ".[test]" -c "$work/lowest.txt"
-  python -m pip list | grep -i -E "^(anndata|matplotlib|mudata|numpy|pandas|scanpy|scikit-learn|scipy|torch|xarray) "
+  python -m pip list | grep -i -E "^(anndata|captum|matplotlib|mudata|numpy|pandas|scanpy|scikit-learn|scipy|torch|triton|xarray|zarr) "
   python -m pytest -q -n "${WORKERS:-2}" ${PYTEST_ARGS:--m "not slow"}
   deactivate
 fi

@@ -12,13 +12,16 @@ from anndata import AnnData, read_h5ad
 from helpers import assert_same, assert_whole, cite, contents, quiet_mudata
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from mudata import MuData, read_h5mu, read_zarr
 
 import anvi as av
 from anvi._data import fits as stored
 from anvi.pl import _figure
+from anvi.pl.correlation import PROTEIN
+from anvi.pl.criticism import VERDICTS
+from anvi.pl.differential_expression import HIGHER, LOWER
 from anvi.pl.history import robust_limits
 
 SLASH = "NK/T"
@@ -832,3 +835,11 @@ def test_predictions_with_unassigned_cells_keep_the_labels_colours(mdata):
     colors = [f"#0000{i:02x}" for i in range(len(names))]
     write_colors(slots.Writer(mdata, home, "rna", home.obs_names), "scanvi", tuple(names), colors)
     assert home.uns["scanvi_label_colors"] == [*colors, slots.UNASSIGNED_COLOR]
+
+
+@pytest.mark.parametrize("color", [PROTEIN, HIGHER, LOWER, *VERDICTS.values()])
+def test_coloured_letters_can_be_read_on_white_and_on_black(color):
+    """At the contrast of 4.5 that WCAG 2.1 asks of text."""
+    share = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    luminance = np.dot([0.2126, 0.7152, 0.0722], share)
+    assert min(1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05) >= 4.5

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from anvi._data.cells import Cells
+from anvi._data.cells import Cells, widened
 from anvi._data.setup import Setup
 from anvi.nn import PRESETS, VAE, Config
 
@@ -82,7 +82,7 @@ def background_prior(
         if len(cells) < 5:
             continue
         cells = cells[torch.randperm(len(cells), generator=generator)[:n_sampled]]
-        means, scales = lower_component(y[cells].float().log1p(), measured[cells])
+        means, scales = lower_component(widened(y, cells).log1p(), measured[cells])
         mean[code] = means.mean()
         # the published start is a tenth of this, which lets the divergence of the background drown all else at first
         log_scale[code] = scales.square().mean().sqrt().log()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_FEATURES = 40  # drawn unless they are named
-PROTEIN = "#a8324a"
+PROTEIN = "#d63a4e"  # as far from white as from black, as all colours of letters are
 
 
 @on_file_to_look_at

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERDICTS = {"pass": "#2e8b57", "warn": "#c0651b", "fail": "#cf3b3b", "unknown": "0.5"}
+VERDICTS = {"pass": "#2c8652", "warn": "#b85c00", "fail": "#d43d3d", "unknown": "#767676"}
 SPLITS = {"train": "#1f77b4", "validation": "#ff7f0e", "other": "0.55"}
 TITLES = {
     "cv_cell": "CV of cells",
@@ -157,7 +157,7 @@ def _title(ax: Axes, title: str, lines: pd.DataFrame) -> None:
             ha="center",
             va="bottom",
             fontsize=8.5,
-            color=VERDICTS.get(line.verdict, "0.4"),
+            color=VERDICTS.get(line.verdict, VERDICTS["unknown"]),
         )
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anvi")
 
-HIGHER, LOWER, OTHER = "#c0392b", "#2868a8", "#c8c8c8"
+HIGHER, LOWER, OTHER = "#d53e2f", "#3878c0", "#c8c8c8"
 MAX_PANELS = 8  # volcanoes that can still be read on a page; of more groups, all stand side by side in one panel
 MAX_NAMES = 90  # features up to which each can be named
 DOT = 130.0  # points² of a certain feature
