@@ -85,8 +85,7 @@ def likelihood(zero, softmax, x, eps=0.0):
     def of(module):
         def function(*arguments):
             library = arguments[-1] if softmax else None
-            likelihood = module.zinb if zero else module.nb
-            return likelihood(entries, *arguments[: 3 if zero else 2], log_library=library, eps=eps)
+            return module.nb(entries, *arguments[: 3 if zero else 2], log_library=library, eps=eps)
 
         return function
 
@@ -160,7 +159,7 @@ def test_zeros_among_the_entries_do_no_harm():
     padded = Entries(*(torch.cat([part, torch.zeros(50, dtype=part.dtype)]) for part in (row, column, count)))
     whole = likelihood(True, False, x)[0]
     value, gradients = with_gradients(whole, arguments, weight)
-    again, gradients_again = with_gradients(lambda *a: kernels.zinb(padded, *a), arguments, weight)
+    again, gradients_again = with_gradients(lambda *a: kernels.nb(padded, *a), arguments, weight)
     assert torch.equal(value, again) and all(map(torch.equal, gradients, gradients_again))
 
 

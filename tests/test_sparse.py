@@ -38,7 +38,7 @@ def largest_relative(ours, theirs):
 CASES = {
     "nb": (lambda entries: lambda *a: sparse.nb(entries, *a), lambda x: lambda *a: likelihoods.nb(x, *a).sum(-1), 2),
     "zinb": (
-        lambda entries: lambda *a: sparse.zinb(entries, *a),
+        lambda entries: lambda *a: sparse.nb(entries, *a),
         lambda x: lambda *a: likelihoods.zinb(x, *a).sum(-1),
         3,
     ),

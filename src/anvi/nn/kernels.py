@@ -23,22 +23,15 @@ TILE = (64, 32)
 
 
 def nb(
-    entries: Entries, log_mean: Tensor, log_theta: Tensor, *, log_library: Tensor | None = None, eps: float = 0.0
-) -> Tensor:
-    """See :func:`sparse.nb`."""
-    return _NegativeBinomial.apply(*entries, log_mean, log_theta, None, log_library, eps)
-
-
-def zinb(
     entries: Entries,
     log_mean: Tensor,
     log_theta: Tensor,
-    zero_logits: Tensor,
+    zero_logits: Tensor | None = None,
     *,
     log_library: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """See :func:`sparse.zinb`."""
+    """See :func:`sparse.nb`."""
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, zero_logits, log_library, eps)
 
 

@@ -154,6 +154,4 @@ class RNADecoder(nn.Module):
         log_mean, library = rates.logits, log_library
         if not rates.normalised:
             log_mean, library = log_library + rates.logits, None
-        if self.likelihood == "zinb":
-            return sparse.zinb(entries, log_mean, rates.log_theta, rates.zero_logits, log_library=library, eps=eps)
-        return sparse.nb(entries, log_mean, rates.log_theta, log_library=library, eps=eps)
+        return sparse.nb(entries, log_mean, rates.log_theta, rates.zero_logits, log_library=library, eps=eps)

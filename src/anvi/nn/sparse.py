@@ -29,9 +29,15 @@ BLOCK = 65_536
 
 
 def nb(
-    entries: Entries, log_mean: Tensor, log_theta: Tensor, *, log_library: Tensor | None = None, eps: float = 0.0
+    entries: Entries,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    zero_logits: Tensor | None = None,
+    *,
+    log_library: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """Log-probability of each cell's counts under negative binomials, summed over genes.
+    """Log-probability of each cell's counts under (zero-inflated) negative binomials, summed over genes.
 
     Parameters
     ----------
@@ -41,6 +47,8 @@ def nb(
         `(cells, genes)`. With `log_library`, logits whose softmax over genes, times the library, is the mean.
     log_theta
         Log inverse dispersion `(genes,)` or `(cells, genes)`.
+    zero_logits
+        `(cells, genes)`: so many of the draws, as a sigmoid, are replaced by zero; None: no extra zeros.
     log_library
         Log library size `(cells, 1)`, or None where `log_mean` is the mean's logarithm.
     eps
@@ -51,22 +59,7 @@ def nb(
     `(cells,)`, in nats.
     """
     if (kernels := kernels_for(log_mean)) is not None:
-        return kernels.nb(entries, log_mean, log_theta, log_library=log_library, eps=eps)
-    return _NegativeBinomial.apply(*entries, log_mean, log_theta, None, log_library, eps)
-
-
-def zinb(
-    entries: Entries,
-    log_mean: Tensor,
-    log_theta: Tensor,
-    zero_logits: Tensor,
-    *,
-    log_library: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """Like :func:`nb`, with sigmoid(zero_logits) `(cells, genes)` of the draws replaced by zero."""
-    if (kernels := kernels_for(log_mean)) is not None:
-        return kernels.zinb(entries, log_mean, log_theta, zero_logits, log_library=log_library, eps=eps)
+        return kernels.nb(entries, log_mean, log_theta, zero_logits, log_library=log_library, eps=eps)
     return _NegativeBinomial.apply(*entries, log_mean, log_theta, zero_logits, log_library, eps)
 
 

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -188,7 +188,9 @@ def map_query(
     setup = relocated(source.setup, opened, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     check_free(opened, key, joint=setup.joint, rna_mod=setup.rna_mod)
     check_no_own(opened, setup, key)
-    _check_no_own_fit(opened, key)
+    there = stored_fits(opened, whole=True)
+    if key in there and "reference" not in there[key].home.uns[key]:  # else an earlier mapping is replaced
+        raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
     if labels_key is not None and not source.config.has_labels:
         raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")
     where_to, seed = choose_device(device), seed_of(random_state)
@@ -203,7 +205,9 @@ def map_query(
         gene_key=gene_key,
         min_genes=min_genes,
     )
-    _check_no_own_columns(query, setup, key, found)
+    own = [slot for slot in found.columns if slot in slots.home(query, setup).obs]
+    if own and key not in there:
+        raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
     # read the query as the reference's fit was, and widen the network by what is new
     opened = Source(query, found.columns)
     cells = read_cells(opened, found.setup, labels=labels_key is not None)
@@ -212,7 +216,7 @@ def map_query(
     network, tables = _widened(source, found, cells)
     # train, and place the cells
     on_device = cells.to(where_to)
-    trained = _train(network, tables, on_device, plan, seed, freeze)
+    network, history, trained, validation = _train(network, tables, on_device, plan, seed, freeze)
     facts = {
         "name": source.name,
         "key": source.key,
@@ -220,8 +224,8 @@ def map_query(
         "sha256": source.fingerprint(),
         "freeze": freeze,
     }
-    info = {"key": key} | trained.info | {"reference": facts} | _kept(source.info, "hide_rna")
-    imputing = imputation.widened(source.imputation, found.genes, cells, trained.network.config.n_batches)
+    info = {"key": key} | trained | {"reference": facts} | _kept(source.info, "hide_rna")
+    imputing = imputation.widened(source.imputation, found.genes, cells, network.config.n_batches)
     # a network that is trained as a whole no longer puts cells where those of the reference lie
     still = freeze == "reference"
     if still or source.neighbors is None:  # else it is the temperature of a mean with neighbours that are no more
@@ -231,7 +235,7 @@ def map_query(
     if not still and landmarks is not None:  # nor may it promise what held-out cells said of them
         landmarks = landmarks._replace(own=None, sure=None)
     parts = (landmarks, imputing, source.neighbors if still else None)
-    mapped = Model(source.name, found.setup, trained.network, trained.history, info, *parts)
+    mapped = Model(source.name, found.setup, network, history, info, *parts)
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write
     query = slots.own(query, copy)
@@ -241,7 +245,7 @@ def map_query(
         mapped,
         cells,
         embedding,
-        trained.validation,
+        validation,
         known=known,
         colors=_colors(holder, source, opened, found.setup),
         columns=found.columns,
@@ -253,13 +257,6 @@ def map_query(
 def _kept(info: dict, *names: str) -> dict:
     """Facts of the reference that hold for what is mapped onto it."""
     return {name: info[name] for name in names if name in info}
-
-
-class _Trained(NamedTuple):
-    network: VAE  # on the CPU
-    history: pd.DataFrame
-    info: dict
-    validation: np.ndarray | None  # positions of validation cells; None if nothing was trained
 
 
 def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float, early_stopping: bool) -> Plan:
@@ -276,20 +273,6 @@ def _plan(max_epochs: int | None, batch_size: int, lr: float, train_size: float,
     )
     replace(plan, max_epochs=max_epochs or None).for_cells(2, warm_start=True)
     return plan
-
-
-def _check_no_own_fit(query: Source, key: str) -> None:
-    """Raise if a fit of the query's own lies where the mapping would go; an earlier mapping is replaced."""
-    there = stored_fits(query, whole=True)
-    if key in there and "reference" not in there[key].home.uns[key]:
-        raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
-
-
-def _check_no_own_columns(query: Data, setup: Setup, key: str, found: Query) -> None:
-    """Raise if a column of the user's own lies where batches, panels or covariates would have to be written."""
-    own = [slot for slot in found.columns if slot in slots.home(query, setup).obs]
-    if own and key not in stored_fits(query, whole=True):
-        raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
 
 
 def _widened(source: Model, found: Query, cells: Cells) -> tuple[VAE, tuple[surgery.Table, ...]]:
@@ -315,8 +298,11 @@ def _widened(source: Model, found: Query, cells: Cells) -> tuple[VAE, tuple[surg
 
 def _train(
     network: VAE, tables: tuple[surgery.Table, ...], cells: Cells, plan: Plan, seed: int, freeze: str
-) -> _Trained:
-    """Train new rows, or everything, on the cells, which are on the device."""
+) -> tuple[VAE, pd.DataFrame, dict, np.ndarray | None]:
+    """Train new rows, or everything, on the cells, which are on the device.
+
+    Returns the network on the CPU, its history, facts, and positions of validation cells; None if nothing was trained.
+    """
     split_seed, fit_seed = seeds(seed, 2)
     begun, device = time.monotonic(), cells.label.device
     train, validation = split(cells, plan.train_size, generator(split_seed))
@@ -337,7 +323,7 @@ def _train(
         else:
             history = fit(network.to(device), cells, train, validation, plan, random_state=fit_seed)
     info = info_of(cells, plan, seed, history, time.monotonic() - begun, train, device)
-    return _Trained(network.cpu(), history, info, None if validation is None else validation.cpu().numpy())
+    return network.cpu(), history, info, None if validation is None else validation.cpu().numpy()
 
 
 def _colors(holder: Data | None, reference: Model, query: Source, setup: Setup) -> list[str] | None:
