@@ -93,28 +93,13 @@ def _as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, 
 
 
 def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
-    """Thin the counts of some cells binomially, each gene and protein with an efficiency of its own.
-
-    Parameters
-    ----------
-    cells
-        All cells, with their counts.
-    index
-        Positions of those that are wanted, in the order of the answer.
-    shift
-        How they are seen. An efficiency above 1 counts as 1: no count is ever added.
-    seed
-        Of efficiencies and thinning.
-
-    Returns
-    -------
-    The cells, with names, labels and covariates as they are; the library size follows the counts.
-    """
+    """Some cells, counts thinned binomially with an efficiency of each gene and protein; library sizes follow."""
     generator = torch.Generator(index.device).manual_seed(seed)
     rows = cells.x_row[index]
     row, column, count = cells.x.entries(rows)
     before = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
-    count = _thin(count, _efficiency(cells.x.n_columns, shift, generator)[column], generator)
+    kept = _efficiency(cells.x.n_columns, shift, generator)[column]
+    count = torch.binomial(count, kept, generator=generator)
     after = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
     length = cells.x.indptr[rows + 1] - cells.x.indptr[rows]
     indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
@@ -126,7 +111,8 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     mask_table = cells.mask_table
     if cells.y is not None:
         y = cells.proteins(index)
-        parts["y"] = _thin(y, _efficiency(y.shape[1], shift, generator).expand_as(y), generator)
+        kept = _efficiency(y.shape[1], shift, generator).expand_as(y)
+        parts["y"] = torch.binomial(y, kept, generator=generator)
         if not shift.proteins:
             parts["y"], parts["mask_row"] = torch.zeros_like(parts["y"]), torch.zeros_like(parts["mask_row"])
             mask_table = torch.zeros_like(mask_table[:1])
@@ -148,11 +134,7 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
 def _efficiency(n: int, shift: Shift, generator: torch.Generator) -> Tensor:
     """Probability that a count of a gene or protein is kept `(n,)`."""
     log_efficiency = shift.spread * torch.randn(n, generator=generator, device=generator.device)
-    return (shift.depth * log_efficiency.exp()).clamp(max=1)
-
-
-def _thin(count: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.binomial(count, kept, generator=generator)
+    return (shift.depth * log_efficiency.exp()).clamp(max=1)  # no count is ever added
 
 
 # calibration: temperature scaling -----------------------------------------------------------------------------------

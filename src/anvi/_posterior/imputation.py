@@ -65,17 +65,7 @@ class _View(NamedTuple):
 
 @torch.no_grad()
 def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int) -> Model:
-    """The model with what it imputes proteins by; unless it has no proteins, no counts, or the incumbent's objective.
-
-    Parameters
-    ----------
-    model, cells
-        As fitted, on one device.
-    train, validation
-        Positions of training and validation cells.
-    seed
-        Of the choice of cells and the components.
-    """
+    """The model with what it imputes proteins by; not without proteins or counts, or with the incumbent's objective."""
     if not model.config.has_protein or not model.setup.counts or model.config.objective != "bound":
         return model
     device, generator = cells.label.device, torch.Generator().manual_seed(seed)
@@ -117,25 +107,11 @@ def impute(
     model: Model,
     cells: Cells,
     *,
-    include_background: bool = True,
-    coverage: float | None = None,
-    rows: Tensor | None = None,
+    include_background: bool = True,  # or the share of the count that the decoder takes for foreground
+    coverage: float | None = None,  # how often the interval is to hold a measured count; None: no interval
+    rows: Tensor | None = None,  # (cells,) row of each cell in the answer
 ) -> Imputed | None:
-    """Proteins of cells whose batches did not measure them; None where there are none, or the model cannot.
-
-    Parameters
-    ----------
-    model
-        On the device of the cells.
-    cells
-        Read with the model's setup, with their counts.
-    include_background
-        Whether the whole count is wanted; else the share of it that the decoder takes for foreground.
-    coverage
-        How often the interval is to hold a measured count; None: no interval.
-    rows
-        `(cells,)` row of each cell in the answer; None: the order of the cells.
-    """
+    """Proteins of cells whose batches did not measure them; None where there are none, or the model cannot."""
     part = model.imputation
     if part is None or (cells.q_mean is not None and cells.rna_view is None):
         return None
@@ -181,19 +157,7 @@ def stored_view(model: Model, cells: Cells) -> np.ndarray | None:
 
 
 def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_batches: int) -> Imputation | None:
-    """The same for a mapped model: for the genes that both have, with rows for the new batches of a query.
-
-    Parameters
-    ----------
-    imputation
-        The reference's.
-    genes
-        Positions of the genes that stay among those of the reference, in their new order.
-    cells
-        The query, on the CPU.
-    n_batches
-        Batches of the mapped model, those of the reference first.
-    """
+    """The same for a mapped model: for `genes` by their positions in the reference, with rows for new batches."""
     if imputation is None:
         return None
     order = {int(gene): i for i, gene in enumerate(genes)}

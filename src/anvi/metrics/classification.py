@@ -197,18 +197,7 @@ def _chosen(source: Source, where: _Where, split: str | None, cells: Sequence | 
 
 
 def score(true: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: Sequence[str] = ()) -> pd.DataFrame:
-    """The table of :func:`classification` from one entry per cell; confidence may be NaN throughout.
-
-    Parameters
-    ----------
-    true, predicted
-        Class names `(cells,)`.
-    confidence
-        Probability of the predicted class `(cells,)`.
-    classes
-        The prediction's classes, which come first and in this order; all that any cell has or is predicted to are
-        listed whatever this is.
-    """
+    """The table of :func:`classification` from arrays `(cells,)`, `classes` first; confidence may be NaN throughout."""
     names = [*classes, *sorted((set(true) | set(predicted)) - set(classes))]
     names.sort(key=lambda name: name not in set(true))  # stable: those that no cell has come last
     rows = {}

@@ -140,30 +140,14 @@ CHUNK_BYTES = 4 * 2**20
 
 
 def stream(
-    path: Path,
-    pieces: Iterable[CountDraws],
-    rows: np.ndarray,
-    dims: dict[str, tuple[str, ...]],
-    coords: dict[str, np.ndarray],
-    leading: tuple[int, ...],
+    path: Path,  # of a store that does not exist yet
+    pieces: Iterable[CountDraws],  # in ascending order of cells
+    rows: np.ndarray,  # of each cell that was asked for; rows in between stay NaN
+    dims: dict[str, tuple[str, ...]],  # of each variable
+    coords: dict[str, np.ndarray],  # of each dimension but the samples
+    leading: tuple[int, ...],  # lengths of the leading axes
 ) -> xr.Dataset:
-    """Write pieces as they come and return a Dataset that reads from the store.
-
-    Parameters
-    ----------
-    path
-        The store; it does not exist yet.
-    pieces
-        Draws, in ascending order of cells.
-    rows
-        Row of each cell that was asked for; rows in between stay NaN.
-    dims
-        Dimensions of each variable.
-    coords
-        Labels of each dimension but the samples.
-    leading
-        Lengths of the leading axes.
-    """
+    """Write pieces as they come and return a Dataset that reads from the store."""
     import xarray as xr
     import zarr
 
