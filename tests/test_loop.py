@@ -170,6 +170,13 @@ class TestPlan:
         assert Plan().for_cells(10**6, warm_start=False).max_epochs == 15
         assert Plan(max_epochs=7).for_cells(100, warm_start=False).max_epochs == 7
 
+    def test_many_proteins_weigh_less_where_cells_are_to_be_labelled(self):
+        plan = {"n_train": 100, "warm_start": False, "genes_per_protein": 2.5}
+        assert Plan().for_cells(**plan, transfer=True).protein_weight == 0.25
+        assert Plan().for_cells(**plan).protein_weight == 1
+        assert Plan(protein_weight=0.7).for_cells(**plan, transfer=True).protein_weight == 0.7
+        assert Plan().for_cells(**plan | {"genes_per_protein": 11}, transfer=True).protein_weight == 1
+
     def test_a_warm_start_is_short_and_has_no_warmup(self):
         plan = Plan().for_cells(128 * 50, warm_start=True)
         assert plan.max_epochs == 33 and plan.warmup == 0 and plan.kl_weight(0) == 1

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
+BALANCED = 10
+"""Genes a protein below which, in a model that is to label cells, proteins would outweigh the genes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -24,7 +27,7 @@ class Plan:
     early_stopping: bool = True
     patience: int | None = None  # epochs without a better validation loss; a fifth of the run, at least 5
     classification_ratio: float = 50.0
-    protein_weight: float = 1.0
+    protein_weight: float | None = None  # of the proteins' likelihood; 1 where there are `BALANCED` genes a protein
     label_smoothing: float = 0.0  # share of each label's weight that is spread over all classes in training
     hide_proteins: float | None = None  # share of cells whose proteins the encoder does not see in a step
     hide_rna: float | None = None  # share of cells with proteins whose RNA the encoder does not see in a step
@@ -43,14 +46,16 @@ class Plan:
         transfer: bool = False,
         unstained: bool = False,
         without_rna: bool = False,
+        genes_per_protein: float = math.inf,
     ) -> "Plan":
         """Fill in what depends on the training cells, and check the rest.
 
         About 5,000 steps, at least 15 and at most 400 epochs; a fine-tuned model gets a third and no warm-up. A model
         that is to label cells (`transfer`) gets 2,000 steps, for what it learns later does not carry over to other
         batches, or fewer where cells are few: one for two cells, at least 400. It sees half of the cells thinned and a
-        fifth without their proteins, or half where some have none (`unstained`), and its divergences count less. Where
-        some cells have proteins alone (`without_rna`), it sees half without RNA.
+        fifth without their proteins, or half where some have none (`unstained`), and its divergences count less;
+        proteins, too, where there are fewer than `BALANCED` genes for each. Where some cells have proteins alone
+        (`without_rna`), it sees half without RNA.
         """
         self.check()
         steps = max(1, math.ceil(n_train / self.batch_size))
@@ -68,6 +73,9 @@ class Plan:
         if hidden is None:
             hidden = 0.5 if unstained else 0.2 if transfer else 0.0
         thin = self.thin_counts if self.thin_counts is not None else 0.5 * transfer
+        protein_weight = self.protein_weight
+        if protein_weight is None:
+            protein_weight = min(1.0, genes_per_protein / BALANCED) if transfer else 1.0
         max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
         return replace(
             self,
@@ -78,6 +86,7 @@ class Plan:
             hide_proteins=hidden,
             hide_rna=(0.5 if without_rna else 0.0) if self.hide_rna is None else self.hide_rna,
             thin_counts=thin,
+            protein_weight=protein_weight,
             max_kl_weight=max_kl_weight,
         )
 
@@ -99,16 +108,9 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.batch_size < 2:
             raise ValueError("batch_size=1 leaves batch norm nothing to work with; use at least 2.")
-        not_negative = (
-            "warmup",
-            "weight_decay",
-            "classification_ratio",
-            "protein_weight",
-            "n_neighbors",
-            "max_retries",
-        )
-        for name in (*not_negative, *(["labelled_batch_size"] if self.labelled_batch_size is not None else [])):
-            if not getattr(self, name) >= 0:
+        not_negative = ("warmup", "weight_decay", "classification_ratio", "n_neighbors", "max_retries")
+        for name in (*not_negative, "labelled_batch_size", "protein_weight"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.warmup > 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")

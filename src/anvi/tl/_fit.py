@@ -188,6 +188,7 @@ def run_fit(
         transfer=transfer,
         unstained=unstained,
         without_rna=cells.has_rna is not None,
+        genes_per_protein=config.n_genes / max(1, config.n_proteins),
     )
     _check_plan(plan, config)
     setup = replace(setup, needs_rna=not plan.hide_rna and cells.has_rna is None)
