@@ -62,3 +62,15 @@ def test_chance_is_chance(fitted):
     av.tl.scanvi(shuffled, batch_key="batch", max_epochs=4, train_size=0.8)
     # some 100 cells against some 150: the standard error of an AUROC of chance is about .04
     assert abs(av.metrics.novelty(shuffled, classes=["B"]).loc["B", "auroc"] - 0.5) < 0.16
+
+
+def test_a_joint_fit_is_made_of_the_same_proteins():
+    mdata = av.datasets.synthetic_cite(600, n_genes=40, n_proteins=8)
+    chosen = [f"P{i:02}" for i in range(1, 6)]
+    av.tl.totalanvi(mdata, proteins=chosen, batch_key="batch", max_epochs=2, train_size=0.6)
+    fits = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anvi.tl._fit.write_fit", lambda data, key, model, *rest, **more: fits.append(model))
+        with pytest.raises(ValueError, match="Without 'B' too few"):  # nothing was written
+            av.metrics.novelty(mdata, classes=["B"], max_epochs=1)
+    assert fits[0].setup.proteins == tuple(chosen)

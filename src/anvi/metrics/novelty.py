@@ -155,4 +155,4 @@ def _setup_arguments(setup: Setup) -> dict:
         "rna_mod": setup.rna_mod,
         "prot_mod": setup.prot_mod,
         "prot_obsm": setup.prot_obsm,
-    }
+    } | ({"proteins": list(setup.proteins)} if setup.joint else {})
