@@ -132,7 +132,7 @@ ALLOWED = {
     "nn": {"nn"},
     "settings": {"settings"},
     "_runtime": {"_runtime", "settings"},
-    "datasets": {"datasets", "settings"},
+    "datasets": {"datasets", "_backed", "settings"},
     "_files": {"_files"},
     "_backed": {"_backed", "_files"},
     "_data": {"_data", "_backed", "nn", "settings"},
@@ -419,8 +419,8 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_115,
-    "_data": 3_725,
+    "": 2_120,
+    "_data": 3_750,
     "_fit": 1_040,
     "_posterior": 2_080,
     "io": 1_090,

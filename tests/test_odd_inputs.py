@@ -1,6 +1,7 @@
 """What people hand in: each of these inputs is answered rightly, or refused with words that say what to do."""
 
 import os
+import random
 import warnings
 
 import anndata
@@ -369,3 +370,39 @@ def test_questions_go_on_after_two_queries_are_put_together():
     av.tl.predict(both, model=model)
     av.tl.latent(both, model=model)
     assert "X_scanvi" in both.obsm and both.n_obs == 200
+
+
+def test_no_verb_moves_the_callers_random_numbers(base, tmp_path):
+    """mudata draws names of columns from Python's `random` whenever it makes, copies or updates an object."""
+
+    def left_out(mdata):
+        with pytest.raises(ValueError, match="too few validation cells"):
+            av.metrics.novelty(mdata, classes=["B"], max_epochs=1)
+
+    base.write(tmp_path / "x.h5mu")
+    asked = {
+        "copy of a fit": lambda: av.tl.scvi(base, copy=True, max_epochs=1, key_added="other"),
+        "copy of a query": lambda: av.tl.map_query(base, base, copy=True, key_added="q", max_epochs=0),
+        "copy of names": lambda: av.pp.panels(base, "day", harmonize=True, copy=True),
+        "aligned": lambda: av.pp.align_query(base, base),
+        "simulated": lambda: cite(100),
+        "file": lambda: av.pp.panels(tmp_path / "x.h5mu", "day"),
+        "left out": lambda: left_out(base),
+    }
+    for name, ask in asked.items():
+        states = [random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ask()
+        for before, after in zip(
+            states, [random.getstate(), np.random.get_state()[1], torch.random.get_rng_state()], strict=True
+        ):
+            assert np.array_equal(np.asarray(before, dtype=object), np.asarray(after, dtype=object)), name
+
+
+def test_copies_are_made_where_warnings_are_errors(base):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        av.tl.latent(base, key_added="z", inplace=False)
+        copy = av.tl.map_query(base, base, copy=True, key_added="q", max_epochs=0)
+    assert "X_q" in copy.obsm

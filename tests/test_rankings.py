@@ -1,12 +1,25 @@
 """The shape of scanpy's rank_genes_groups, read back by scanpy itself."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData, read_h5ad, read_zarr
+from helpers import quiet_mudata
 
-from anvi._data.rankings import COLUMNS, Ranked, build_ranking, find_ranking, group_names, is_ranking, ranking_table
+import anvi as av
+from anvi._data.rankings import (
+    COLUMNS,
+    Ranked,
+    build_ranking,
+    check_writable,
+    find_ranking,
+    group_names,
+    is_ranking,
+    ranking_table,
+)
 
 GROUPS = ["NK/T", "B cell", "αβ"]
 FEATURES = [f"G{i}" for i in range(7)]
@@ -82,3 +95,54 @@ def test_what_is_found():
     adata.uns["other"] = {"params": {}}
     assert list(find_ranking(adata, "r")) == ["rna", "prot"]
     assert find_ranking(adata, "other") == find_ranking(adata, "nowhere") == {}
+
+
+@pytest.mark.parametrize("length", [8, 57, 130])
+def test_groups_that_no_file_can_hold_are_told_before(length, tmp_path):
+    """The border is HDF5's own: one group fewer is written, the last one is not, and that is what is said."""
+
+    def groups(n):
+        return [f"{i:05d}".ljust(length, "x") for i in range(n)]
+
+    def written(n):
+        none = np.zeros(2)
+        ranking = build_ranking(dict.fromkeys(groups(n), Ranked(none, none, none, none)), ["a", "b"], {})
+        adata = AnnData(np.zeros((1, 2), np.float32), uns={"r": ranking})
+        try:
+            adata.write(tmp_path / "x.h5ad")
+        except ValueError:
+            return False
+        return True
+
+    def told(n):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            check_writable(AnnData(np.zeros((1, 2))), groups(n), "uns['r']")
+        return any("cannot be written" in str(one.message) for one in seen)
+
+    low, high = 10, 4_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if told(middle) else (middle, high)
+    assert written(low) and not written(high)
+
+
+@pytest.mark.parametrize("verb", ["de", "attributions"])
+def test_verbs_tell_of_groups_that_no_file_can_hold(verb, fitted, monkeypatch, tmp_path):
+    monkeypatch.setattr("anvi._data.rankings.LARGEST_MESSAGE", 100)
+    ask = {
+        "de": lambda data, **options: av.tl.differential_expression(
+            data, "cell_type", model="totalanvi", n_samples=20, **options
+        ),
+        "attributions": lambda data, **options: av.tl.attributions(
+            data, model="totalanvi", n_cells=1, n_steps=2, baseline="zero", **options
+        ),
+    }[verb]
+    with quiet_mudata():
+        first, second = fitted.copy(), fitted.copy()
+    with pytest.warns(UserWarning, match=r"names of \d groups take \d+ bytes.*Shorten the names.*inplace=False"):
+        ask(first)
+    ask(second, inplace=False)  # nothing is written, nothing is to be told
+    fitted.write(tmp_path / "x.h5mu")
+    with pytest.raises(ValueError, match="cannot be written"):
+        ask(tmp_path / "x.h5mu")

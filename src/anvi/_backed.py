@@ -7,8 +7,11 @@ that takes its place when it is whole. Both also take what `mudata.read_h5mu(pat
 
 import functools
 import inspect
+import random
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +35,21 @@ Verb = TypeVar("Verb", bound=Callable)
 def in_file(matrix: object) -> bool:
     """Whether a matrix lies in a file and is read when it is asked for."""
     return isinstance(matrix, CSRDataset | CSCDataset) or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr")
+
+
+@contextmanager
+def quiet_mudata() -> Iterator[None]:
+    """Let mudata make, copy or update an object without its words of columns, or a draw from the caller's `random`."""
+    drawn = random.getstate()
+    try:
+        with warnings.catch_warnings():  # of columns that will not be pulled up in future; nothing here needs them
+            warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+            warnings.filterwarnings("ignore", message=r"From 0\.4 \.update", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
+            warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # between steps
+            yield
+    finally:
+        random.setstate(drawn)
 
 
 def open_backed(path: str | Path) -> MuData | AnnData:
@@ -74,11 +92,9 @@ def open_backed(path: str | Path) -> MuData | AnnData:
         others = {
             name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
         }
-        return MuData(
-            {name: _modality(root["mod"][name], others["obs"].index) for name in names},
-            axis=int(root.attrs.get("axis", 0)),
-            **others,
-        )
+        mods = {name: _modality(root["mod"][name], others["obs"].index) for name in names}
+        with quiet_mudata():
+            return MuData(mods, axis=int(root.attrs.get("axis", 0)), **others)
 
 
 def _root(path: Path):
@@ -167,6 +183,11 @@ def _parts(data: MuData | AnnData) -> dict[str, Any]:
 def lies_in_file(data: MuData | AnnData) -> bool:
     """Whether a matrix of an object lies in a file."""
     return any(_matrices(part) for part in _parts(data).values())
+
+
+def in_zarr(data: MuData | AnnData) -> bool:
+    """Whether that file is zarr's."""
+    return any(_home(matrix)[0].suffix == ".zarr" for part in _parts(data).values() for matrix in _matrices(part)[:1])
 
 
 def _matrices(part: MuData | AnnData) -> list:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,6 +17,8 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 from mudata import MuData
 from scipy import sparse
+
+from ._backed import quiet_mudata
 
 __all__ = ["pbmc_cite", "synthetic_cite"]
 
@@ -175,7 +175,7 @@ def synthetic_cite(
     observed = np.where(seen, truth["protein_counts"], np.float32(0 if missing == "zero" else np.nan))[kept]
     prot = AnnData(observed, obs=pd.DataFrame(index=cells[kept]), var=var, varm={"true_markers": markers})
 
-    with _quiet_mudata():
+    with quiet_mudata():
         mdata = MuData({"rna": rna, "prot": prot})
     for column, codes, names in (
         ("batch", batch, [f"batch_{b}" for b in range(n_batches)]),
@@ -243,7 +243,7 @@ def pbmc_cite(path: str | os.PathLike[str] | None = None) -> MuData:
         if place and file.is_dir():
             file /= PBMC_FILE
         if place and file.is_file():
-            with _quiet_mudata():
+            with quiet_mudata():
                 return mudata.read_h5mu(file)
         looked.append(f"{source} ({file if place else 'not set'})")
     import pooch  # here: most sessions fetch nothing
@@ -255,7 +255,7 @@ def pbmc_cite(path: str | os.PathLike[str] | None = None) -> MuData:
             if not (cache / PBMC_FILE).is_file():
                 _build_pbmc(*_fetch_pbmc(cache, progress=settings.progress)).write(cache / f"{PBMC_FILE}.part")
                 os.replace(cache / f"{PBMC_FILE}.part", cache / PBMC_FILE)
-            with _quiet_mudata():
+            with quiet_mudata():
                 return mudata.read_h5mu(cache / PBMC_FILE)
         except OSError as error:  # no network, no such address, no room
             failed = f"fetching it from {PBMC_URL} into {cache} failed: {type(error).__name__}: {error}"
@@ -309,7 +309,7 @@ def _build_pbmc(ten: AnnData, five: AnnData) -> MuData:
             rna, n_top_genes=min(PBMC_GENES, rna.n_vars), batch_key="batch", inplace=False
         )["highly_variable"]
     del rna.obs["batch"]
-    with _quiet_mudata():
+    with quiet_mudata():
         mdata = MuData({"rna": rna[:, np.asarray(variable)].copy(), "prot": AnnData(counts)})
     mdata.obs["batch"], mdata.obs["cell_type"] = pd.Categorical(batch), pd.Categorical(labels)
     return mdata
@@ -343,16 +343,6 @@ def _gate(protein: pd.DataFrame, rna: AnnData) -> np.ndarray:
         "NK": ~t_cell & (genes("NKG7", "GNLY") >= 10),
     }
     return np.select([np.asarray(gate) for gate in gates.values()], list(gates), UNLABELED)
-
-
-@contextmanager
-def _quiet_mudata() -> Iterator[None]:
-    """Silence, in the block only, what mudata 0.3 says of the columns that it pulls up: nothing here needs them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"From 0\.4 \.update\(\)", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
-        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # between two steps
-        yield
 
 
 def _draw_classes(rng: np.random.Generator, n_obs: int, n_classes: int, rare_class: bool) -> np.ndarray:

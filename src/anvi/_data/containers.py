@@ -242,8 +242,15 @@ CHECKED = 1_000_000
 """Values that are compared at a time."""
 
 
+def lazy(matrix: object) -> bool:
+    """Whether a matrix is read from a file, or computed by dask, when it is asked for."""
+    return in_file(matrix) or hasattr(matrix, "dask")
+
+
 def in_memory(counts):
-    """A matrix of counts, read if it lies in a file."""
+    """A matrix of counts, read if it lies in a file, computed if it is dask's."""
+    if hasattr(counts, "dask"):
+        return counts.compute()
     if not in_file(counts):
         return counts
     return counts.to_memory() if hasattr(counts, "to_memory") else np.asarray(counts[:])
@@ -268,7 +275,7 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
     Parameters
     ----------
     matrix
-        `(cells, features)`: dense, DataFrame or csr, in memory or in a file.
+        `(cells, features)`: dense, DataFrame or csr, in memory or in a file; dask's of any kind.
     where
         The slot, for messages.
 
@@ -285,7 +292,9 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
     else:
         step = max(1, PIECE // max(1, n_columns))
         chunks = getattr(matrix, "chunks", None)
-        step = step if chunks is None else -(-step // chunks[0]) * chunks[0]  # a chunk is unpacked as a whole
+        if chunks is not None:  # a chunk is unpacked as a whole; dask's need not be of one size
+            chunk = max(np.atleast_1d(chunks[0]))
+            step = -(-step // chunk) * chunk
         ends = np.arange(step, n_rows, step)
     edges = np.unique([0, *np.minimum(ends, n_rows), n_rows])
     rows = map(slice, edges[:-1].tolist(), edges[1:].tolist())
@@ -301,7 +310,7 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
                 raise ValueError(f"{where} is corrupt: it has not the entries that its index pointer says.")
             pointer = indptr[part.start : part.stop + 1] - inside.start
             return sparse.csr_matrix((values, columns, pointer), shape=(part.stop - part.start, n_columns))
-        return matrix.iloc[part] if hasattr(matrix, "iloc") else matrix[part]
+        return matrix.iloc[part] if hasattr(matrix, "iloc") else in_memory(matrix[part])
 
     parts = ((part, read(part)) for part in rows)
     bar = in_file(matrix) and n_rows > 0
@@ -349,6 +358,7 @@ def whole(counts, where: str):
     ValueError
         If values are no real numbers, or the parts of a sparse matrix contradict each other or its shape.
     """
+    counts = counts.compute() if hasattr(counts, "dask") else counts
     if not sparse.issparse(counts):
         kinds = [np.asarray(counts).dtype] if not hasattr(counts, "dtypes") else [*counts.dtypes]
         for kind in {str(kind): kind for kind in kinds}.values():

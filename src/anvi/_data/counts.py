@@ -14,7 +14,7 @@ from scipy import sparse
 
 from . import containers, slots
 from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
-from .containers import Data, Source, by_rows, in_file, whole
+from .containers import Data, Source, by_rows, lazy, whole
 
 if TYPE_CHECKING:
     from .setup import Setup
@@ -55,7 +55,7 @@ def stored_counts(adata: AnnData, layer: str | None, where: str):
         counts = adata.layers[layer]
     else:
         raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
-    if in_file(counts):
+    if lazy(counts):
         return counts
     return whole(counts, f"{where}.X" if layer is None else f"{where}.layers['{layer}']")
 
@@ -172,7 +172,7 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     """Whether the first values are whole and not negative."""
-    if in_file(counts):
+    if lazy(counts):
         counts = next(by_rows(counts, "a layer"))[1]
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
@@ -456,7 +456,7 @@ def _proteins(
     stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
 ) -> np.ndarray:
     """Counts `(cells, proteins)` as float32, read and checked some cells at a time."""
-    stored = stored if in_file(stored) else whole(stored, where)
+    stored = stored if lazy(stored) else whole(stored, where)
     counts = np.empty(stored.shape, dtype=np.float32)
     for rows, piece in by_rows(stored, where):
         counts[rows] = _dense(piece, cells[rows], names, where)

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from anvi._backed import in_zarr, lies_in_file
 
 from . import containers, slots
 from .containers import Data, Source, whole
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 COLUMNS = {"scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64, "pvals_adj": np.float64}
 """Columns that scanpy's readers ask for, and the precision in which it writes them."""
+
+
+LARGEST_MESSAGE = 65_535
+"""Bytes that HDF5 has for the names and types of the fields of a table."""
 
 
 class Ranked(NamedTuple):
@@ -74,6 +81,25 @@ def build_ranking(groups: Mapping[str, Ranked], features: Sequence[str], params:
         "params": {"method": "anvi", "use_raw": False} | dict(params),
         "names": stack(dict.fromkeys(groups, names), object),
     } | {column: stack(values, kinds[column]) for column, values in columns.items()}
+
+
+def check_writable(data: Data, groups: Sequence[str], where: str) -> None:
+    """Warn of groups that are too many, or too long, for a file; an error where the object lies in one.
+
+    scanpy's form has a field per group, and HDF5 holds the names of all fields in one message.
+    """
+    fields = np.dtype([(group, np.float32) for group in groups])
+    size = len(h5py.h5t.py_create(fields, logical=True).encode())
+    if size <= LARGEST_MESSAGE:
+        return
+    said = (
+        f"{where}: the names of {len(groups)} groups take {size:,} bytes, and a ranking in an .h5mu or .h5ad file has "
+        f"room for {LARGEST_MESSAGE:,}: that file cannot be written. Shorten the names, ask for fewer groups=[...], "
+        "write .zarr, or take the tables: inplace=False."
+    )
+    if lies_in_file(data) and not in_zarr(data):
+        raise ValueError(said)
+    containers.warn(said)
 
 
 def is_ranking(value) -> bool:

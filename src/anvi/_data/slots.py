@@ -17,7 +17,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._backed import lies_in_file
+from anvi._backed import lies_in_file, quiet_mudata
 
 from . import containers
 from .antibodies import renamed
@@ -483,7 +483,8 @@ def own(data: Data, copy: bool) -> Data:
             "copy=True would read all counts of this object from its file: leave it out, or pass the path."
         )
     if copy:
-        return data.copy()
+        with quiet_mudata():
+            return data.copy()
     if data.is_view:
         containers.warn(
             "The object is a view: the results are in the subset, not in the object that it was cut from. "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from anvi._backed import on_file
+from anvi._backed import on_file, quiet_mudata
 from anvi._data import slots
 from anvi._data.containers import Data, check_type
 from anvi._data.labels import label_column
@@ -97,7 +97,9 @@ def novelty(
 def _leave_out(data: Data, fitted: Model, name: str, max_epochs: int | None, device: str) -> dict:
     from sklearn.metrics import roc_auc_score
 
-    setup, copy, key = fitted.setup, data.copy(), "anvi_left_out"
+    setup, key = fitted.setup, "anvi_left_out"
+    with quiet_mudata():
+        copy = data.copy()
     labels = label_column(copy, setup.labels_key, setup.unlabeled_category, setup.mods)
     cells = slots.home(copy, setup).obs_names
     left = labels.where(labels != name).reindex(cells).fillna(setup.unlabeled_category)

@@ -1,6 +1,5 @@
 """pp.align_query."""
 
-import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._backed import on_file
+from anvi._backed import on_file, quiet_mudata
 from anvi._data.containers import Data, Source, in_memory, whole
 from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins
 from anvi._data.query import PADDED, check_share, match_genes, relocated
@@ -153,10 +152,7 @@ def _with_proteins(source: Source, setup: Setup) -> AnnData:
 
 def _joined(query: MuData, mods: dict[str, AnnData], setup: Setup) -> MuData:
     """A MuData of aligned modalities with what the query says of all cells."""
-    with warnings.catch_warnings():  # of columns that mudata 0.3 will not pull up in future
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
-        warnings.filterwarnings("ignore", message=r"From 0\.4 \.update\(\)", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
+    with quiet_mudata():
         aligned = MuData(mods)
     row = query.obs_names.get_indexer(aligned.obs_names)
     aligned.obs = query.obs.iloc[row].copy()

@@ -1,7 +1,6 @@
 """pp.panels."""
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -12,7 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._backed import on_file
+from anvi._backed import on_file, quiet_mudata
 from anvi._data import containers, slots
 from anvi._data.antibodies import AMBIGUOUS, match_antibodies, match_kits
 from anvi._data.containers import Source
@@ -137,11 +136,7 @@ def panels(
     data = slots.own(data, copy)
     joined, table, first_names = _joined(data.mod[prot_mod], found, table, panel_of_cell)
     slots.write_measured(joined, table)
-    with warnings.catch_warnings():  # of columns that mudata 0.3 will not pull up in future
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
-        warnings.filterwarnings("ignore", message=r"From 0\.4 \.update", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
-        warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # a step between
+    with quiet_mudata():
         new_names, joined.var_names = joined.var_names, first_names
         data.mod[prot_mod] = joined
         data.update_var()  # mudata follows one step at a time: first columns go, then names change

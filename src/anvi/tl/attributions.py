@@ -180,6 +180,8 @@ def attributions(
     predicted = attribute.predict(fitted, cells, members).cpu()
     column = slots.prediction(key) if members is None else slots.level_prediction(key, level)
     found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, column, classes)
+    if inplace:
+        rankings.check_writable(data, found.names, f"uns['{slots.attributions(asked.to)}']")
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     if cells.has_rna is not None:  # what is not there contributes nothing
         pool = torch.where(cells.has_rna.cpu(), pool, -1)
