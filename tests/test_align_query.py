@@ -9,6 +9,7 @@ from helpers import assert_same, cite, contents, dense, mudata_of, permuted, qui
 from scipy import sparse
 
 import anvi as av
+from anvi._data.query import match_genes
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,24 @@ def test_errors(model, query):
         av.pp.align_query(np.zeros(3), model)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         av.pp.align_query(query, "nowhere")
+
+
+@pytest.mark.parametrize("prefix", ["rna:", "rna_", "gex:", "GRCh38_", "GRCh38______", "hg38-"])
+def test_genes_with_a_prefix(model, query, prefix):
+    expected = dense(av.pp.align_query(query, model)["rna"].X)
+    mixed = query["rna"].var_names.astype(str)
+    for names in (prefix + mixed, [prefix + name if i % 2 else name for i, name in enumerate(mixed)]):
+        query["rna"].var_names = names
+        np.testing.assert_array_equal(dense(av.pp.align_query(query, model)["rna"].X), expected)
+
+
+def test_genes_that_prefixes_alone_tell_apart_are_missing(model, query, caplog):
+    """Two genomes in one matrix: nobody can say which of two G001 is meant."""
+    names = "GRCh38_" + query["rna"].var_names.astype(str)
+    query["rna"].var_names = [*names[:-1], "hg19_G001"]
+    aligned = av.pp.align_query(query, model)["rna"]
+    assert aligned.var["anvi_padded"]["G001"] and not aligned.var["anvi_padded"]["G002"]
+    assert "1 genes are ambiguous" in caplog.text and "G001" in caplog.text
+    genes = ("ENSG00000000001.3", "ENSG00000000002.1")
+    rna = AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["GRCh38_ENSG00000000002.7", "GRCh38_ENSG00000000001.4"]))
+    assert match_genes(genes, rna, None, "rna").column.tolist() == [1, 0]

@@ -58,3 +58,48 @@ def test_errors(features, modality, error, match):
 def test_an_rna_model_has_no_proteins():
     with pytest.raises(ValueError, match="modality='prot' is not in the model; it has 'rna'"):
         find_features(Setup(genes=("A",)), modality="prot")
+
+
+KITS = Setup(
+    genes=("GRCh38_CD3D", "MS4A1", "mm10_Cd3d"), proteins=("CD3_TotalSeqB", "CD4 (RPA-T4)", "CD4 (SK3)", "prot:CD19")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    {
+        "CD3D": "GRCh38_CD3D",
+        "rna:CD3D": "GRCh38_CD3D",
+        "rna_MS4A1": "MS4A1",
+        "GRCh38______MS4A1": "MS4A1",
+        "gex:MS4A1": "MS4A1",
+        "Cd3d": "mm10_Cd3d",
+        "CD3": "CD3_TotalSeqB",
+        "prot:CD3": "CD3_TotalSeqB",
+        "ADT_CD3": "CD3_TotalSeqB",
+        "anti-human CD3": "CD3_TotalSeqB",
+        "CD3 (UCHT1)": "CD3_TotalSeqB",
+        "CD4 (SK3)_TotalSeqC": "CD4 (SK3)",
+        "CD19": "prot:CD19",
+    }.items(),
+)
+def test_names_as_users_have_them(name, found):
+    wanted = find_features(KITS, [name])
+    assert wanted.gene_names + wanted.protein_names == (found,) and wanted.asked == (name,)
+
+
+@pytest.mark.parametrize("name", ["CD3E", "MS4A1_TotalSeqB", "ms4a1", "prot:MS4A1", "rna:CD3", "CD20"])
+def test_a_gene_is_not_answered_by_its_protein(name):
+    """CD3E and MS4A1 are synonyms of the antibodies CD3 and CD20; of a gene that is not there nothing is known."""
+    with pytest.raises(KeyError, match="the model has no"):
+        find_features(KITS, [name])
+
+
+def test_a_name_that_could_be_several_is_refused():
+    with pytest.raises(ValueError, match=r"'CD4' could be several; write 'prot:CD4 \(RPA-T4\)' or 'prot:CD4 \(SK3\)'"):
+        find_features(KITS, ["CD4"])
+    both = Setup(genes=("GRCh38_CD4", "hg19_CD4"), proteins=("CD4_TotalSeqB",))
+    with pytest.raises(ValueError, match="'rna:GRCh38_CD4' or 'rna:hg19_CD4' or 'prot:CD4_TotalSeqB'"):
+        find_features(both, ["CD4"])
+    with pytest.raises(ValueError, match="names 'CD3' twice"):
+        find_features(KITS, ["CD3_TotalSeqB", "CD3"])

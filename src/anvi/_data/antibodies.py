@@ -1,10 +1,10 @@
 """Which antibody of one kit is which of another: names under one stated normalisation, and a table of synonyms.
 
 A name loses, in this order, what says nothing of the target: spelling (Unicode compatibility forms, trade marks,
-spaces), prefixes (`prot:`, `adt_`, `CITE_`, `TotalSeq-B0034`, `anti-human`, `Hu.`), suffixes (`_TotalSeqB`, `:AB`,
-`_PROT`, `-ADT`, an oligonucleotide). A clone in brackets, or behind a known target (`CD3_UCHT1`, `CD4-2`), is taken
-off and kept. What is left is compared without case, Greek letters as Latin ones, without spaces and hyphens
-other than those between two digits; then by its target in `TARGETS`.
+spaces), prefixes (`prot:`, `adt_`, `CITE_`, `GRCh38_`, `TotalSeq-B0034`, `anti-human`, `Hu.`), suffixes (`_TotalSeqB`,
+`_TotalC`, `:AB`, `_PROT`, `-ADT`, `-A0034`, `(human)`, an oligonucleotide). A clone in brackets, or behind a known
+target (`CD3_UCHT1`, `CD4-2`), is taken off and kept. What is left is compared without case, Greek letters as Latin
+ones, without spaces and hyphens other than those between two digits; then by its target in `TARGETS`.
 
 Two names are one antibody if they are the same text, else if they are the same under this normalisation, else if they
 name the same target; a clone (or the species of an isotype control) must be the same where both name one. Where more
@@ -82,13 +82,16 @@ AMBIGUOUS = "ambiguous"
 """How no pair was found although there is one: the reason follows."""
 
 _PREFIX = re.compile(
-    r"(?:prot|protein|adt|cite|citeseq|antibody)[:_.\- ]+|ab[:_.]|totalseq[ _\-]*[abcd]?(?:\d{4})?[ _\-:]+"
+    r"(?:prot|protein|adt|cite|citeseq|antibody|csp|surface|cell[ _\-]surface)[:_.\- ]+|ab[:_.\-]"
+    r"|(?:GRCh3[78]|hg19|hg38)[:_\-]+|h(?=CD\d)|totalseq[ _\-]*[abcd]?(?:\d{4})?[ _\-:]+"
     r"|[abcd]\d{4}[ _\-]|anti[ _.\-]+(?:mouse[/ ]human|human[/ ]mouse)[ _.\-]+|anti[ _.\-]+|human[/ ]mouse[ _.\-]+"
     r"|mouse[/ ]human[ _.\-]+|human[ _.\-]+|hu(?:ms)?(?:rt)?[._]|hu[ \-]",
     re.IGNORECASE,
 )
 _SUFFIX = re.compile(
-    r"[ _.:\-]*totalseq[ _\-]*[abcd]?(?:\d{4})?|:ab|[:_.\- |]+(?:prot|protein|adt|cite|antibody|pabo)", re.IGNORECASE
+    r"[ _.:\-]*total(?:seq)?[ _\-]*[abcd](?:\d{4})?|[ _.:\-]*totalseq|[ _\-]ts[abcd]|[ _\-][abcd]\d{4}|[:_]ab"
+    r"|[:_.\- |]+(?:protein|prot|adt|cite|antibody|pabo|surface|human)|[ _]*\((?:anti[ \-])?human\)",
+    re.IGNORECASE,
 )
 _OLIGO = re.compile(r"[ _\-:](?:[ACGTN]{8,})")
 _BRACKETS = re.compile(r"(.*\S)\s*[(\[]\s*([^()\[\]]+?)\s*[)\]]")
@@ -196,6 +199,13 @@ _RULES = (
     (SYNONYM, lambda _, part: part.target, _equal),
     (SYNONYM, lambda _, part: part.target or part.normalised, _alike),
 )
+
+
+def same_antibodies(name: str, names: Sequence[str]) -> list[str]:
+    """Names that are the same as one under the normalisation; synonyms do not count, for genes may be such."""
+    part = read_antibody(name)
+    there = {other: read_antibody(other) for other in names}
+    return [other for other, found in there.items() if found.normalised == part.normalised and _alike(part, found)]
 
 
 def renamed(names: Sequence[str], like: Sequence[str]) -> list[str]:
@@ -363,7 +373,7 @@ def _target(text: str, clone: str | None) -> tuple[str | None, str, str | None]:
         if clone is None and _TAIL.fullmatch(inside):
             return target, outside, inside
         return target, text if target is None else outside, clone
-    for cut in re.finditer(r"[ _/\-]+", text):
+    for cut in re.finditer(r"[ _./\-]+", text):
         head, tail = text[: cut.start()], text[cut.end() :]
         if _known(head) and _known(tail) == _known(head):
             return _known(head), head, clone

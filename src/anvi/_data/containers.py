@@ -238,6 +238,15 @@ def positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray
     return column, wanted.isin(names[repeated & (names != "")])
 
 
+def plain_genes(names: pd.Index) -> pd.Index:
+    """Names without what says where a gene is from: "rna:CD3D", "rna_CD3D" and "GRCh38______CD3D" are "CD3D"."""
+    return names.str.replace(_OF_A_GENE, "", regex=True)
+
+
+_OF_A_GENE = re.compile(
+    r"^(?:(?:rna|gex|gene)[:_]|(?:GRCh3[78]|GRCm3[89]|hg19|hg38|mm10|mm39)(?:_+|-+|:))", re.IGNORECASE
+)
+
 CHECKED = 1_000_000
 """Values that are compared at a time."""
 

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source, as_name, cell_names, lend_rna, positions
+from .containers import Source, as_name, cell_names, lend_rna, plain_genes, positions
 from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
 from .labels import label_keys, read_labels
 from .setup import ALL_ZERO_CELLS, Setup, find_panels
@@ -45,8 +45,9 @@ class Match(NamedTuple):
 def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, where: str) -> Match:
     """Find each gene of a model among the genes of a query.
 
-    Names are compared as they are; then, where both sides have Ensembl ids, without their versions. A name that
-    several columns of the query carry is no name: such genes count as missing, with a warning.
+    Names are compared as they are; then without prefixes ("rna:", "GRCh38_"); then, where both sides have Ensembl ids,
+    without their versions. A name that several columns of the query carry is no name: such genes count as missing,
+    with a warning.
 
     Parameters
     ----------
@@ -62,15 +63,17 @@ def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, wher
     wanted, names = pd.Index(genes), gene_names(rna, gene_key, where)
     how = "var_names" if gene_key is None else f"var['{gene_key}']"
     column, ambiguous = positions(wanted, names)
-    if (column < 0).any() and _are_ensembl(wanted) and _are_ensembl(names):
-        bare, unsure = positions(
-            wanted.str.replace(_VERSION, "", regex=True), names.str.replace(_VERSION, "", regex=True)
-        )
+    plain, theirs = plain_genes(wanted), plain_genes(names)
+    readings = [("prefixes", plain, theirs)]
+    if _are_ensembl(plain) and _are_ensembl(theirs):
+        readings.append(("versions", *(side.str.replace(_VERSION, "", regex=True) for side in (plain, theirs))))
+    for what, *sides in readings if (column < 0).any() else ():
+        bare, unsure = positions(*sides)
         if ((column < 0) & (bare >= 0)).any():
-            how += " without versions"
+            how += f" without {what}"
         column, ambiguous = np.where(column < 0, bare, column), ambiguous | unsure
     taken, times = np.unique(column[column >= 0], return_counts=True)
-    twice = np.isin(column, taken[times > 1])  # two genes of the model that differ in their version only
+    twice = np.isin(column, taken[times > 1])  # two genes of the model that differ in what was left out only
     ambiguous = (ambiguous & (column < 0)) | twice
     if ambiguous.any():
         logger.warning(

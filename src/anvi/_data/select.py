@@ -14,8 +14,9 @@ from anndata import AnnData
 from torch import Tensor
 
 from . import rankings, slots
+from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name
+from .containers import Source, as_name, plain_genes
 from .setup import Setup
 
 
@@ -49,7 +50,8 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         Of the model.
     features
         Names; where a gene and a protein share one, `"rna:CD4"` and `"prot:CD4"` (the modalities' names) tell them
-        apart. None: every feature.
+        apart. Those that the model does not have are looked for without prefixes ("GRCh38_CD4") and, of proteins,
+        without what kits add ("CD4_TotalSeqB"). None: every feature.
     modality
         Name of the only modality that is asked about; None: both.
 
@@ -81,7 +83,7 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         if mod in wanted
     }
     asked = tuple(map(str, features))
-    found = [_column_of(name, columns) for name in asked]
+    found = [_column_of(name, columns, setup.rna_mod) for name in asked]
     if not asked:
         raise ValueError("features is empty; None asks for all.")
     for i, name in enumerate(asked):
@@ -99,7 +101,7 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
     )
 
 
-def _column_of(name: str, columns: dict[str, dict[str, int]]) -> tuple[str, int]:
+def _column_of(name: str, columns: dict[str, dict[str, int]], rna_mod: str) -> tuple[str, int]:
     """Modality and column of one name."""
     mod, colon, rest = name.partition(":")
     if colon and rest in columns.get(mod, {}):
@@ -109,10 +111,27 @@ def _column_of(name: str, columns: dict[str, dict[str, int]]) -> tuple[str, int]
         both = " or ".join(f"'{mod}:{name}'" for mod, _ in found)
         raise ValueError(f"features: '{name}' is in several modalities; write {both}.")
     if not found:
+        meant = [
+            (mod, other) for mod, there in columns.items() for other in _meant(name, mod, list(there), mod == rna_mod)
+        ]
+        if len(meant) > 1:
+            several = " or ".join(f"'{mod}:{other}'" for mod, other in meant[:8])
+            raise ValueError(f"features: '{name}' could be several; write {several}.")
+        found = [(mod, columns[mod][other]) for mod, other in meant]
+    if not found:
         near = difflib.get_close_matches(name, [known for there in columns.values() for known in there], n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise KeyError(f"features: the model has no '{name}' in {' or '.join(map(repr, columns))}.{hint}")
     return found[0]
+
+
+def _meant(name: str, mod: str, there: list[str], genes: bool) -> list[str]:
+    """Names of one modality that are the same without what says nothing of the gene or the antibody."""
+    name = name.removeprefix(f"{mod}:")
+    if not genes:
+        return same_antibodies(name, there)
+    plain, *others = plain_genes(pd.Index([name, *there]))
+    return [other for other, bare in zip(there, others, strict=True) if bare == plain]
 
 
 class Batches(NamedTuple):
