@@ -143,18 +143,12 @@ def _setup_arguments(setup: Setup) -> dict:
     places = ((setup.rna_mod, setup.rna_layer), (setup.prot_mod, setup.prot_layer))
     layers = {mod: layer for mod, layer in places if layer}
     covariates = [key for key, _ in setup.categorical]
-    return {
+    same = ("genes", "unlabeled_category", "batch_key", "panel_key", "missing", "size_factor_key", "rna_mod")
+    same += ("prot_mod", "prot_obsm", *(["proteins"] if setup.joint else []))
+    told = {name: getattr(setup, name) for name in same}
+    return told | {
         "labels_key": LEFT_OUT,
-        "genes": setup.genes,
-        "unlabeled_category": setup.unlabeled_category,
-        "batch_key": setup.batch_key,
-        "panel_key": setup.panel_key,
-        "missing": setup.missing,
         "layer": layers or None,
         "categorical_covariate_keys": covariates or None,
         "continuous_covariate_keys": list(setup.continuous) or None,
-        "size_factor_key": setup.size_factor_key,
-        "rna_mod": setup.rna_mod,
-        "prot_mod": setup.prot_mod,
-        "prot_obsm": setup.prot_obsm,
-    } | ({"proteins": list(setup.proteins)} if setup.joint else {})
+    }

@@ -1,5 +1,6 @@
 """What the network is told and fed: its configuration, the four published models as constants, a minibatch."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -86,14 +87,6 @@ _SIZES = {
     "n_layers_decoder": (1, 100),
 }
 MAX_COVARIATES = 1_000
-_FLAGS = (
-    "log_variational",
-    "encode_covariates",
-    "deeply_inject_covariates",
-    "linear_classifier",
-    "efficiency",
-    "classifier_softmax",
-)
 
 
 @dataclass(frozen=True)
@@ -196,47 +189,33 @@ class Config:
                 raise ValueError(f"{name}={value!r} must be a number.")
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} must be at least 0 and below 1.")
-        for name in _FLAGS:
-            if not isinstance(getattr(config, name), bool):
-                raise ValueError(f"{name}={getattr(config, name)!r} must be True or False.")
-        for refused, why in config._refusals():
-            if refused:
-                raise ValueError(f"This combination is not built: {why}")
+        for field in fields(config):
+            if isinstance(field.default, bool) and not isinstance(getattr(config, field.name), bool):
+                raise ValueError(f"{field.name}={getattr(config, field.name)!r} must be True or False.")
+        for why in config._refusals():
+            raise ValueError(f"This combination is not built: {why}")
         return config
 
-    def _refusals(self) -> list[tuple[bool, str]]:
+    def _refusals(self) -> Iterator[str]:
+        """What is chosen together and not built."""
         semi = self.has_labels
-        return [
-            (
-                semi and self.latent_distribution == "ln",
-                "latent_distribution='ln' with labels (scanvi, totalanvi). Use latent_distribution='normal'.",
-            ),
-            (
-                self.gene_likelihood == "normal" and (semi or self.has_protein),
-                "gene_likelihood='normal' outside scvi. Use 'nb', 'zinb' or 'poisson'.",
-            ),
-            (
-                self.gene_likelihood == "normal" and self.dispersion == "gene-cell",
-                "gene_likelihood='normal' with dispersion='gene-cell'. Use dispersion='gene'.",
-            ),
-            (
-                self.dispersion == "gene-label" and not semi and not self.n_dispersion_labels,
-                "dispersion='gene-label' without labels (scvi, totalvi). Use 'gene', 'gene-batch' or 'gene-cell'.",
-            ),
-            (
-                self.objective == "scvi-tools" and self.dispersion == "gene-label" and semi,
+        if semi and self.latent_distribution == "ln":
+            yield "latent_distribution='ln' with labels (scanvi, totalanvi). Use latent_distribution='normal'."
+        if self.gene_likelihood == "normal" and (semi or self.has_protein):
+            yield "gene_likelihood='normal' outside scvi. Use 'nb', 'zinb' or 'poisson'."
+        if self.gene_likelihood == "normal" and self.dispersion == "gene-cell":
+            yield "gene_likelihood='normal' with dispersion='gene-cell'. Use dispersion='gene'."
+        if self.dispersion == "gene-label" and not semi and not self.n_dispersion_labels:
+            yield "dispersion='gene-label' without labels (scvi, totalvi). Use 'gene', 'gene-batch' or 'gene-cell'."
+        if self.objective == "scvi-tools" and self.dispersion == "gene-label" and semi:
+            yield (
                 "dispersion='gene-label' with labels and objective='scvi-tools', which crashes there. "
-                "Use objective='bound'.",
-            ),
-            (
-                self.has_protein and not self.deeply_inject_covariates,
-                "deeply_inject_covariates=False with proteins (totalvi, totalanvi). Leave it True.",
-            ),
-            (
-                self.has_protein and not self.log_variational,
-                "log_variational=False with proteins (totalvi, totalanvi). Leave it True.",
-            ),
-        ]
+                "Use objective='bound'."
+            )
+        if self.has_protein and not self.deeply_inject_covariates:
+            yield "deeply_inject_covariates=False with proteins (totalvi, totalanvi). Leave it True."
+        if self.has_protein and not self.log_variational:
+            yield "log_variational=False with proteins (totalvi, totalanvi). Leave it True."
 
     def to_dict(self) -> dict:
         """As a dict that JSON can hold."""
