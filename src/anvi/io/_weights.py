@@ -6,6 +6,7 @@ covariate, behind the columns of its features; ours keeps these columns, transpo
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -222,8 +223,8 @@ def find_config(
     background = (options.get("extra_decoder_kwargs") or {}).get("activation_function_bg")
     prior = _tensor(tensors, "y_prior") if labelled else np.ones(1)
     dispersion = options.get("gene_dispersion" if joint else "dispersion", "gene")
-    return Config(
-        **{field: getattr(sizes, field) for field in _SIZES},
+    return replace(
+        sizes,
         n_hidden=n_hidden,
         n_latent=n_latent,
         n_layers_encoder=_n_layers(tensors, encoder),
@@ -251,9 +252,6 @@ def find_config(
         background_scale=background or ("exp" if joint and not labelled and saved_by < (1, 2, 0) else "softplus"),
         classifier_softmax=labelled and not classifier.get("logits", joint or saved_by >= (1, 1, 0)),
     ).checked()
-
-
-_SIZES = ("n_genes", "n_proteins", "n_labels", "n_batches", "n_panels", "n_categories", "n_continuous")
 
 
 def _n_layers(tensors: dict, stack: str) -> int:
