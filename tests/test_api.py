@@ -135,7 +135,8 @@ ALLOWED = {
     "datasets": {"datasets", "_backed", "settings"},
     "_files": {"_files"},
     "_backed": {"_backed", "_files"},
-    "_data": {"_data", "_backed", "nn", "settings"},
+    "_stream": {"_stream", "nn"},
+    "_data": {"_data", "_backed", "_stream", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
     "_store": {"_store", "_runtime", "_files", "_model", "_data", "settings"},
@@ -179,6 +180,7 @@ def test_the_layers_have_no_cycle():
         "_runtime",
         "_files",
         "_backed",
+        "_stream",
         "datasets",
         "_data",
         "_model",
@@ -419,8 +421,8 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_120,
-    "_data": 3_785,
+    "": 2_350,
+    "_data": 3_865,
     "_fit": 1_040,
     "_posterior": 2_080,
     "io": 1_090,
@@ -499,7 +501,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 34, "lines": 3_740}
+WALK = {"files": 35, "lines": 3_830}
 
 
 def test_a_fit_is_a_short_walk():

@@ -78,7 +78,7 @@ def test_labelled_cells_lead(cells, labels):
         assert (batch.label[: batch.n_labelled] >= 0).all() and (batch.label[batch.n_labelled :] < 0).all()
         if extra is not None:
             assert extra.n_labelled == len(extra.label) == 32 and (extra.label >= 0).all()
-    assert (of.n_labelled == 0) == (max(labels) < 0)
+    assert (of.plan()[0].n_labelled == 0) == (max(labels) < 0)
 
 
 def test_without_labels_there_is_no_extra_batch(cells):

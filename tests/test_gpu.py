@@ -151,7 +151,10 @@ def run_steps(run, prepared, n, *, kl=0.5, fooling=None, room=None):
     """So many steps; their losses and sums, on the CPU."""
     state, cells, minibatches, group, plan = prepared
     fooling = state.adversary is not None if fooling is None else fooling
-    choices = [choice for _ in range(-(-n // minibatches.n_steps)) for choice in minibatches.plan()][:n]
+    choices = []
+    while len(choices) < n:
+        choices += minibatches.plan()
+    choices = choices[:n]
     most = [max(getattr(choice, name) for choice in choices) for name in ("n_entries", "n_balanced_entries")]
     choices = [replace_entries(choice, most) for choice in choices]
     seen = []

@@ -43,6 +43,26 @@ def test_quota_of_the_control_group(tmp_path, files, cores):
     assert _runtime._quota(tmp_path / "nowhere", tmp_path / "none") == math.inf
 
 
+@pytest.mark.parametrize(
+    "files, most",
+    [
+        ({"memory.max": "max\n"}, math.inf),
+        ({"a/memory.max": "3000000\n", "a/b/memory.max": "2000000\n"}, 2e6),
+        ({"memory/a/memory.limit_in_bytes": "1000000\n"}, 1e6),
+        ({"memory.max": "rubbish"}, math.inf),
+    ],
+)
+def test_memory_of_the_control_group(tmp_path, files, most):
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n4:memory:/a/b\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert _runtime.usable_memory(torch.device("cpu"), tmp_path, own) == min(machine, most)
+    assert _runtime.usable_memory(torch.device("cpu")) <= machine
+
+
 def test_cores_are_those_of_affinity_and_quota(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quota, cores in ((math.inf, 8), (1.5, 2), (0.3, 1), (20.0, 8)):

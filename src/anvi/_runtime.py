@@ -114,17 +114,28 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(cores, _quota())))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Cores that the control groups of this process allow (versions 1 and 2); infinite without a limit."""
-    folders = {root, root / "cpu"}
+ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where control groups are, and which those of this process are."""
+
+
+def _control_groups(controller: str, root: Path = ROOT, own: Path = OWN) -> set[Path]:
+    """Folders of the control groups of this process (versions 1 and 2)."""
+    folders = {root, root / controller}
     try:
         for line in own.read_text().splitlines():  # "0::/user.slice" or "4:cpu,cpuacct:/docker/..."
             path = line.split(":", 2)[2].lstrip("/")
-            folders |= {base / parent for base in (root, root / "cpu") for parent in (Path(path), *Path(path).parents)}
+            folders |= {
+                base / parent for base in (root, root / controller) for parent in (Path(path), *Path(path).parents)
+            }
     except (OSError, IndexError):
         pass
+    return folders
+
+
+def _quota(root: Path = ROOT, own: Path = OWN) -> float:
+    """Cores that the control groups of this process allow; infinite without a limit."""
     limits = [math.inf]
-    for folder in folders:
+    for folder in _control_groups("cpu", root, own):
         try:
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
@@ -135,6 +146,24 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
                 limits.append(int(quota) / int(period))
         except (OSError, ValueError):
             continue
+    return min(limits)
+
+
+def usable_memory(device: torch.device, root: Path = ROOT, own: Path = OWN) -> float:
+    """Bytes of memory that this process may use: of the machine, by its control groups, and on the device."""
+    limits = [math.inf]
+    try:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # not Unix
+        pass
+    for folder in _control_groups("memory", root, own):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limits.append(float((folder / name).read_text()))
+            except (OSError, ValueError):  # "max"
+                continue
+    if device.type == "cuda":
+        limits.append(torch.cuda.get_device_properties(device).total_memory)
     return min(limits)
 
 

@@ -43,6 +43,9 @@ class Settings:
     n_threads: int | None = None
     """CPU threads of a verb; None: cores that are usable and idle, and for fits what their first steps tell. The last
     digits of a fit depend on it."""
+    stream_above: float = 0.25
+    """Share of the memory (of the machine or the process's control group, and of the GPU) that the compact RNA counts
+    of a fit may take; more of them stay in their file, and every epoch reads them (`stream=None`)."""
     data_dir: str | None = os.environ.get("ANVI_DATA_DIR")
     """Folder with the real data sets of `anvi.datasets`."""
 

@@ -1,6 +1,7 @@
 """Minibatches of fixed shape from device-resident cells, and the split into training and validation cells."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from anvi.nn import Batch
 
-from .cells import Cells
+from .cells import Cells, Streamed
 
 
 def take(
@@ -82,11 +83,17 @@ class StepCells(NamedTuple):
     n_balanced_entries: int  # likewise, of the further cells
 
 
+HELD = 50_000
+"""Where counts are streamed, cells that stay in memory: so many to validate with, and so many labelled ones, of every
+class as many, that the class-balanced minibatches are drawn from."""
+
+
 class Minibatches:
     """An epoch of minibatches, every one with the same number of labelled and of unlabelled cells.
 
     Every training cell comes once per epoch with weight 1. What is missing to fill the last places is filled with
-    other cells of weight 0, so no minibatch is ever short, a last one of one cell least of all.
+    other cells of weight 0, so no minibatch is ever short, a last one of one cell least of all. Where counts are
+    streamed, all this holds of the cells whose blocks are in memory together.
 
     Parameters
     ----------
@@ -103,50 +110,86 @@ class Minibatches:
     """
 
     def __init__(self, cells: Cells, index: Tensor, size: int, labelled_size: int, generator: torch.Generator):
-        self.cells = cells
-        self.generator = generator
+        self.cells, self.size, self.generator = cells, size, generator
         self.n_stored = cells.x.indptr.diff().cpu()[cells.x_row.cpu()]  # (all cells,)
-        index = index.cpu()
-        label = cells.label.cpu()[index]
-        self.streams = [stream for stream in (index[label >= 0], index[label < 0]) if len(stream)]
-        self.n_steps = -(-len(index) // size)
-        self.sizes = [-(-len(stream) // self.n_steps) for stream in self.streams]
-        self.n_labelled = self.sizes[0] if bool((label >= 0).any()) else 0
-        told = cells.told.cpu()[index]
-        self.classes = [index[told == code] for code in told[told >= 0].unique()]  # and coarse labels beside them
-        n_fine = len(label[label >= 0].unique())
+        self.index = index.cpu()
+        self.label, told = cells.label.cpu(), cells.told.cpu()[self.index]
+        self.classes = [self.index[told == code] for code in told[told >= 0].unique()]  # and coarse labels beside them
+        n_fine = len(self.label[self.index][self.label[self.index] >= 0].unique())
         # coarse labels come beside the classes, not in their place
         self.labelled_size = labelled_size * len(self.classes) // (n_fine or len(self.classes) or 1)
+        self.sets: list[list[int]] = []  # blocks of the epoch that is planned, where counts are streamed
+        if isinstance(cells.x, Streamed):
+            self._sort(cells.x)
+
+    def _sort(self, x: Streamed) -> None:
+        """Sort the cells by block; of every class leave all labelled cells, or as many as there is room to hold."""
+        fixed = torch.Generator().manual_seed(self.generator.initial_seed())  # the same after an interruption
+        block = x.block_of(self.cells.x_row.cpu()[self.index])
+        block = block.where(block < x.n_blocks, torch.arange(len(block)) % x.n_blocks)  # those without RNA, anywhere
+        per_block = block.bincount(minlength=x.n_blocks).tolist()
+        self.of_block = self.index[block.argsort(stable=True)].split(per_block)
+        most = max(1, HELD // max(1, len(self.classes)))
+        self.classes = [one[torch.randperm(len(one), generator=fixed)[:most]] for one in self.classes]
 
     def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
-        """Yield `n_steps` pairs of a minibatch and a class-balanced labelled minibatch."""
-        for choice in self.plan():
-            batch, balanced = take(self.cells, choice.index, choice.weight, self.n_labelled), choice.balanced
-            yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
+        """Yield pairs of a minibatch and a class-balanced labelled minibatch."""
+        steps = self.plan()
+        with self.reading():
+            for choice in steps:
+                batch, balanced = take(self.cells, choice.index, choice.weight, choice.n_labelled), choice.balanced
+                yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around the steps of the epoch that was planned last: what lies in a file is read ahead."""
+        return self.cells.x.ahead(self.sets) if isinstance(self.cells.x, Streamed) else nullcontext()
 
     def plan(self) -> list[StepCells]:
         """The cells of each step of an epoch, drawn on the CPU and moved to the device at once."""
-        parts = [self._spread(stream, size) for stream, size in zip(self.streams, self.sizes, strict=True)]
-        device = self.cells.label.device
-        index = torch.cat([cells for cells, _ in parts], dim=1)  # (steps, cells)
-        weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
-        balanced: Sequence[Tensor | None] | Tensor = [None] * self.n_steps
+        device, columns = self.cells.label.device, []
+        for together in self._together():
+            label = self.label[together]
+            n_steps = -(-len(together) // self.size)
+            parts = [self._spread(part, n_steps) for part in (together[label >= 0], together[label < 0]) if len(part)]
+            index = torch.cat([cells for cells, _ in parts], dim=1)  # (steps, cells)
+            weight = torch.cat([weight for _, weight in parts], dim=1).to(device)
+            n_labelled = parts[0][0].shape[1] if bool((label >= 0).any()) else 0
+            columns.append((index, weight, n_labelled))
+        n_steps = sum(len(index) for index, *_ in columns)
+        balanced: Sequence[Tensor | None] | Tensor = [None] * n_steps
         n_balanced_entries = 0
         if self.labelled_size:
-            drawn = self._balanced(self.n_steps * self.labelled_size).view(self.n_steps, -1)
+            drawn = self._balanced(n_steps * self.labelled_size).view(n_steps, -1)
             n_balanced_entries = int(self.n_stored[drawn].sum(1).max())
             balanced = drawn.to(device)
-        most = self.n_labelled, int(self.n_stored[index].sum(1).max()), n_balanced_entries
-        columns = (index.to(device), weight, balanced)
-        return [StepCells(*row, *most) for row in zip(*columns, strict=True)]
+        most = max(int(self.n_stored[index].sum(1).max()) for index, *_ in columns), n_balanced_entries
+        rows = [
+            (*row, n_labelled)
+            for index, weight, n_labelled in columns
+            for row in zip(index.to(device), weight, strict=True)
+        ]
+        return [
+            StepCells(index, weight, extra, n_labelled, *most)
+            for (index, weight, n_labelled), extra in zip(rows, balanced, strict=True)
+        ]
 
-    def _spread(self, stream: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _together(self) -> list[Tensor]:
+        """Cells that are shuffled together: all of them, or those of the blocks that are in memory at a time."""
+        if not isinstance(self.cells.x, Streamed):
+            return [self.index]
+        self.sets = self.cells.x.shuffled(self.generator)
+        cells = [torch.cat([self.of_block[block] for block in blocks]) for blocks in self.sets]
+        self.sets = [blocks for blocks, some in zip(self.sets, cells, strict=True) if len(some)]
+        return [some for some in cells if len(some)]
+
+    def _spread(self, stream: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
         """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""
         order = stream[torch.randperm(len(stream), generator=self.generator)]
-        places = self.n_steps * size
+        size = -(-len(stream) // n_steps)
+        places = n_steps * size
         padded = order.repeat(-(-places // len(order)))[:places]
         weight = (torch.arange(places) < len(order)).float()
-        return padded.view(size, self.n_steps).T.contiguous(), weight.view(size, self.n_steps).T.contiguous()
+        return padded.view(size, n_steps).T.contiguous(), weight.view(size, n_steps).T.contiguous()
 
     def _balanced(self, n: int) -> Tensor:
         """`n` labelled cells, classes in turn in random order, each class's cells reshuffled every time round."""
@@ -173,7 +216,8 @@ def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[
     cells
         All cells, on the CPU.
     train_size
-        Share of training cells, above 0 and at most 1.
+        Share of training cells, above 0 and at most 1; more where counts are streamed, and else more than `HELD` cells
+        would validate.
     generator
         CPU generator that shuffles.
 
@@ -183,6 +227,7 @@ def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[
     """
     if not 0 < train_size <= 1:
         raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
+    train_size = max(train_size, 1 - HELD / len(cells)) if cells.streamed else train_size
     train, validation = [], []
     debt = 0.0  # what rounding took from validation so far, so that small classes add up to the right share
     told = cells.told

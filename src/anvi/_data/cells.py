@@ -1,17 +1,20 @@
 """All tensors of a data set: modalities joined by name once, counts as CSR, everything else as codes."""
 
 import logging
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.abc import CSCDataset
+from scipy import sparse
 from torch import Tensor
 
-from anvi.nn import Entries
-from anvi.nn.sparse import kernels_for
+from anvi._backed import in_file
+from anvi._stream import CSR, Streamed, put, widened
 
 from . import containers
 from .containers import Data, Source, by_rows, cell_names, compact, lend_rna
@@ -33,57 +36,16 @@ from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, numeric_column
 logger = logging.getLogger("anvi")
 
 
-class CSR(NamedTuple):
-    """Sparse counts in the row order of their modality, in the smallest types that hold them exactly."""
-
-    indptr: Tensor  # (rows + 1,) int64
-    indices: Tensor  # (non-zeros,) int16, int32 or int64
-    values: Tensor  # (non-zeros,) uint8, uint16 or float32
-    n_columns: int
-
-    def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
-        """Rows as a dense matrix `(len(rows), n_columns)` and their entries."""
-        entries = self.entries(rows)
-        out = torch.zeros(len(rows) * self.n_columns, device=rows.device)
-        out[entries.row * self.n_columns + entries.column] = entries.count
-        return out.view(len(rows), self.n_columns), entries
-
-    def entries(self, rows: Tensor, room: int | None = None) -> Entries:
-        """What is stored of some rows, without a Python loop.
-
-        With `room`, exactly so many entries, the last ones zeros anywhere: then nothing waits for the device.
-        """
-        if room is not None and (kernels := kernels_for(self.values)) is not None:
-            return kernels.entries(rows, self.indptr, self.indices, self.values, self.n_columns, room)
-        start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
-        if room is not None:
-            place, end = torch.arange(room, device=rows.device), length.cumsum(0)
-            inside = place < end[-1]
-            row = torch.searchsorted(end, place, right=True).clamp_(max=len(rows) - 1)
-            entry = ((start - end + length)[row] + place).where(inside, 0)
-            count, column = widened(self.values, entry).where(inside, 0.0), self.indices.index_select(0, entry).long()
-            # zeros on one address would wait for each other when they are added
-            row, column = row.where(inside, place % len(rows)), column.where(inside, place % self.n_columns)
-            return Entries(row, column, count)
-        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
-        first = length.cumsum(0) - length
-        entry = (start - first).index_select(0, row).add_(torch.arange(len(row), device=rows.device))
-        return Entries(row, self.indices.index_select(0, entry).long(), widened(self.values, entry))
-
-
-def widened(values: Tensor, index: Tensor) -> Tensor:
-    """Some rows of compact counts, as float32."""
-    if values.dtype == torch.uint16:  # which torch selects from as long as it takes it for something else
-        return values.view(torch.int16).index_select(0, index).view(torch.uint16).float()
-    return values.index_select(0, index).float()
-
-
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """A data set as tensors, cells sorted by name so that the order of any modality changes nothing."""
+    """A data set as tensors.
 
-    names: np.ndarray  # (cells,) sorted
-    x: CSR  # RNA counts
+    Cells are sorted by name, so that the order of any modality changes nothing; but where counts are streamed, which
+    goes by the order of the file, they are in this one.
+    """
+
+    names: np.ndarray  # (cells,)
+    x: CSR | Streamed  # RNA counts
     x_row: Tensor  # (cells,) row of each cell in x
     y: Tensor | None  # (cells, proteins) protein counts, 0 where not measured; uint8, uint16 or float32
     mask_table: Tensor | None  # (distinct panels and NaN patterns, proteins) bool
@@ -103,6 +65,11 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether RNA counts stay in their file."""
+        return isinstance(self.x, Streamed)
 
     def proteins(self, index: Tensor) -> Tensor:
         """Protein counts of some cells `(cells, proteins)`, as float32."""
@@ -124,11 +91,12 @@ class Cells:
         """The same cells with their tensors on a device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
-        indptr, indices, values, n_columns = self.x
-        return replace(self, x=CSR(indptr.to(device), indices.to(device), values.to(device), n_columns), **moved)
+        return replace(self, x=self.x.to(device), **moved)
 
 
-def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None) -> Cells:
+def read_cells(
+    data: Source | Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None, most: float = math.inf
+) -> Cells:
     """Read a data set as a setup says; used for the fitted object and for any new one.
 
     Parameters
@@ -141,12 +109,14 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
         Whether to read labels; they are not needed to ask a fitted model.
     stored
         What is known of the cells of minified data; counts are then not looked for.
+    most
+        Bytes that RNA counts from a file may take in memory; if they would take more, they stay there.
 
     Raises
     ------
     KeyError, ValueError
-        If there are no cells, genes of the setup are missing, a batch or covariate category is unknown, or values are
-        not counts.
+        If there are no cells, genes of the setup are missing, a batch or covariate category is unknown, values are
+        not counts, or `most` is 0 and counts are not in a file.
     """
     source = Source.of(data)
     lend_rna(source, setup)
@@ -155,16 +125,20 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
     every = cell_names(source, setup.rna_mod, setup.mod_beside)
     if not len(every):
         raise ValueError(f"{where} has no cells.")
-    names = np.sort(np.asarray(every, dtype=object))
+    x: CSR | Streamed
+    if stored is None:
+        x, library = _read_rna(source, setup, most)
+    else:  # a single row without an entry, which is everybody's
+        x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
+    names = np.asarray(every, dtype=object)
+    names = names if isinstance(x, Streamed) else np.sort(names)
     cells = pd.Index(names)
     if stored is None:
-        x, library = _read_rna(source, setup)
         x_row = rna.obs_names.get_indexer(names)
         has_rna, library = x_row >= 0, np.append(library, 0)[x_row]
         if not has_rna.all():  # a row without an entry behind the last, which is that of all cells with proteins alone
-            x, x_row = x._replace(indptr=torch.cat([x.indptr, x.indptr[-1:]])), np.where(has_rna, x_row, rna.n_obs)
-    else:  # a single row without an entry, which is everybody's
-        x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
+            x, x_row = x.with_empty_row(), np.where(has_rna, x_row, rna.n_obs)
+    else:
         x_row, library, has_rna = np.zeros(len(cells), dtype=np.int64), stored.library, stored.library > 0
     batch = _codes(source, setup.batch_key, setup.batches, "batch_key", setup, cells)
     parts: dict[str, Tensor | None] = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
@@ -197,28 +171,83 @@ def read_cells(data: Source | Data, setup: Setup, *, labels: bool = False, store
     )
 
 
-def _read_rna(source: Source, setup: Setup) -> tuple[CSR, np.ndarray]:
-    """Counts of the setup's genes, compact, and their sum in each row; some rows at a time."""
+def _read_rna(source: Source, setup: Setup, most: float) -> tuple[CSR | Streamed, np.ndarray]:
+    """Counts of the setup's genes, compact or left where they are, and their sum in each row; some rows at a time."""
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
     stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
     check_counts_are_there(stored, source, slot)
+    can_stay = in_file(stored) and not isinstance(stored, CSCDataset)
+    if not most and not can_stay:
+        raise ValueError(_why_not_streamed(source, slot, in_file(stored)))
     genes = pd.Index(setup.genes)
     column = _columns_of(genes, rna, where)
     length, library = np.zeros(rna.n_obs + 1, dtype=np.int64), np.zeros(rna.n_obs)
     indices = np.empty(0, dtype=np.int16 if len(setup.genes) <= 2**15 else np.int32)
     values = np.empty(0, dtype=np.uint8)
+    keeps, kind = not can_stay or most > 0, indices.dtype
+
+    def chosen(piece) -> sparse.csr_matrix:
+        return canonical(piece if column is None else piece[:, column], slot)  # of the others nothing is copied
+
     for rows, piece in by_rows(stored, slot):
-        counts = canonical(piece if column is None else piece[:, column], slot)  # of the others nothing is copied
+        counts = chosen(piece)
         if setup.counts:
             names, seen = rna.obs_names[rows], containers.how_far(rows, rna.n_obs)
             check_counts(counts, names, genes, slot, rna, mod=mod, seen=seen)
         length[rows.start + 1 : rows.stop + 1] = np.diff(counts.indptr)
         library[rows] = np.asarray(counts.sum(1)).ravel()
-        indices, values = _longer(indices, counts.indices), _longer(values, compact(counts.data))
+        if keeps:
+            indices, values = _longer(indices, counts.indices), _longer(values, compact(counts.data))
+            would_take = (indices.nbytes + values.nbytes) * rna.n_obs / rows.stop
+            keeps = not can_stay or would_take <= most
+        if not keeps and len(values):
+            logger.info(
+                f"{slot}: the counts would take about {would_take / 1e9:.3g} GB of memory, more than "
+                f"{most / 1e9:.3g} GB (settings.stream_above): every epoch reads them from the file; with stream=False "
+                "they are read once"
+            )
+            indices, values = indices[:0].copy(), values[:0].copy()
     check_no_empty_cells(library, rna.obs_names, slot, "" if len(genes) == rna.n_vars else _in_code(rna, genes))
-    indptr, columns, counts = (torch.from_numpy(part) for part in (length.cumsum(), indices, values))
-    return CSR(indptr, columns, counts, len(genes)), library
+    indptr = length.cumsum()
+    if keeps:
+        start, columns, counts_of_all = (torch.from_numpy(part) for part in (indptr, indices, values))
+        return CSR(start, columns, counts_of_all, len(genes)), library
+    edges, read = containers.in_blocks(stored, slot)
+
+    def read_again(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and counts of rows that have been checked, as they were then."""
+        try:
+            counts = chosen(containers.whole(read(rows), slot))
+        except OSError as error:
+            raise OSError(f"{slot} cannot be read from its file any more: {error}") from error
+        sums = np.asarray(counts.sum(1)).ravel()
+        changed = (counts.indptr[1:] != indptr[rows.start + 1 : rows.stop + 1] - indptr[rows.start]) | (
+            ~np.isclose(sums, library[rows], rtol=1e-5)
+        )
+        if changed.any():
+            cell = rna.obs_names[rows][changed.argmax()]
+            raise ValueError(
+                f"{slot} is not what it was when this fit began (cell '{cell}'): something has written into its file. "
+                "Start again, with a copy that nobody writes to."
+            )
+        return counts.indices.astype(kind, copy=False), compact(counts.data)
+
+    total = float(library.sum())
+    return Streamed(read_again, torch.from_numpy(indptr), torch.from_numpy(edges), len(genes), total), library
+
+
+def _why_not_streamed(source: Source, slot: str, by_columns: bool) -> str:
+    """Why counts cannot be read from a file in every epoch, and what to do."""
+    data, ending = ("data", "h5ad") if source.alone else ("mdata", "h5mu")
+    if by_columns:
+        return (
+            f"stream=True reads rows, and {slot} is stored by columns (CSC): store it by rows, {slot} = {slot}.tocsr()"
+        )
+    return (
+        f"stream=True reads counts from a file, and {slot} is in memory. Leave stream out, or save the object and pass "
+        f"the path: {data}.write('data.{ending}'); av.tl.totalanvi('data.{ending}', stream=True, ...)"
+    )
 
 
 def _columns_of(genes: pd.Index, rna: AnnData, where: str) -> np.ndarray | None:
@@ -401,16 +430,16 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index, table: np.nda
     """Protein counts in the model's order of proteins and cells, 0 where there are none, and where there are some."""
     column = pd.Index(proteins.names).get_indexer(names)
     row = proteins.cells.get_indexer(cells)
-    blocks, measured = [np.zeros((0, len(names)), dtype=np.uint8)], np.zeros((len(cells), len(names)), dtype=bool)
+    counts, measured = (np.zeros((len(cells), len(names)), dtype=kind) for kind in (np.uint8, bool))
     step = max(1, containers.PIECE // len(names))
     for start in range(0, len(cells), step):
         part, inside = row[start : start + step], table[start : start + step]
         y = np.full(inside.shape, np.nan, dtype=np.float32)
         y[np.ix_(part >= 0, column >= 0)] = proteins.counts[np.ix_(part[part >= 0], column[column >= 0])]
         measured[start : start + step] = there = ~np.isnan(y) & inside
-        blocks.append(compact(np.where(there, y, 0)))
+        counts = put(counts, slice(start, start + step), compact(np.where(there, y, 0)))
     tell_proteins(proteins, tuple(names))
-    return np.concatenate(blocks), measured
+    return counts, measured
 
 
 def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Proteins) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._backed import in_file
+from anvi._stream import block_edges
 from anvi.settings import with_bar
 
 Data: TypeAlias = MuData | AnnData
@@ -292,11 +293,9 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
     ------
     Which rows, and these rows as they are stored.
     """
-    csr = isinstance(matrix, CSRDataset) or sparse.issparse(matrix)
     n_rows, n_columns = matrix.shape
-    if csr:
-        indptr = np.asarray(matrix.group["indptr"][:]) if isinstance(matrix, CSRDataset) else matrix.indptr
-        check_pointer(indptr, n_rows, where)
+    indptr = _pointer(matrix, where)
+    if indptr is not None:
         ends = np.searchsorted(indptr, np.arange(PIECE, indptr[-1], PIECE), side="right")
     else:
         step = max(1, PIECE // max(1, n_columns))
@@ -306,10 +305,26 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
             step = -(-step // chunk) * chunk
         ends = np.arange(step, n_rows, step)
     edges = np.unique([0, *np.minimum(ends, n_rows), n_rows])
-    rows = map(slice, edges[:-1].tolist(), edges[1:].tolist())
+    rows, read = map(slice, edges[:-1].tolist(), edges[1:].tolist()), row_reader(matrix, where, indptr)
+    parts = ((part, read(part)) for part in rows)
+    bar = in_file(matrix) and n_rows > 0
+    yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+
+
+def _pointer(matrix, where: str) -> np.ndarray | None:
+    """The index pointer of a matrix by rows, checked; None if it is dense."""
+    if not (isinstance(matrix, CSRDataset) or sparse.issparse(matrix)):
+        return None
+    indptr = np.asarray(matrix.group["indptr"][:]) if isinstance(matrix, CSRDataset) else matrix.indptr
+    check_pointer(indptr, matrix.shape[0], where)
+    return indptr
+
+
+def row_reader(matrix, where: str, indptr: np.ndarray | None) -> Callable[[slice], Any]:
+    """What reads rows of a matrix, as they are stored; `indptr` is its checked index pointer, None if it is dense."""
 
     def read(part: slice):
-        if csr:
+        if indptr is not None:
             inside = slice(int(indptr[part.start]), int(indptr[part.stop]))
             of = vars(matrix) if sparse.issparse(matrix) else matrix.group
             values, columns = (
@@ -318,12 +333,17 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
             if not len(values) == len(columns) == inside.stop - inside.start or columns.dtype.kind not in "iu":
                 raise ValueError(f"{where} is corrupt: it has not the entries that its index pointer says.")
             pointer = indptr[part.start : part.stop + 1] - inside.start
-            return sparse.csr_matrix((values, columns, pointer), shape=(part.stop - part.start, n_columns))
+            return sparse.csr_matrix((values, columns, pointer), shape=(part.stop - part.start, matrix.shape[1]))
         return matrix.iloc[part] if hasattr(matrix, "iloc") else in_memory(matrix[part])
 
-    parts = ((part, read(part)) for part in rows)
-    bar = in_file(matrix) and n_rows > 0
-    yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+    return read
+
+
+def in_blocks(matrix, where: str) -> tuple[np.ndarray, Callable[[slice], Any]]:
+    """Rows at which blocks of a matrix in a file begin, and the end `(blocks + 1,)`; and what reads rows of it."""
+    indptr = _pointer(matrix, where)
+    chunks = (matrix if indptr is None else matrix.group["data"]).chunks or (1,)  # not in chunks: every value is one
+    return block_edges(matrix.shape[0], chunks[0], indptr), row_reader(matrix, where, indptr)
 
 
 def _turned(counts: CSCDataset, where: str) -> sparse.csr_matrix:

@@ -12,9 +12,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from anvi._stream import put
+
 from . import containers, slots
 from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
-from .containers import Data, Source, by_rows, lazy, whole
+from .containers import Data, Source, by_rows, compact, lazy, whole
 
 if TYPE_CHECKING:
     from .setup import Setup
@@ -314,7 +316,7 @@ class Proteins:
 
     cells: pd.Index
     names: tuple[str, ...]
-    counts: np.ndarray  # (cells with proteins, proteins) float32, NaN kept
+    counts: np.ndarray  # (cells with proteins, proteins) uint8, uint16 or float32, NaN kept
     declared: pd.DataFrame | None  # varm["measured"], proteins x panels
     where: str  # the slot, for messages
     named: bool = True  # False: an array without names, called protein_0, ...
@@ -455,13 +457,14 @@ def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
 def _proteins(
     stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
 ) -> np.ndarray:
-    """Counts `(cells, proteins)` as float32, read and checked some cells at a time."""
+    """Counts `(cells, proteins)`, compact unless some are NaN, read and checked some cells at a time."""
     stored = stored if lazy(stored) else whole(stored, where)
-    counts = np.empty(stored.shape, dtype=np.float32)
+    counts = np.zeros(stored.shape, dtype=np.uint8)
     for rows, piece in by_rows(stored, where):
-        counts[rows] = _dense(piece, cells[rows], names, where)
+        read = _dense(piece, cells[rows], names, where)
         seen = containers.how_far(rows, len(cells))
-        check_counts(counts[rows], cells[rows], names, where, adata, mod=mod, missing_allowed=True, seen=seen)
+        check_counts(read, cells[rows], names, where, adata, mod=mod, missing_allowed=True, seen=seen)
+        counts = put(counts, rows, compact(read))
     return counts
 
 

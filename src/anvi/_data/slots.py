@@ -374,8 +374,9 @@ class Writer:
         In a MuData, a table is an array: mudata 0.3 cannot bring a DataFrame up to date.
         """
         out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
-        inside = self.row >= 0
-        out[inside] = values[self.row[inside]]
+        inside = np.flatnonzero(self.row >= 0)
+        for rows in np.array_split(inside, -(-len(inside) // 65_536) or 1):  # the values of all at once would be a copy
+            out[rows] = values[self.row[rows]]
         self.home.obsm[slot] = out
         self.written.append(f"obsm['{slot}']")
         if names is not None:

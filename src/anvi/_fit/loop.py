@@ -214,13 +214,14 @@ def fit(
     minibatches = Minibatches(cells, train, plan.batch_size, _labelled_size(network, plan), state.shuffle)
     group = _adversary_groups(cells)
     validation = labelled_first(cells, validation.to(device))
-    run = _runner(network, device)
+    cells.x.hold(cells.x_row.cpu()[torch.cat([validation.cpu(), *minibatches.classes])])  # what comes again and again
+    run = _runner(network, cells)
     threads = Threads(device, state.n_threads)
     with Stop(deadline) as stop, Progress(plan.max_epochs, done=state.epoch) as progress:
         while not state.finished:
             row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state, threads, stop)
             if row is None:
-                run = _runner(network, device)  # rolling back has replaced tensors that a graph points at
+                run = _runner(network, cells)  # rolling back has replaced tensors that a graph points at
                 continue
             progress.advance(row)
             if callback is not None:
@@ -272,9 +273,10 @@ def _adam(parameters: Sequence[Tensor], lr: float | Tensor, plan: Plan) -> torch
     )
 
 
-def _runner(network: VAE, device: torch.device):
+def _runner(network: VAE, cells: Cells):
     """How a step is run: as a graph where there is a GPU and the shapes can be fixed, eagerly else."""
-    return CapturedStep(device) if device.type == "cuda" and not network.needs_dense_counts else run_step
+    device, fixed = cells.label.device, not cells.streamed and not network.needs_dense_counts
+    return CapturedStep(device) if device.type == "cuda" and fixed else run_step
 
 
 def _labelled_size(network: VAE, plan: Plan) -> int:
@@ -315,7 +317,8 @@ def _epoch(
             part["lr"] = lr
     last_good = _snapshot(state)
     steps = minibatches.plan()
-    row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
+    with minibatches.reading():
+        row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
     suspects = None if bad_step is None else steps[bad_step].index
     if bad_step is None and len(validation):
         row |= _validate(state.network, cells, validation, plan, random_state)

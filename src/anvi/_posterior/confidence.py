@@ -199,6 +199,7 @@ def with_neighbors(model: Model, cells: Cells, trained: Tensor, seed: int) -> Mo
     if not model.info.get("n_neighbors") or model.config.objective != "bound":
         return model
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    cells.x.hold(cells.x_row[chosen])  # they are looked at again and again
     latent = torch.cat([block.q_z.mean for block in encode.blocks(model, cells, chosen)])
     label = cells.label[chosen]
     there, kept = cells.label[trained][cells.label[trained] >= 0].bincount(), label.bincount()
@@ -308,6 +309,7 @@ FALSE_REJECTS = 0.05
 def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, own: Tensor, seed: int) -> Landmarks:
     """Landmarks of a model, and how far held-out labelled cells lie from them."""
     chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    cells.x.hold(cells.x_row[chosen])
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     found = []
     for group in _groups(model, cells, known):
@@ -400,8 +402,9 @@ def scored(
     kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
     strangeness = torch.zeros(len(cells))
     for i in range(len(quantiles)):
-        here = (kind == i).numpy()
-        strangeness[kind == i] = _strangeness(latent[here], proba[here], centre[i], whiten[i])
+        for some in (kind == i).nonzero().squeeze(1).split(encode.CHUNK):  # of all at once, copies would add up
+            here = some.numpy()
+            strangeness[some] = _strangeness(latent[here], proba[here], centre[i], whiten[i])
     unit = quantiles[:, round((1 - FALSE_REJECTS) * 100), None].clamp(min=1e-12)  # (kinds, 1)
     score, scores = strangeness / unit[kind, 0], quantiles / unit
     # a batch that is off as a whole is measured by a longer unit

@@ -78,6 +78,7 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     if len(kept) <= N_NEIGHBORS:
         return model
     everybody = _at_most(LANDMARKS, _with_rna(cells), generator)
+    cells.x.hold(cells.x_row[torch.cat([kept, held_out, everybody])])
     genes, center, scale = _moments(cells, model.config.n_batches)
     part = Imputation(
         genes=genes,

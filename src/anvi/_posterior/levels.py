@@ -37,6 +37,7 @@ def with_levels(
     fine = confidence._at_most(confidence.HELD_OUT, validation[cells.label[validation] >= 0], seed)
     told = confidence._at_most(confidence.HELD_OUT, validation[cells.told[validation] >= 0], seed)
     chosen = confidence._of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
+    cells.x.hold(cells.x_row[chosen])
     sure, above = [], []
     groups = confidence._groups(model, cells, fine)
     for group in groups:

@@ -98,7 +98,7 @@ def align_query(
         if joint:
             proteins = find_proteins(source, setup)
             tell_proteins(proteins, setup.proteins)
-            table = pd.DataFrame(proteins.counts, index=proteins.cells, columns=list(proteins.names))
+            table = pd.DataFrame(proteins.counts.astype(np.float32), index=proteins.cells, columns=list(proteins.names))
             aligned.obsm.update({setup.prot_obsm: table.reindex(columns=list(setup.proteins))})
         return aligned
     mods = {setup.rna_mod: aligned}
@@ -131,7 +131,9 @@ def _columns(values, column: np.ndarray):
 
 def _with_proteins(source: Source, setup: Setup) -> AnnData:
     prot, proteins = source.mods[setup.prot_mod], find_proteins(source, setup)
-    table = pd.DataFrame(proteins.counts, columns=list(proteins.names)).reindex(columns=list(setup.proteins))
+    table = pd.DataFrame(proteins.counts.astype(np.float32), columns=list(proteins.names)).reindex(
+        columns=list(setup.proteins)
+    )
     absent = ~pd.Index(setup.proteins).isin(proteins.names)
     if absent.all():
         raise ValueError(

@@ -38,7 +38,7 @@ from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated
 from anvi._posterior.imputation import with_imputation
 from anvi._posterior.levels import novelties, with_levels
-from anvi._runtime import DEVICES, check_flag, own_torch
+from anvi._runtime import DEVICES, check_flag, own_torch, usable_memory
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
 
@@ -112,6 +112,7 @@ def run_fit(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    stream: bool | None = None,
     callback: Callback | None = None,
     **arguments,
 ) -> Data | None:
@@ -120,6 +121,10 @@ def run_fit(
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     begun = time.monotonic()
     check_flag("copy", copy)
+    if stream is not None:
+        check_flag("stream", stream)
+    where_to = choose_device(device)
+    most = max(1.0, settings.stream_above * usable_memory(where_to)) if stream is None else 0.0 if stream else math.inf
     if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint={checkpoint!r:.80} must be the path of a file.")
     if not isinstance(max_minutes, int | float | None):
@@ -157,11 +162,11 @@ def run_fit(
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)
     check_no_own(source, setup, key)
-    cells = read_cells(source, setup, labels=True)
+    cells = read_cells(source, setup, labels=True, most=most)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
         factors = cells.log_library if cells.has_rna is None else cells.log_library[cells.has_rna]
-        scale = float(cells.x.values.sum(dtype=torch.float64) / factors.double().exp().sum())
+        scale = cells.x.total / float(factors.double().exp().sum())
         scale = scale if first is None else first.setup.size_factor_scale
         setup = replace(setup, size_factor_scale=scale)
         cells = replace(cells, log_library=cells.log_library + math.log(scale))
@@ -195,7 +200,6 @@ def run_fit(
     network = make_network(config, cells, init_seed)
     if first is not None:
         start_from(network, setup, first.network, first.setup, train)
-    where_to = choose_device(device)
     network, on_device = network.to(where_to), cells.to(where_to)
     training = time.monotonic()
     with only_writer(None if checkpoint is None else Path(checkpoint)):
@@ -364,7 +368,10 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
 def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: list) -> str:
     """What a checkpoint must belong to: cells, counts, covariates, first weights, options, seed, version."""
     digest = hashlib.sha256("\n".join(map(str, cells.names)).encode())
-    for rows in cells.x_row.split(10_000):  # in the order of the cells, whatever that of the modality
+    if cells.streamed:  # how many counts a cell has, and their sum: reading all once more would take too long
+        digest.update(cells.x.indptr.numpy())
+        digest.update(cells.x.edges.numpy())
+    for rows in () if cells.streamed else cells.x_row.split(10_000):  # whatever the order of the modality
         for part in cells.x.entries(rows):
             digest.update(part.numpy())
     for rows in () if cells.y is None else torch.arange(len(cells)).split(10_000):
@@ -401,6 +408,7 @@ def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, 
             if cells.label_table is None
             else {"n_labelled_coarsely": int(((cells.told >= 0) & (cells.label < 0)).sum())}
         ),
+        **({"streamed": True} if cells.streamed else {}),
         "epochs": len(history),
         "best_epoch": int(best) + 1,  # as the history and its plots count
         "seconds": round(seconds, 1),

@@ -101,6 +101,10 @@ checkpoint
 max_minutes
     End the training in that time after the call, as Ctrl-C does: after the step that is running, with the best weights
     so far. With `checkpoint`, the same call goes on later.
+stream
+    For a path or an object that lies in a file: True reads the counts anew in every epoch, by blocks in random order,
+    so that they need not fit into memory; False keeps them there. None: as the memory allows
+    (`settings.stream_above`; "Large data" in the user guide).
 callback
     Called after every epoch with its row of the history, a dict of numbers (`epoch`, `train_loss`, `validation_loss`,
     ...), as trackers want it: `wandb.log`. What it raises ends the fit, and nothing is written.
@@ -179,6 +183,7 @@ def scanvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    stream: bool | None = None,
     callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
@@ -270,6 +275,7 @@ def scvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    stream: bool | None = None,
     callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
@@ -358,6 +364,7 @@ def totalanvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    stream: bool | None = None,
     callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
@@ -458,6 +465,7 @@ def totalvi(
     copy: bool = False,
     checkpoint: str | Path | None = None,
     max_minutes: float | None = None,
+    stream: bool | None = None,
     callback: Callback | None = None,
     **model_kwargs: Unpack[Options],
 ) -> Data | None:
