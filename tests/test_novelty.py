@@ -111,10 +111,10 @@ def test_the_same_share_of_every_class_is_looked_at(monkeypatch):
     label = torch.from_numpy(rng.choice([-1, 0, 1, 2], 1_000, p=[0.2, 0.6, 0.19, 0.01]))
     index = torch.arange(500)
     of_class = torch.bincount(label[:500][label[:500] >= 0])
-    everyone = confidence._of_every_class(label, index, torch.Generator().manual_seed(0))
+    everyone = confidence.of_every_class(label, index, torch.Generator().manual_seed(0))
     assert sorted(everyone.tolist()) == np.flatnonzero(label[:500].numpy() >= 0).tolist()
     monkeypatch.setattr(confidence, "CELLS", 60)
-    chosen = confidence._of_every_class(label, index, torch.Generator().manual_seed(0))
+    chosen = confidence.of_every_class(label, index, torch.Generator().manual_seed(0))
     assert torch.equal(torch.bincount(label[chosen]), of_class.clamp(max=20))
     assert len(set(chosen.tolist())) == len(chosen) and set(chosen.tolist()) <= set(everyone.tolist())
 

@@ -45,8 +45,8 @@ def calibrated(
     if not model.config.has_labels:
         return model, None
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
-    known = _at_most(HELD_OUT, validation[cells.label[validation] >= 0], seed)
-    n_known = len(_standing_for(encode.GROUPS[1], cells, known))
+    known = at_most(HELD_OUT, validation[cells.label[validation] >= 0], torch.Generator().manual_seed(seed))
+    n_known = len(standing_for(encode.GROUPS[1], cells, known))
     if n_known < MIN_VALIDATION:
         logger.warning(
             f"{n_known} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
@@ -59,21 +59,21 @@ def calibrated(
     return replace(model, landmarks=fit_landmarks(model, cells, train, known, own, seed)), table
 
 
-def _at_most(n: int, index: Tensor, seed: int) -> Tensor:
+def at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
     """So many of some cells, in their order."""
-    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    chosen = torch.randperm(len(index), generator=generator)[:n].sort().values
     return index[chosen.to(index.device)]
 
 
-def _groups(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
+def kinds(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
     """Kinds of cells that held-out cells can stand for; without RNA only where the model does without."""
     if not model.config.has_protein:
         return encode.GROUPS[1:2]
-    alone = model.info.get("hide_rna") and len(_standing_for(encode.GROUPS[2], cells, known)) >= MIN_VALIDATION
+    alone = model.info.get("hide_rna") and len(standing_for(encode.GROUPS[2], cells, known)) >= MIN_VALIDATION
     return encode.GROUPS if alone else encode.GROUPS[:2]
 
 
-def _standing_for(group: str, cells: Cells, index: Tensor) -> Tensor:
+def standing_for(group: str, cells: Cells, index: Tensor) -> Tensor:
     """Those of some cells that can be seen as cells of a kind: what has neither RNA nor proteins is no cell."""
     if group == encode.GROUPS[2]:
         return index[cells.mask_table.any(1)[cells.mask_row[index]]]
@@ -85,7 +85,7 @@ def _shown(group: str) -> Shift:
     return Shift(proteins=group != encode.GROUPS[1], rna=group != encode.GROUPS[2])
 
 
-def _as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, number: int) -> Cells:
+def as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, number: int) -> Cells:
     """Some cells as a query might have them: counts downsampled by a shift, with proteins and RNA or without."""
     kind = _shown(group)
     shift = shift._replace(proteins=kind.proteins, rna=kind.rna)
@@ -149,9 +149,9 @@ PRIOR_SPREAD = 0.5
 def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dict[str, float], pd.DataFrame, Tensor]:
     """Temperatures, their reliability on other shifts, and what the cells give their own class, of held-out cells."""
     temperature, tables, own = {}, [], []
-    for name in _groups(model, cells, known):
+    for name in kinds(model, cells, known):
         # fit on some shifts
-        some = _standing_for(name, cells, known)
+        some = standing_for(name, cells, known)
         one_shift = torch.arange(len(some)) % len(FITTED_ON) * len(some) + torch.arange(len(some))  # of every cell
         votes, target = _votes(model, cells, some, FITTED_ON, name, seed)
         temperature[name] = fit_temperature(votes, target)
@@ -173,7 +173,7 @@ def _votes(
     """What says of which class some cells are under several shifts `(shifts x cells, ...)`, and their classes."""
     near, parts, target = encode.neighbors_of(model), [], []
     for i, shift in enumerate(shifts):
-        query = _as_query(cells, index, shift, group, seed, i)
+        query = as_query(cells, index, shift, group, seed, i)
         parts += [Votes.of(model, near, block.q_z.mean) for block in encode.blocks(model, query)]
         target.append(query.label)
     columns = (None if part[0] is None else torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
@@ -198,7 +198,7 @@ def with_neighbors(model: Model, cells: Cells, trained: Tensor, seed: int) -> Mo
     """The model with labelled training cells to ask beside its classifier; unless it is asked alone."""
     if not model.info.get("n_neighbors") or model.config.objective != "bound":
         return model
-    chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    chosen = of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
     cells.x.hold(cells.x_row[chosen])  # they are looked at again and again
     latent = torch.cat([block.q_z.mean for block in encode.blocks(model, cells, chosen)])
     label = cells.label[chosen]
@@ -308,12 +308,12 @@ FALSE_REJECTS = 0.05
 @torch.no_grad()
 def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, own: Tensor, seed: int) -> Landmarks:
     """Landmarks of a model, and how far held-out labelled cells lie from them."""
-    chosen = _of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
+    chosen = of_every_class(cells.label, trained, torch.Generator().manual_seed(seed))
     cells.x.hold(cells.x_row[chosen])
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     found = []
-    for group in _groups(model, cells, known):
-        some, held_out = _standing_for(group, cells, chosen), _standing_for(group, cells, known)
+    for group in kinds(model, cells, known):
+        some, held_out = standing_for(group, cells, chosen), standing_for(group, cells, known)
         mean, queries = embedded(model, cells, some, held_out, group, seed)
         found.append(landmarks(mean, cells.label[some].cpu(), frequency, [(one.mean, one.proba) for one in queries]))
     most = max(len(centre) for centre, _, _ in found)  # a class of which no cell is of a kind has no centre there
@@ -327,7 +327,7 @@ def embedded(
 ) -> tuple[Tensor, list[Embedding]]:
     """Latent vectors `(cells, latent)` of training cells seen as a kind, and held-out cells under several shifts."""
     mean = encode.embed(model, downsampled(cells, chosen, _shown(group), seed)).mean
-    shifted = (_as_query(cells, held_out, shift, group, seed, i) for i, shift in enumerate(FITTED_ON))
+    shifted = (as_query(cells, held_out, shift, group, seed, i) for i, shift in enumerate(FITTED_ON))
     return torch.from_numpy(mean), [encode.embed(model, query) for query in shifted]
 
 
@@ -341,7 +341,7 @@ def landmarks(
     return centre, whiten, torch.quantile(scores.double(), grid).float()
 
 
-def _of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+def of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
     """Some of the labelled cells among `index`, as many of every class where there are: `CELLS`, or one of each."""
     index = index[label[index] >= 0].cpu()
     index = index[torch.randperm(len(index), generator=generator)]

@@ -26,6 +26,7 @@ from anvi._data.cells import Cells
 from anvi._model import Imputation, Model
 
 from . import encode
+from .confidence import at_most
 from .encode import in_batch
 from .expected import protein_value
 
@@ -72,12 +73,12 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     some = cells.mask_table.any(1)[cells.mask_row]
     some = some if cells.has_rna is None else some & cells.has_rna
     kept, held_out = (
-        _at_most(n, part.to(device)[some[part.to(device)]], generator)
+        at_most(n, part.to(device)[some[part.to(device)]], generator)
         for n, part in ((LANDMARKS, train), (HELD_OUT, validation))
     )
     if len(kept) <= N_NEIGHBORS:
         return model
-    everybody = _at_most(LANDMARKS, _with_rna(cells), generator)
+    everybody = at_most(LANDMARKS, _with_rna(cells), generator)
     cells.x.hold(cells.x_row[torch.cat([kept, held_out, everybody])])
     genes, center, scale = _moments(cells, model.config.n_batches)
     part = Imputation(
@@ -191,15 +192,8 @@ def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
 
 def _with_rna(cells: Cells) -> Tensor:
     """Positions of the cells with RNA."""
-    return (
-        torch.arange(len(cells), device=cells.label.device) if cells.has_rna is None else cells.has_rna.nonzero()[:, 0]
-    )
-
-
-def _at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
-    """So many of some cells, in their order."""
-    chosen = torch.randperm(len(index), generator=generator)[:n].sort().values
-    return index[chosen.to(index.device)]
+    everyone = torch.arange(len(cells), device=cells.label.device)
+    return everyone if cells.has_rna is None else everyone[cells.has_rna]
 
 
 def _measured(cells: Cells, n_batches: int) -> Tensor:

@@ -34,14 +34,16 @@ def with_levels(
     if model.landmarks is None:
         return model, table
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
-    fine = confidence._at_most(confidence.HELD_OUT, validation[cells.label[validation] >= 0], seed)
-    told = confidence._at_most(confidence.HELD_OUT, validation[cells.told[validation] >= 0], seed)
-    chosen = confidence._of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
+    fine, told = (
+        confidence.at_most(confidence.HELD_OUT, validation[code[validation] >= 0], torch.Generator().manual_seed(seed))
+        for code in (cells.label, cells.told)
+    )
+    chosen = confidence.of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
     cells.x.hold(cells.x_row[chosen])
     sure, above = [], []
-    groups = confidence._groups(model, cells, fine)
+    groups = confidence.kinds(model, cells, fine)
     for group in groups:
-        some, some_told, some_chosen = (confidence._standing_for(group, cells, part) for part in (fine, told, chosen))
+        some, some_told, some_chosen = (confidence.standing_for(group, cells, part) for part in (fine, told, chosen))
         sure.append(_sureness(model, cells, some, group, seed))
         if model.setup.label_levels:
             above.append(_landmarks(model, cells, some_chosen, some_told, train, group, seed))
@@ -62,11 +64,11 @@ def _reliability(
     plain = replace(model, info={name: fact for name, fact in model.info.items() if name != "temperature"})
     tables = [finest.assign(level=levels.names[-1])]
     for group in groups:
-        some = confidence._standing_for(group, cells, told)
+        some = confidence.standing_for(group, cells, told)
         for when, one in (("before", plain), ("after", model)):
             proba, code = [], []
             for i, shift in enumerate(confidence.JUDGED_ON):
-                query = confidence._as_query(cells, some, shift, group, seed + 1, i)
+                query = confidence.as_query(cells, some, shift, group, seed + 1, i)
                 proba.append(encode.embed(one, query).proba)
                 code.append(known[:, query.label_row.cpu().numpy()])
             p, true = np.concatenate(proba), np.concatenate(code, axis=1)  # (cells, classes), (levels, cells)
@@ -85,7 +87,7 @@ def _sureness(model: Model, cells: Cells, index: Tensor, group: str, seed: int) 
     levels, parts = model.setup.levels, []
     shifts = confidence.FITTED_ON
     for i, shift in enumerate(shifts):
-        query = confidence._as_query(cells, index[i :: len(shifts)], shift, group, seed, i)
+        query = confidence.as_query(cells, index[i :: len(shifts)], shift, group, seed, i)
         proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
         of_levels = []
         for number in range(len(levels.names)):
