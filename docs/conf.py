@@ -25,7 +25,7 @@ for page in sorted((HERE.parent / "tutorials").iterdir()):
 
 # what the page of the command line shows of each command
 (HERE / "generated").mkdir(exist_ok=True)
-os.environ["COLUMNS"] = "100"  # by which argparse breaks lines
+os.environ["COLUMNS"] = "80"  # by which argparse breaks lines
 for command in COMMANDS:
     commands = next(one for one in _parser([command])._actions if isinstance(one.choices, dict))
     (HERE / "generated" / f"command_{command}.txt").write_text(commands.choices[command].format_help(), "utf-8")

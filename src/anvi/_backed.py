@@ -172,7 +172,8 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
         else:
             import zarr
 
-            _write(data, old, zarr.open_group(str(part), mode="w", zarr_format=old.metadata.zarr_format))
+            form = {"zarr_format": old.metadata.zarr_format} if hasattr(old, "metadata") else {}  # zarr 2 has one
+            _write(data, old, zarr.open_group(str(part), mode="w", **form))
 
 
 def _parts(data: MuData | AnnData) -> dict[str, Any]:
@@ -202,7 +203,12 @@ def _home(matrix) -> tuple[Path, Any]:
         return Path(element.file.filename), element.file
     import zarr
 
-    return Path(element.store.root), zarr.open_group(element.store, mode="r")
+    return _folder(element.store), zarr.open_group(element.store, mode="r")
+
+
+def _folder(store) -> Path:
+    """The folder of a store of zarr, which zarr 2 calls its path."""
+    return Path(store.root if hasattr(store, "root") else store.path)
 
 
 def _write(data: MuData | AnnData, old, new) -> None:
@@ -246,7 +252,7 @@ def _copy(matrix, group, name: str) -> None:
     if hasattr(element, "file"):
         group.copy(element, group, name)
     else:
-        shutil.copytree(Path(element.store.root) / element.path, Path(group.store.root) / group.path / name)
+        shutil.copytree(_folder(element.store) / element.path, _folder(group.store) / group.path / name)
 
 
 def on_file(verb: Verb, *, saves: bool = True) -> Verb:

@@ -416,4 +416,4 @@ def attributions_dataset(parts: Sequence[AttributionSlots], single: Sequence[pd.
         for part, table in zip(parts, single, strict=True):
             variables[f"{part.mod}_per_cell"] = (("obs", f"{part.mod}_var"), table.reindex(cells).to_numpy())
     asked = ("groupby", "target", "against", "baseline", "n_steps", "random_state")
-    return xr.Dataset(variables, coords, {name: first.params[name] for name in asked})
+    return xr.Dataset(variables, coords, {name: first.params.get(name) for name in asked})  # anndata 0.11 wrote no None
