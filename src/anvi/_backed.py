@@ -230,7 +230,7 @@ def _write(data: MuData | AnnData, old, new) -> None:
                 part.strings_to_categoricals(frame)  # in place
                 write_elem(group, table, frame)
             elif value is not None:
-                stored = {key: item for key, item in value.items() if in_file(item)}
+                stored = {key: item for key, item in value.items() if key and in_file(item)}  # None: X of anndata 0.13
                 write_elem(group, table, {key: item for key, item in value.items() if key and key not in stored})
                 for key, item in stored.items():
                     _copy(item, group[table], key)
