@@ -160,7 +160,7 @@ def million(rehearse: bool) -> dict:
         plan = Plan(batch_size=batch_size).for_cells(len(train), warm_start=False, transfer=True)
         state = loop._start(network, cells, plan, 0, device)
         minibatches = Minibatches(cells, train, batch_size, loop._labelled_size(network, plan), state.shuffle)
-        group, run = loop._adversary_groups(cells), loop._runner(network, device)
+        group, run = loop._adversary_groups(cells), loop._runner(network, cells, state.ranks)
         drawn = []
         row = {"plan_s": seconds_of(lambda minibatches=minibatches, drawn=drawn: drawn.extend(minibatches.plan()))}
         weights = Weights(0.5, 1.0, 50.0)
@@ -255,7 +255,7 @@ def kernels(rehearse: bool) -> dict:
             row |= _profiled(replays, len(choices))
         for precision in ("tf32", "bf16"):
             with av.settings.override(precision=precision):
-                ours.run = loop._runner(ours.state.network, torch.device("cuda", torch.cuda.current_device()))
+                ours.run = loop._runner(ours.state.network, ours.cells, ours.state.ranks)
                 replays()
                 row[f"ms_per_step_{precision}"] = 1e3 * seconds_of(replays) / len(choices)
         result[model] = row

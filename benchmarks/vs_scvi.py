@@ -104,7 +104,7 @@ class Ours:
         size = loop._labelled_size(network, self.plan)
         self.minibatches = Minibatches(self.cells, self.train_cells, options.batch_size, size, self.state.shuffle)
         self.group = loop._adversary_groups(self.cells)
-        self.run = loop._runner(network, torch.device(options.device))
+        self.run = loop._runner(network, self.cells, self.state.ranks)
         self.threads = Threads(torch.device(options.device), options.threads)  # as the peer has them
         self.epochs = 0
 

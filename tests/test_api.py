@@ -134,7 +134,7 @@ ALLOWED = {
     "_runtime": {"_runtime", "settings"},
     "datasets": {"datasets", "_backed", "settings"},
     "_files": {"_files"},
-    "_backed": {"_backed", "_files"},
+    "_backed": {"_backed", "_files", "_runtime"},
     "_stream": {"_stream", "nn"},
     "_data": {"_data", "_backed", "_stream", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
@@ -421,9 +421,9 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_350,
-    "_data": 3_865,
-    "_fit": 1_040,
+    "": 2_365,
+    "_data": 3_875,
+    "_fit": 1_240,
     "_posterior": 2_080,
     "io": 1_090,
     "metrics": 1_020,
@@ -501,7 +501,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 3_830}
+WALK = {"files": 36, "lines": 3_925}
 
 
 def test_a_fit_is_a_short_walk():

@@ -144,9 +144,9 @@ def test_warmup_and_rate(start):
 def test_the_weight_of_an_epoch_reaches_the_loss(start, monkeypatch):
     seen = []
 
-    def spy(terms, weight, weights, config):
+    def spy(terms, weight, weights, *rest):
         seen.append(weights)
-        return original(terms, weight, weights, config)
+        return original(terms, weight, weights, *rest)
 
     original = step.loss
     monkeypatch.setattr(step, "loss", spy)

@@ -42,13 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser(arguments).parse_args(arguments)
         in_json, debug = options.json, options.debug
+        from ._runtime import processes
+
+        rank, n_processes = processes()
+        if n_processes > 1 and options.command != "fit":
+            raise UsageError(f"{options.command} runs in one process: start it without torchrun.")
         from .settings import settings
 
         quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
         with warnings.catch_warnings(), settings.override(**quiet):
             warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
             warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
-            warnings.showwarning = lambda message, *_: print(f"anvi: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: None if rank else print(f"anvi: {message}", file=sys.stderr)
             answer = options.run(options)
     except UsageError as error:
         return _refuse(in_json, error, 2)
@@ -58,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(in_json, error, 1)
     except KeyboardInterrupt:
         return _refuse(in_json, RuntimeError("interrupted"), 130)
-    print(json.dumps(plain(answer.facts), indent=1) if in_json else answer.text)
+    if rank == 0:
+        print(json.dumps(plain(answer.facts), indent=1) if in_json else answer.text)
     return answer.code
 
 
@@ -86,6 +92,7 @@ def fit(options: Namespace) -> Answer:
     import anvi as av
 
     from ._backed import save_backed
+    from ._runtime import processes
 
     verb = getattr(av.tl, options.method)
     given = _given(options, verb, options.method) | _settings(options.set, verb)
@@ -93,6 +100,8 @@ def fit(options: Namespace) -> Answer:
     data = _read(options.file)
     verb(data, **given)
     key = str(given.get("key_added", options.method)).removeprefix("X_")
+    if processes()[0]:  # the first has the answers
+        return Answer("", {})
     model = av.get.model(data, key)
     save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name, "info": model.info} | _classes(data, model, key)

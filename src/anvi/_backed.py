@@ -24,6 +24,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
 from ._files import reading, replacing
+from ._runtime import processes
 
 ENDINGS = (".h5mu", ".h5ad", ".zarr")
 """How files with an object end."""
@@ -256,7 +257,10 @@ def _copy(matrix, group, name: str) -> None:
 
 
 def on_file(verb: Verb, *, saves: bool = True) -> Verb:
-    """Let a verb take the path of a file: it is opened, and what the verb has written is saved into it."""
+    """Let a verb take the path of a file: it is opened, and what the verb has written is saved into it.
+
+    Of several processes that do so together, the first one saves.
+    """
 
     @functools.wraps(verb)
     def opened(*args, **kwargs):
@@ -271,7 +275,7 @@ def on_file(verb: Verb, *, saves: bool = True) -> Verb:
         answer = None
         try:
             answer = verb(*given.args, **given.kwargs)
-            if answer is None and saves and not copy:
+            if answer is None and saves and not copy and processes()[0] == 0:
                 save_backed(data, path)
         finally:
             if not copy and answer is not data:  # whoever wrote the file may write it again

@@ -105,6 +105,15 @@ def _set_threads(n: int) -> None:
         torch.set_num_threads(n)
 
 
+def processes() -> tuple[int, int]:
+    """The number of this process, from 0, among those of torch.distributed or torchrun, and how many they are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
 # threads ----------------------------------------------------------------------------------------------------------
 
 
@@ -251,15 +260,18 @@ class Stop:
     KeyboardInterrupt at once. Signals reach the main thread only; a fit elsewhere just watches the clock.
     """
 
-    def __init__(self, deadline: float = math.inf):
+    REASONS = (None, "max_minutes", "Ctrl-C")
+
+    def __init__(self, deadline: float = math.inf, agree: Callable[[int], int] = int):
         self.deadline = deadline  # of time.monotonic()
+        self.agree = agree  # the largest number, of a reason, that any process of the fit has
         self.pressed = False
         self.before = None
 
     @property
     def reason(self) -> str | None:
         """Why the fit shall end: "Ctrl-C" or "max_minutes"; None: it shall not."""
-        return "Ctrl-C" if self.pressed else "max_minutes" if time.monotonic() >= self.deadline else None
+        return self.REASONS[self.agree(2 if self.pressed else int(time.monotonic() >= self.deadline))]
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():

@@ -107,10 +107,20 @@ class Minibatches:
         Size of the extra class-balanced minibatch of labelled cells; 0 for none. Coarse labels make it larger.
     generator
         CPU generator that shuffles.
+    n_ranks
+        Least number of cells of a kind in a minibatch, so that each of several processes has one.
     """
 
-    def __init__(self, cells: Cells, index: Tensor, size: int, labelled_size: int, generator: torch.Generator):
-        self.cells, self.size, self.generator = cells, size, generator
+    def __init__(
+        self,
+        cells: Cells,
+        index: Tensor,
+        size: int,
+        labelled_size: int,
+        generator: torch.Generator,
+        n_ranks: int = 1,
+    ):
+        self.cells, self.size, self.generator, self.n_ranks = cells, size, generator, n_ranks
         self.n_stored = cells.x.indptr.diff().cpu()[cells.x_row.cpu()]  # (all cells,)
         self.index = index.cpu()
         self.label, told = cells.label.cpu(), cells.told.cpu()[self.index]
@@ -118,6 +128,7 @@ class Minibatches:
         n_fine = len(self.label[self.index][self.label[self.index] >= 0].unique())
         # coarse labels come beside the classes, not in their place
         self.labelled_size = labelled_size * len(self.classes) // (n_fine or len(self.classes) or 1)
+        self.labelled_size = max(self.labelled_size, n_ranks) if self.labelled_size else 0
         self.sets: list[list[int]] = []  # blocks of the epoch that is planned, where counts are streamed
         if isinstance(cells.x, Streamed):
             self._sort(cells.x)
@@ -185,7 +196,7 @@ class Minibatches:
     def _spread(self, stream: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
         """Shuffle a stream over `(steps, size)` places; the padding is spread over the steps, one or none each."""
         order = stream[torch.randperm(len(stream), generator=self.generator)]
-        size = -(-len(stream) // n_steps)
+        size = max(self.n_ranks, -(-len(stream) // n_steps))
         places = n_steps * size
         padded = order.repeat(-(-places // len(order)))[:places]
         weight = (torch.arange(places) < len(order)).float()

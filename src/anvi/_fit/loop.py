@@ -22,6 +22,7 @@ from anvi.settings import Progress
 
 from .graph import CapturedStep
 from .plan import Plan
+from .ranks import Ranks
 from .step import DIVERGENCES, Adversary, State, run_step, summarise
 
 _SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
@@ -42,8 +43,8 @@ def save_checkpoint(path: Path, state, fingerprint: str) -> None:
     write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
 
 
-def load_checkpoint(path: Path, state, fingerprint: str) -> None:
-    """Put a saved state into a freshly started one.
+def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = None) -> None:
+    """Put a saved state into a freshly started one; `raw`, if given, is what the file holds.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def load_checkpoint(path: Path, state, fingerprint: str) -> None:
         If the file is damaged, or belongs to other data, another model or other options.
     """
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes() if raw is None else raw
         scalars: Any = parse_json(unsealed(raw, required=True)["state"])
         tensors = load(raw)
         _check_scalars(scalars)
@@ -171,6 +172,7 @@ def fit(
     fingerprint: str = "",
     deadline: float = math.inf,
     callback: Callable[[dict[str, float]], object] | None = None,
+    ranks: Ranks | None = None,
 ) -> pd.DataFrame:
     """Train the network in place and leave the best weights in it.
 
@@ -194,6 +196,8 @@ def fit(
         When to end at the latest, by `time.monotonic()`.
     callback
         Called after every epoch with a copy of its row.
+    ranks
+        The processes that make this fit together; None: this one alone.
 
     Returns
     -------
@@ -207,30 +211,37 @@ def fit(
         names the cells of the minibatch.
     """
     device = cells.label.device
-    state = _start(network, cells, plan, random_state, device)
-    if checkpoint is not None and checkpoint.exists():
-        load_checkpoint(checkpoint, state, fingerprint)
+    ranks = ranks or Ranks(device)
+    ranks.check_same(fingerprint)
+    state = _start(network, cells, plan, random_state, device, ranks)
+    if ranks.largest(int(ranks.rank == 0 and checkpoint is not None and checkpoint.exists())):
+        load_checkpoint(checkpoint, state, fingerprint, ranks.of_first(lambda: checkpoint.read_bytes()))
         logger.info(f"going on from {checkpoint} after epoch {state.epoch}")
-    minibatches = Minibatches(cells, train, plan.batch_size, _labelled_size(network, plan), state.shuffle)
+    size, n_labelled = plan.batch_size, _labelled_size(network, plan)
+    minibatches = Minibatches(cells, train, size, n_labelled, state.shuffle, ranks.size)
     group = _adversary_groups(cells)
     validation = labelled_first(cells, validation.to(device))
     cells.x.hold(cells.x_row.cpu()[torch.cat([validation.cpu(), *minibatches.classes])])  # what comes again and again
-    run = _runner(network, cells)
+    run = _runner(network, cells, ranks)
     threads = Threads(device, state.n_threads)
-    with Stop(deadline) as stop, Progress(plan.max_epochs, done=state.epoch) as progress:
+    with (
+        ranks.together(network, state.adversary),
+        Stop(deadline, ranks.largest) as stop,
+        Progress(plan.max_epochs, done=state.epoch) as progress,
+    ):
         while not state.finished:
             row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state, threads, stop)
             if row is None:
-                run = _runner(network, cells)  # rolling back has replaced tensors that a graph points at
+                run = _runner(network, cells, ranks)  # rolling back has replaced tensors that a graph points at
                 continue
             progress.advance(row)
-            if callback is not None:
+            if callback is not None and ranks.rank == 0:
                 callback(dict(row))
             if stop.reason is not None and not state.finished:
                 break
             threads.epoch()
             state.n_threads = 0 if threads.measuring else threads.n
-            if checkpoint is not None:
+            if checkpoint is not None and ranks.rank == 0:
                 save_checkpoint(checkpoint, state, fingerprint)
         ended = None if state.finished else stop.reason
     if ended is not None:
@@ -245,7 +256,9 @@ def fit(
     return history
 
 
-def _start(network: VAE, cells: Cells, plan: Plan, random_state: int, device: torch.device) -> State:
+def _start(
+    network: VAE, cells: Cells, plan: Plan, random_state: int, device: torch.device, ranks: Ranks | None = None
+) -> State:
     shuffle_seed, noise_seed, adversary_seed = seeds(random_state, 3)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     adversary = None
@@ -262,6 +275,7 @@ def _start(network: VAE, cells: Cells, plan: Plan, random_state: int, device: to
         adversary_optimizer=None if adversary is None else _adam(list(adversary.parameters()), 1e-3, plan),
         shuffle=generator(shuffle_seed),
         noise=generator(noise_seed, device),
+        ranks=ranks or Ranks(device),
     )
 
 
@@ -273,10 +287,10 @@ def _adam(parameters: Sequence[Tensor], lr: float | Tensor, plan: Plan) -> torch
     )
 
 
-def _runner(network: VAE, cells: Cells):
-    """How a step is run: as a graph where there is a GPU and the shapes can be fixed, eagerly else."""
-    device, fixed = cells.label.device, not cells.streamed and not network.needs_dense_counts
-    return CapturedStep(device) if device.type == "cuda" and fixed else run_step
+def _runner(network: VAE, cells: Cells, ranks: Ranks):
+    """How a step is run: as a graph where one process has a GPU and the shapes can be fixed, eagerly else."""
+    fixed = ranks.size == 1 and not cells.streamed and not network.needs_dense_counts
+    return CapturedStep(ranks.device) if ranks.device.type == "cuda" and fixed else run_step
 
 
 def _labelled_size(network: VAE, plan: Plan) -> int:
@@ -316,12 +330,16 @@ def _epoch(
         else:
             part["lr"] = lr
     last_good = _snapshot(state)
+    state.ranks.own_noise(state.noise, random_state, state.epoch, state.retries)
     steps = minibatches.plan()
     with minibatches.reading():
         row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
     suspects = None if bad_step is None else steps[bad_step].index
     if bad_step is None and len(validation):
-        row |= _validate(state.network, cells, validation, plan, random_state)
+        scores = state.ranks.of_first(
+            lambda: json.dumps(_validate(state.network, cells, validation, plan, random_state)).encode()
+        )
+        row |= json.loads(scores)
         suspects = None if np.isfinite(row["validation_loss"]) else validation
     if suspects is not None:
         _roll_back(state, last_good, cells, suspects, plan)
@@ -356,7 +374,7 @@ def _train_epoch(
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
     cells, fooling = minibatches.cells, state.adversary is not None and weights.kl < 1
     kept = None  # (steps, 1 + sums)
-    for i, choice in enumerate(steps):
+    for i, choice in enumerate(map(state.ranks.share, steps)):
         with threads.step():
             done = run(state, cells, choice, group, weights, plan, fooling=fooling)
         if kept is None:
@@ -365,7 +383,7 @@ def _train_epoch(
         if stop.reason is not None:
             kept = kept[: i + 1]
             break
-    kept = kept.cpu()
+    kept = state.ranks.add_up(kept).cpu()
     host_losses = kept[:, 0].contiguous()
     bad = (~torch.isfinite(host_losses)).nonzero()
     if len(bad):

@@ -18,6 +18,7 @@ from anvi.nn.objective import classification_loss
 from anvi.settings import settings
 
 from .plan import Plan
+from .ranks import Ranks
 
 
 class Adversary(nn.Module):
@@ -45,17 +46,19 @@ class Adversary(nn.Module):
         """Log-probabilities of the groups `(cells, groups)`."""
         return self.head(self.stack(z, None, draws), None).log_softmax(-1)
 
-    def fooling_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:
+    def fooling_loss(
+        self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws, n_cells: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy to a uniform guess among the other groups: small when the group does not show."""
         log_p = self(z, draws)
         of_others = log_p.sum(1) - log_p.gather(1, group[:, None]).squeeze(1)
         per_cell = -of_others / (log_p.shape[1] - 1)
-        return (weight * per_cell).sum() / weight.sum()
+        return (weight * per_cell).sum() / (weight.sum() if n_cells is None else n_cells)
 
-    def own_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws) -> Tensor:
+    def own_loss(self, z: Tensor, group: Tensor, weight: Tensor, draws: Draws, n_cells: Tensor | None = None) -> Tensor:
         """Cross-entropy of the classifier itself; no gradient reaches the latent vectors."""
         per_cell = functional.cross_entropy(self(z.detach(), draws), group, reduction="none")
-        return (weight * per_cell).sum() / weight.sum()
+        return (weight * per_cell).sum() / (weight.sum() if n_cells is None else n_cells)
 
 
 DIVERGENCES = ("kl_z", "kl_u", "kl_label", "kl_library", "kl_background", "penalty")
@@ -72,6 +75,7 @@ class State:
     adversary_optimizer: torch.optim.Optimizer | None
     shuffle: torch.Generator  # CPU
     noise: torch.Generator  # on the device
+    ranks: Ranks  # which a checkpoint does not keep
     epoch: int = 0
     lr_scale: float = 1.0
     retries: int = 0
@@ -193,21 +197,25 @@ def step(
     network, draws = state.network, Draws(state.noise)
     with _autocast(batch.label.device):
         terms = network.terms(batch, labelled, draws)
-        total = objective = loss(terms, batch.weight, weights, network.config)
+        counted = state.ranks.counted(batch.weight, terms.target_weight)
+        total = objective = loss(terms, batch.weight, weights, network.config, counted)
         if fooling:  # fades as the divergences gain weight, as published; where these stop early, it stays
             state.adversary.train()
-            total = objective + (1 - weights.kl) * state.adversary.fooling_loss(terms.z, group, batch.weight, draws)
+            seen = terms.z, group, batch.weight, draws, counted.cells
+            total = objective + (1 - weights.kl) * state.adversary.fooling_loss(*seen)
     state.optimizer.zero_grad(set_to_none=True)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     total.backward(inputs=trained)  # no gradient of the adversary: it has a loss of its own
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    state.ranks.add_up_gradients(gradients)
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     # the fused optimiser divides the gradients by this on its way: clipping without a pass of its own
     state.optimizer.grad_scale = (norm / plan.max_grad_norm).clamp(min=1)  # type: ignore[attr-defined]
     state.optimizer.step()
     if fooling:
         state.adversary_optimizer.zero_grad(set_to_none=True)
-        state.adversary.own_loss(terms.z, group, batch.weight, draws).backward()
+        state.adversary.own_loss(*seen).backward()
+        state.ranks.add_up_gradients([parameter.grad for parameter in state.adversary.parameters()])
         state.adversary_optimizer.step()
     # a gradient that is not finite has spoilt the weights as much as a loss would have
     return terms, torch.where(norm.isfinite(), objective.detach(), norm)

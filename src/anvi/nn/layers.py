@@ -4,7 +4,7 @@ Categorical covariates reach a layer as integer codes, one column per covariate,
 one-hot column times a weight is a row of that table, so nothing is ever concatenated. Source: spec section 0.1, 0.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -119,6 +119,8 @@ class BatchNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    total: Callable[[Tensor], Tensor] | None = None
+    """Adds up, gradients too, over the processes that share a minibatch; None: this one has all of it."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -135,12 +137,25 @@ class BatchNorm(nn.Module):
         if parts is not None and self.training:
             return torch.cat([self(part) for part in h.split(list(parts))])
         rows = h.reshape(-1, h.shape[-1])
+        if self.total is not None and self.training:
+            return self._by_all(rows, self.total).reshape(h.shape)
         # a single row has no variance to be normalised by: use what is known so far
         from_batch = self.training and len(rows) > 1
         out = functional.batch_norm(
             rows, self.running_mean, self.running_var, self.weight, self.bias, from_batch, momentum=0.01, eps=1e-3
         )
         return out.reshape(h.shape)
+
+    def _by_all(self, rows: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same, by its definition, for a part of the rows: mean and variance are those of all processes' rows."""
+        wide = rows.double()  # in which a difference of squares loses nothing
+        sums = total(torch.stack([torch.full_like(wide[0], len(wide)), wide.sum(0), wide.square().sum(0)]))
+        n, mean, square = sums[0], sums[1] / sums[0], sums[2] / sums[0]
+        var, mean = (square - mean.square()).to(rows.dtype), mean.to(rows.dtype)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, 0.01)
+            self.running_var.lerp_((var * n / (n - 1)).to(rows.dtype), 0.01)
+        return (rows - mean) * (var + 1e-3).rsqrt() * self.weight + self.bias
 
 
 class Stack(nn.Module):

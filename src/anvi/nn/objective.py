@@ -11,6 +11,13 @@ from .labels import set_cross_entropy
 from .vae import Terms
 
 
+class Counted(NamedTuple):
+    """How many cells of a step count, in all processes that share it."""
+
+    cells: Tensor  # ()
+    labelled: Tensor | None  # () those that train the classifier
+
+
 class Weights(NamedTuple):
     """How the terms are weighed in one step."""
 
@@ -35,7 +42,7 @@ def weighed_bound(terms: Terms, weights: Weights, config: Config) -> Tensor:
     return reconstruction + weights.kl * _sum(*_divergences(terms))
 
 
-def classification_loss(terms: Terms, smoothing: float = 0.0) -> Tensor:
+def classification_loss(terms: Terms, smoothing: float = 0.0, n_labelled: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of the labelled cells that count, in nats; 0 where there are none."""
     if terms.logits is None:
         return torch.zeros((), device=terms.z.device)
@@ -43,15 +50,26 @@ def classification_loss(terms: Terms, smoothing: float = 0.0) -> Tensor:
         per_cell = cross_entropy(terms.logits, terms.target, reduction="none", label_smoothing=smoothing)
     else:
         per_cell = set_cross_entropy(terms.logits, terms.target_allowed, smoothing)
-    return (terms.target_weight * per_cell).sum() / terms.target_weight.sum().clamp(min=1)
+    n_labelled = terms.target_weight.sum() if n_labelled is None else n_labelled
+    return (terms.target_weight * per_cell).sum() / n_labelled.clamp(min=1)
 
 
-def loss(terms: Terms, cell_weight: Tensor, weights: Weights, config: Config) -> Tensor:
-    """What one step minimises: the mean weighed bound of the cells that count, and the classification term."""
-    bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / cell_weight.sum()
+def loss(
+    terms: Terms,
+    cell_weight: Tensor,
+    weights: Weights,
+    config: Config,
+    counted: Counted | None = None,
+) -> Tensor:
+    """What one step minimises: the mean weighed bound of the cells that count, and the classification term.
+
+    Where several processes share the minibatch, `counted` says how many cells they have, and this is one's part of it.
+    """
+    n_cells, n_labelled = (cell_weight.sum(), None) if counted is None else counted
+    bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / n_cells
     if terms.logits is None:
         return bound
-    return bound + weights.classification * classification_loss(terms, weights.smoothing)
+    return bound + weights.classification * classification_loss(terms, weights.smoothing, n_labelled)
 
 
 def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:

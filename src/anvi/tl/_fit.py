@@ -32,6 +32,7 @@ from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
+from anvi._fit.ranks import found, one_voice
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, settle_rows, start_from
 from anvi._model import Model
 from anvi._posterior import encode
@@ -99,6 +100,7 @@ SETUP_ARGUMENTS = set(inspect.signature(find_setup).parameters) - {"data", "coun
 
 
 @own_torch()
+@one_voice()
 def run_fit(
     name: str,
     data: Data,
@@ -200,9 +202,10 @@ def run_fit(
     network = make_network(config, cells, init_seed)
     if first is not None:
         start_from(network, setup, first.network, first.setup, train)
-    network, on_device = network.to(where_to), cells.to(where_to)
-    training = time.monotonic()
-    with only_writer(None if checkpoint is None else Path(checkpoint)):
+    saved = None if checkpoint is None else Path(checkpoint)
+    with found(where_to, saved) as ranks, only_writer(None if ranks.rank else saved):
+        network, on_device = network.to(ranks.device), cells.to(ranks.device)
+        training = time.monotonic()
         history = fit(
             network,
             on_device,
@@ -210,16 +213,18 @@ def run_fit(
             validation_cells,
             plan,
             random_state=fit_seed,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint=saved,
             deadline=math.inf if max_minutes is None else begun + 60 * max_minutes,
             callback=callback,
-            fingerprint="" if checkpoint is None else _fingerprint(cells, setup, network, plan, [seed, train]),
+            fingerprint=_fingerprint(cells, setup, network, plan, [seed, train]) if saved or ranks.size > 1 else "",
+            ranks=ranks,
         )
+    if ranks.rank:  # the first has the answers
+        return slots.own(data, copy) if copy else None
     choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"
     settle_rows(network, on_device)
-    info = {"key": key, "genes": choice} | info_of(
-        cells, plan, seed, history, time.monotonic() - training, train_cells, where_to
-    )
+    info = {"key": key, "genes": choice} | ({"processes": ranks.size} if ranks.size > 1 else {})
+    info |= info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, ranks.device)
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
