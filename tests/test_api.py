@@ -319,6 +319,8 @@ def test_docstring(function):
             described |= {name.strip().lstrip("*") for name in line.split(",")}
     assert described == set(inspect.signature(function).parameters)
     assert ">>> " in found["Examples"]
+    prose = re.sub(r"`[^`]*`", "", function.__doc__.partition(">>> ")[0])
+    assert not re.search(r"\w_(?=[\s).,;'\"]|$)", prose), "Sphinx takes a word that ends in _ for a reference"
 
 
 @pytest.mark.parametrize("name", FITS)

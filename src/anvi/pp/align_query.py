@@ -50,7 +50,7 @@ def align_query(
         Key of the model in the reference; None: the only one there.
     gene_key
         Column of var with the names of the genes, as the reference has them; None: `var_names`. Where both sides have
-        Ensembl ids, versions do not matter, nor do prefixes ("GRCh38_").
+        Ensembl ids, versions do not matter, nor do prefixes (`"GRCh38_"`).
     min_genes
         Least share of the reference's genes that the query must have.
     layer

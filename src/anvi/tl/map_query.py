@@ -104,7 +104,7 @@ def map_query(
         open. Labels that are no name of the reference are taken as unlabelled, with one warning.
     gene_key
         Column of var with the names of the genes, as the reference has them; None: `var_names`. Where both sides have
-        Ensembl ids, versions do not matter, nor do prefixes ("GRCh38_").
+        Ensembl ids, versions do not matter, nor do prefixes (`"GRCh38_"`).
     min_genes
         Least share of the reference's genes that the query must have.
     layer
