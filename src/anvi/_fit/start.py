@@ -76,7 +76,7 @@ def background_prior(
     """
     mean = torch.full((n_panels,), float("nan"))
     log_scale = torch.full((n_panels,), float("nan"))
-    enough = measured.sum(1) >= 5
+    enough = torch.cat([part.sum(1) >= 5 for part in measured.split(65_536)])  # sums of all would be made in int64
     for code in range(n_panels):
         cells = ((panel == code) & enough).nonzero().squeeze(1)
         if len(cells) < 5:
