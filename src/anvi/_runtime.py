@@ -172,7 +172,7 @@ def usable_memory(device: torch.device, root: Path = ROOT, own: Path = OWN) -> f
             except (OSError, ValueError):  # "max"
                 continue
     if device.type == "cuda":
-        limits.append(torch.cuda.get_device_properties(device).total_memory)
+        limits.append(torch.cuda.mem_get_info(device)[1])
     return min(limits)
 
 
