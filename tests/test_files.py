@@ -10,13 +10,15 @@ import time
 import zipfile
 from pathlib import Path
 
+import anndata
 import h5py
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from helpers import assert_same, cite, contents, resealed
+from helpers import assert_same, cite, contents, quiet_mudata, resealed
 from safetensors.torch import load, save
 from scipy import sparse
 
@@ -529,6 +531,68 @@ def test_hdf5_cannot_point_elsewhere(tmp_path, how):
         point_elsewhere(file, how, secret)
     with pytest.raises(ValueError, match=r"data\.h5ad is refused: '/uns/x'"):
         check_hdf5(path)
+
+
+@pytest.mark.parametrize("ending", [".h5ad", ".h5mu"])
+def test_data_of_a_hub_are_looked_at_before_they_are_read(fitted, tmp_path, ending, monkeypatch):
+    """The door of `io.data_from_hub`: what is refused is never opened by what would follow it."""
+    from anvi._store import read_data
+
+    secret, path = tmp_path / "secret", tmp_path / f"data{ending}"
+    with h5py.File(secret, "w") as file:
+        file["data"] = np.arange(4, dtype=np.float32)
+    with quiet_mudata():
+        fitted.write(path) if ending == ".h5mu" else fitted["rna"].write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        point_elsewhere(file, "external link", secret)
+    for reader in (anndata, mudata):
+        for name in ("read_h5ad", "read_h5mu"):
+            monkeypatch.setattr(reader, name, lambda *_: pytest.fail("it was read"), raising=False)
+    with pytest.raises(ValueError, match="is refused: '/uns/x'"):
+        read_data(path)
+
+
+HOSTILE = {
+    "counts that are not there": ("mod/rna/X", (300, 60), None),
+    "counts in another file": ("mod/rna/X", None, "reference.h5mu"),
+    "more counts than cells": ("mod/rna/X", (10**6, 10**6), "reference.h5mu"),
+    "a model in another file": ("uns/totalanvi/model/weights", None, "reference.h5mu"),
+    "a model that is not there": ("uns/totalanvi/model/weights", (10**6, 10**6), "weights|reference.h5mu"),
+    "names of cells that are not there": ("obs/_index", (10**6, 10**6), "reference.h5mu"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE)
+def test_a_local_file_as_a_reference(fitted, tmp_path, case):
+    """It is read in this process: its counts not at all, all else gives the right answer or an error with its name."""
+    where, shape, told = case
+    path, secret, query = tmp_path / "reference.h5mu", tmp_path / "secret", fitted["rna"][:50].copy()
+    secret.write_bytes(b"nothing of HDF5")
+    with quiet_mudata():
+        fitted.write(path)
+    query.obs["batch"] = fitted.obs["batch"].reindex(query.obs_names)
+    query.obs = query.obs[["batch"]]
+    query.obsm.clear(), query.uns.clear(), query.layers.clear()
+    with h5py.File(path, "r+") as file:
+        del file[where]
+        if shape is None:
+            file[where] = h5py.ExternalLink(str(secret), "/")
+        else:
+            file.create_dataset(where, shape, "f4", chunks=True)
+            file[where].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    def ask(reference):
+        answer = query.copy()
+        av.tl.map_query(answer, reference, model="totalanvi", max_epochs=0)
+        return answer.obsm["X_totalanvi"]
+
+    if told is None:
+        np.testing.assert_array_equal(ask(path), ask(fitted))
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((ValueError, OSError, KeyError), match=told):
+        ask(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])

@@ -637,6 +637,13 @@ def test_a_flipped_bit_of_a_checkpoint_is_seen(mdata, checkpoint, tmp_path, spot
         fit_with(mdata, tmp_path / "fit")
 
 
+def test_a_checkpoint_without_a_checksum_is_refused(mdata, checkpoint, tmp_path):
+    raw = checkpoint.read_bytes()
+    (tmp_path / "fit").write_bytes(save(load(raw), unsealed(raw)))
+    with pytest.raises(ValueError, match="it has no checksum"):
+        fit_with(mdata, tmp_path / "fit")
+
+
 @pytest.mark.parametrize("change", ["shape", "type", "missing", "more"])
 def test_a_tensor_of_a_checkpoint_has_its_shape(mdata, checkpoint, tmp_path, change):
     """The optimiser trusts them: another shape ends the process."""

@@ -5,12 +5,13 @@ import random
 import warnings
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from helpers import cite, quiet_mudata
+from helpers import cite, mudata_of, quiet_mudata
 from scipy import sparse
 
 import anvi as av
@@ -406,3 +407,118 @@ def test_copies_are_made_where_warnings_are_errors(base):
         av.tl.latent(base, key_added="z", inplace=False)
         copy = av.tl.map_query(base, base, copy=True, key_added="q", max_epochs=0)
     assert "X_q" in copy.obsm
+
+
+# texts that look the same ---------------------------------------------------------------------------------------------
+
+
+def test_texts_that_look_the_same_are_the_same():
+    """Blanks that do not break, two of them, and accents in one sign or in two: one batch, one class, one group."""
+    names = ["é T", "e\u0301 T", "\u00e9\u00a0T", "e\u0301  T", " é\tT", "\u202f\u00e9\u2009T "]
+    mdata = cite(300)
+    mdata.obs["batch"] = [names[i % 6] if i % 2 else "other" for i in range(300)]
+    mdata.obs["cell_type"] = [names[i % 6] if i % 3 else "B" for i in range(300)]
+    av.tl.totalanvi(mdata, batch_key="batch", **FIT)
+    setup = av.get.model(mdata).setup
+    assert setup.batches == ("other", "é T") and setup.classes == ("B", "é T")
+    av.tl.differential_expression(mdata, "cell_type", n_samples=20)
+    assert set(av.get.de(mdata)["group"]) == {"B", "é T"}
+    av.tl.attributions(mdata, groupby="cell_type", n_cells=2, n_steps=2, baseline="zero")
+    assert mdata["rna"].varm["totalanvi_attributions"]["é T"].notna().all()
+
+
+def test_groups_that_are_numbers_are_explained(base):
+    mdata = base.copy()
+    mdata.obs["cluster"] = pd.Categorical(np.arange(300) % 2 + 1.0)  # as a join leaves them
+    av.tl.attributions(mdata, groupby="cluster", n_cells=2, n_steps=2, baseline="zero")
+    assert list(mdata["prot"].varm["totalanvi_attributions"]) == ["1", "2"]
+
+
+# columns that anvi has put into modalities ----------------------------------------------------------------------------
+
+RANK = {
+    "attributions": lambda m: av.tl.attributions(m, groupby="cluster", n_cells=2, n_steps=2, baseline="zero"),
+    "markers": lambda m: av.tl.differential_expression(m, "cluster", n_samples=20),
+}
+
+
+@pytest.mark.parametrize("then", ["attributions", "markers", "fit"])
+@pytest.mark.parametrize("first", RANK)
+@pytest.mark.filterwarnings("ignore")
+def test_a_column_may_change_after_it_was_ranked_by(base, first, then, tmp_path):
+    """Rankings put a copy into each modality, as scanpy's plots want it; the user changes their own alone."""
+    mdata = base.copy()
+    mdata.obs["cluster"] = np.where(np.arange(300) % 2, "a", "b")
+    RANK[first](mdata)
+    mdata.write(tmp_path / "x.h5mu")  # what is pushed is known from a file, too
+    mdata = mudata.read_h5mu(tmp_path / "x.h5mu")
+    mdata.obs["cluster"] = np.where(np.arange(300) % 3, "c", "d")
+    if then == "fit":
+        av.tl.totalanvi(mdata, "cluster", key_added="again", **FIT)
+        assert av.get.model(mdata, "again").classes == ("c", "d")
+        return
+    RANK[then](mdata)
+    key = {"attributions": "totalanvi_attributions", "markers": "rank_genes_groups"}[then]
+    for part in mdata.mod.values():
+        column = part.uns[key]["params"]["groupby"]
+        assert part.uns[key]["names"].dtype.names == ("c", "d")
+        expected = mdata.obs["cluster"].reindex(part.obs_names).astype(str)
+        assert (part.obs[column].astype(str) == expected).all()
+
+
+def test_a_column_of_a_modality_that_is_the_users_own_still_counts(base):
+    mdata = base.copy()
+    mdata.obs["cluster"] = np.where(np.arange(300) % 2, "a", "b")
+    mdata["rna"].obs["cluster"] = np.where(np.arange(300) % 3, "a", "b")
+    with pytest.raises(ValueError, match="two copies that disagree"):
+        RANK["attributions"](mdata)
+
+
+@pytest.mark.parametrize("names", [(".", "_index"), ("names", "scores")])
+def test_groups_of_any_name_can_be_written(base, names, tmp_path):
+    mdata = base.copy()
+    mdata.obs["cluster"] = np.where(np.arange(300) % 2, *names)
+    RANK["markers"](mdata)
+    with quiet_mudata():
+        mdata.write(tmp_path / "x.h5mu")
+        assert set(av.get.de(mudata.read_h5mu(tmp_path / "x.h5mu"))["group"]) == set(names)
+    if "." in names:
+        with pytest.raises(ValueError, match="cannot be written to a file; rename it"):
+            RANK["attributions"](mdata)
+
+
+# genes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Index, pd.Series], ids=str)
+def test_genes_in_any_kind_of_list(kind, no_training):
+    adata = cite(100)["rna"].copy()
+    with pytest.raises(pytest.fail.Exception, match="training was reached"):
+        av.tl.scvi(adata, genes=kind([f"G{i:03d}" for i in range(1, 51)]), max_epochs=1)
+
+
+def test_a_single_gene():
+    mdata = mudata_of({"rna": cite(100)["rna"][:, :1].copy(), "prot": cite(100)["prot"].copy()}, cite(100))
+    mdata["rna"].X = np.random.default_rng(0).poisson(3, (100, 1)).astype(np.float32) + np.float32(1)
+    av.tl.totalvi(mdata, **FIT)
+    assert np.isfinite(mdata.obsm["X_totalvi"]).all()
+
+
+def test_zeros_of_an_outer_join_are_told(caplog):
+    first = cite(300)["rna"].copy()
+    second = first[:, :30].copy()
+    second.obs_names += "-2"
+    joined = anndata.concat([first, second], join="outer", label="lane")
+    assert any("are zero in all cells of '1'" in note for note in av.pp.check(joined, batch_key="lane").notes)
+    av.tl.scvi(joined, batch_key="lane", **FIT)
+    assert "genes that other batches express (G0" in caplog.text and "join='inner'" in caplog.text
+    caplog.clear()
+    inner = anndata.concat([first, second], join="inner", label="lane")
+    av.tl.scvi(inner, batch_key="lane", **FIT)
+    assert "zero in all cells" not in caplog.text
+    # a single cell that has them, behind those that are looked at first, and they are no longer missing
+    joined.X = joined.X.toarray()
+    joined.X[-1, 30:] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anvi._data.cells.ABSENT_CELLS", 200)
+        assert not any("are zero in all" in note for note in av.pp.check(joined, batch_key="lane").notes)

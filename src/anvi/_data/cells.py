@@ -359,6 +359,42 @@ def with_library(setup: Setup, cells: Cells) -> Setup:
     return replace(setup, log_library=means)
 
 
+ABSENT_CELLS, ABSENT_COUNTS, ABSENT_GENES = 500, 20.0, 0.02
+"""Cells of a batch that are looked at first; counts expected of a gene that none of them has; share that is told of."""
+
+
+def absent_genes(cells: Cells, setup: Setup) -> str | None:
+    """What to say of genes that no cell of a batch has although others have many: an outer join makes such zeros."""
+    if not setup.counts or len(setup.batches) < 2 or cells.q_mean is not None:
+        return None
+    n_genes, rows = len(setup.genes), cells.x_row if cells.has_rna is None else cells.x_row[cells.has_rna]
+    batch = cells.batch if cells.has_rna is None else cells.batch[cells.has_rna]
+    by_batch = rows[batch.argsort(stable=True)].split(batch.bincount(minlength=len(setup.batches)).tolist())
+
+    def summed(some: Tensor) -> Tensor:
+        entries = cells.x.entries(some)
+        return entries.column.bincount(entries.count.double(), minlength=n_genes)
+
+    counts = torch.stack([summed(some[:ABSENT_CELLS]) for some in by_batch])  # (batches, genes)
+    totals = counts.sum(1, keepdim=True)
+    expected = (counts.sum(0) - counts) * totals / (totals.sum() - totals).clamp(min=1)  # by what other batches have
+    absent = (counts == 0) & (expected >= ABSENT_COUNTS)
+    code = int(absent.sum(1).argmax())
+    for some in (
+        by_batch[code].split(10_000) if absent[code].sum() > 10 else ()
+    ):  # the others of these cells may have some
+        absent[code] &= summed(some) == 0
+    number = int(absent[code].sum())
+    if number <= max(10, ABSENT_GENES * n_genes):
+        return None
+    shown = ", ".join(setup.genes[i] for i in absent[code].nonzero().squeeze(1)[:3].tolist())
+    return (
+        f"{number} genes that other batches express ({shown}, ...) are zero in all cells of '{setup.batches[code]}', "
+        "as an outer join leaves genes that one of its objects lacks: they would be learned as counts. Join with "
+        "join='inner', or name the genes that all have: genes=[...]"
+    )
+
+
 def _labels(source: Source, setup: Setup, cells: pd.Index, wanted: bool) -> dict[str, Tensor]:
     if setup.labels_key is None or not wanted:
         return {"label": torch.full((len(cells),), -1)}

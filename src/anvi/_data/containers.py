@@ -5,6 +5,7 @@ import difflib
 import logging
 import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -157,7 +158,7 @@ class Source:
     def categorical_columns(self, mods: tuple[str, ...]) -> list[str]:
         """Names of obs columns that could be a label, a batch or a panel."""
         found = []
-        for obs in self._tables(mods).values():
+        for obs in self.tables(mods).values():
             for name in obs.columns:
                 column = obs[name]
                 if isinstance(column, pd.DataFrame) or pd.api.types.is_float_dtype(column.dtype):  # it stands twice
@@ -174,7 +175,7 @@ class Source:
         """The copies of a column as one, after a check that they agree."""
         if key in self.columns:
             return self.columns[key].reindex(self.obs_names)
-        tables = self._tables(mods)
+        tables = self.tables(mods, key)
         own = self.own_column(key)
         looked_in = tables if own is None else {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs}
         for table, obs in looked_in.items():
@@ -209,11 +210,22 @@ class Source:
             merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
         return merged.reindex(self.obs_names)
 
-    def _tables(self, mods: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-        """The obs of the object and of some modalities, by name."""
+    def tables(self, mods: tuple[str, ...], key: str | None = None) -> dict[str, pd.DataFrame]:
+        """The obs of the object and of some modalities, by name; without copies of a global column that anvi made."""
         if self.alone:
             return {"data.obs": self.obs}
-        return {"mdata.obs": self.obs} | {f"mdata['{m}'].obs": self.mods[m].obs for m in mods if m in self.mods}
+        parts = {
+            m: self.mods[m] for m in mods if m in self.mods and not (key in self.obs and pushed(self.mods[m], key))
+        }
+        return {"mdata.obs": self.obs} | {f"mdata['{m}'].obs": part.obs for m, part in parts.items()}
+
+
+def pushed(part: AnnData, key: str) -> bool:
+    """Whether a column of a modality is a copy that a ranking needed there; the user's own may have changed since."""
+    told = [value["params"] for value in part.uns.values() if isinstance(value, Mapping) and "params" in value]
+    return any(
+        isinstance(one, Mapping) and bool(one.get("pushed", False)) and str(one.get("groupby")) == key for one in told
+    )
 
 
 def no_obsm_beside(source: Source, prot_obsm: str | None) -> None:
@@ -489,7 +501,8 @@ def _as_text(column: pd.Series) -> pd.Series:
 def as_name(value: object) -> object:
     """How a value of a column names a category, NaN if it is missing; the same however a file or a join has written it.
 
-    1, 1.0 and "1.0" are "1"; True, "TRUE" and "true" are "True"; a day is its date; text loses blanks about it.
+    1, 1.0 and "1.0" are "1"; True, "TRUE" and "true" are "True"; a day is its date; text loses blanks about it, several
+    blanks of any kind are one, and a letter with an accent is the same in one sign or in two.
 
     Raises
     ------
@@ -504,7 +517,7 @@ def as_name(value: object) -> object:
         value = value.decode("utf-8", "replace")
     if isinstance(value, pd.Timestamp | datetime.datetime) and value == pd.Timestamp(value).normalize():
         value = pd.Timestamp(value).date()
-    text = str(value).strip()
+    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
     if _WHOLE.fullmatch(text):
         text = text.partition(".")[0]
         return "0" if text == "-0" else text

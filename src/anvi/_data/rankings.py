@@ -318,10 +318,10 @@ def write_attributions(
     if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.Writer(part.home, part.home, None, grouping.index)
-    column = _write_attribution_groups(out, grouping, f"{slot}_groups")
+    column, copied = _write_attribution_groups(out, grouping, f"{slot}_groups")
     if not part.beside:
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
-    out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | {"groupby": column}})
+    out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | {"groupby": column, "pushed": copied}})
     if single is None:
         return out.written
     inside = slots.Writer(part.home, part.home, None, single.names)
@@ -333,16 +333,17 @@ def write_attributions(
     return out.written + inside.written
 
 
-def _write_attribution_groups(out: slots.Writer, grouping: pd.Series, own: str) -> str:
-    """Make sure that a modality knows the groups, as scanpy's plots want it; the name of the column."""
+def _write_attribution_groups(out: slots.Writer, grouping: pd.Series, own: str) -> tuple[str, bool]:
+    """Make sure that a modality knows the groups, as scanpy's plots want it; the column, and whether it is a copy."""
     wanted, obs, name = grouping.reindex(out.home.obs_names), out.home.obs, str(grouping.name)
     if name in obs and isinstance(obs[name].dtype, pd.CategoricalDtype):
         there = obs[name].cat.codes.to_numpy(), list(map(str, obs[name].cat.categories))
         if np.array_equal(there[0], wanted.cat.codes) and there[1] == list(wanted.cat.categories):
-            return name
-    name = own if name in obs else name
+            return name, containers.pushed(out.home, name)
+    copied = name not in obs or containers.pushed(out.home, name)
+    name = name if copied else own
     out.obs(name, pd.Categorical(grouping))
-    return name
+    return name, copied
 
 
 def find_attributions(data: Data) -> dict[str, list[AttributionSlots]]:

@@ -13,10 +13,10 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from . import rankings, slots
+from . import slots
 from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name, plain_genes
+from .containers import Source, as_name, plain_genes, pushed
 from .setup import Setup
 
 
@@ -247,6 +247,7 @@ def find_explained_groups(
         column, names, code = _explained_column(source, setup, cells, groupby)
     if len(set(map(slots.column_name, names))) < len(names):
         raise ValueError(f"groupby='{groupby}' has groups that are the same in a file, which cannot hold '/'; rename.")
+    slots.check_storable(names, f"groupby='{groupby}'", columns=True)
     if groups is not None and not len(groups):
         raise ValueError(f"groups={groups!r} names none; None: all.")
     if groups is not None:
@@ -270,7 +271,7 @@ def _explained_column(source: Source, setup: Setup, cells: Cells, groupby: str) 
     text = source.text(groupby, "groupby", setup.mods)
     found = source.column(groupby, "groupby", setup.mods)
     if isinstance(found.dtype, pd.CategoricalDtype):
-        names = tuple(name for name in map(str, found.cat.categories) if name)
+        names = tuple(dict.fromkeys(name for name in map(str, map(as_name, found.cat.categories)) if name))
     else:
         names = tuple(sorted(text.dropna().unique()))
     code = pd.Index(names).get_indexer(text.reindex(cells.names)).astype(np.int64)
@@ -346,10 +347,7 @@ def find_groups(
 
 
 def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[str], reference: str) -> Groups:
-    # a copy that an earlier comparison pushed into a modality is left out: the user's column may have changed since
     mods = setup.mods
-    if key in source.obs:
-        mods = tuple(mod for mod in mods if mod not in source.mods or not _pushed(source.mods[mod], key))
     text = source.text(key, "groupby", mods)
     categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
@@ -383,15 +381,9 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     return Groups(names, inside, outside, reference, key if own is None else own[1], column)
 
 
-def _pushed(part: AnnData, key: str) -> bool:
-    """Whether a column of a modality was put there by :func:`write_column`."""
-    stored = [value["params"] for value in part.uns.values() if rankings.is_ranking(value)]
-    return any(params.get("pushed", False) and str(params.get("groupby")) == key for params in stored)
-
-
 def _categories(source: Source, key: str, mods: tuple[str, ...]) -> list[str]:
     """Values of a column as text: in the order of its categories, or sorted, numbers by value."""
-    own, tables = source.own_column(key), [source.obs, *(source.mods[mod].obs for mod in mods if mod in source.mods)]
+    own, tables = source.own_column(key), source.tables(mods, key).values()
     columns = [obs[key] for obs in tables if key in obs] if own is None else [own[0].obs[own[1]]]
     for column in columns:
         if isinstance(column.dtype, pd.CategoricalDtype):
@@ -466,14 +458,14 @@ def write_column(out: slots.Writer, groups: Groups, own: str) -> dict:
     -------
     For the parameters of the result: `groupby`, the name of the column; `pushed`, whether it is a copy.
     """
-    part, name, pushed = out.home, own, False
+    part, name, copied = out.home, own, False
     if groups.key is not None and _same(part, groups):
-        return {"groupby": groups.key, "pushed": _pushed(part, groups.key)}
-    if groups.key is not None and (groups.key not in part.obs or _pushed(part, groups.key)):
-        name, pushed = groups.key, True
+        return {"groupby": groups.key, "pushed": pushed(part, groups.key)}
+    if groups.key is not None and (groups.key not in part.obs or pushed(part, groups.key)):
+        name, copied = groups.key, True
     if groups.column is not None:
         out.obs(name, pd.Categorical(groups.column.reindex(out.cells)))
-    return {"groupby": name, "pushed": pushed}
+    return {"groupby": name, "pushed": copied}
 
 
 def _same(part: AnnData, groups: Groups) -> bool:

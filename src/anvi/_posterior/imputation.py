@@ -252,7 +252,7 @@ def _loading(x: Tensor, seed: int) -> Tensor:
     """Genes of the principal components `(genes, components)`."""
     from sklearn.utils.extmath import randomized_svd
 
-    n = min(N_COMPONENTS, *(size - 1 for size in x.shape))
+    n = max(1, min(N_COMPONENTS, *(size - 1 for size in x.shape)))
     _, _, genes = randomized_svd(x.cpu().numpy(), n, random_state=seed)
     return torch.from_numpy(np.ascontiguousarray(genes.T, dtype=np.float32)).to(x.device)
 

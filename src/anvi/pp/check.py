@@ -10,7 +10,7 @@ import pandas as pd
 
 from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
-from anvi._data.cells import read_cells
+from anvi._data.cells import absent_genes, read_cells
 from anvi._data.containers import Data, Source
 from anvi._data.labels import read_labels
 from anvi._data.setup import Genes, find_setup, tell_genes, too_many_genes
@@ -164,6 +164,8 @@ def check(
         if split := split_targets(setup.proteins, setup.panels, setup.measured):
             report.notes.append(split)
     cells = _tried(report, lambda: read_cells(source, setup))
+    if cells and (absent := absent_genes(cells, setup)):
+        report.notes.append(absent)
     if cells and setup.joint:
         n_some = int(cells.measured.any(1).sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")

@@ -22,7 +22,7 @@ import torch
 from anvi._data import slots
 from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
-from anvi._data.cells import Cells, read_cells, with_library
+from anvi._data.cells import Cells, absent_genes, read_cells, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own
 from anvi._data.labels import Known, known_labels
@@ -153,7 +153,7 @@ def run_fit(
     counts = network_options.get("gene_likelihood") != "normal"
     first = None if init is None else find_model(source, init, "init")[0]
     genes = where.pop("genes", "auto")
-    if genes == "auto" and (first is not None or as_published):
+    if isinstance(genes, str) and genes == "auto" and (first is not None or as_published):
         there = source.modality(where["rna_mod"], "rna_mod").var_names.astype(str)
         if first is None:
             genes = "all"  # scvi-tools takes all that there are
@@ -350,6 +350,8 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     if many := too_many_genes(setup, len(cells), where, alone=source.alone):
         logger.warning(many)
+    if absent := absent_genes(cells, setup):
+        logger.warning(absent)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
         n_measured = int(cells.measured.any(1).sum())

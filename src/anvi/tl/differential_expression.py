@@ -340,7 +340,8 @@ def _ranking(
         for i, group in enumerate(groups)
     }
     ranking = rankings.build_ranking(columns, features, {"method": METHOD} | params)
-    if counts is not None and not any("/" in group for group in groups):  # which no column in a file can hold
+    if counts is not None and not any("/" in group or group in slots.NO_COLUMNS for group in groups):
+        # columns of a table, which a file must hold
         for slot, share in (("pts", counts.share_group), ("pts_rest", counts.share_reference)):
             ranking[slot] = pd.DataFrame(share.T.astype(np.float32), list(features), list(groups))
     return ranking
