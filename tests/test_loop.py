@@ -1,3 +1,4 @@
+import json
 import logging
 import random
 import re
@@ -641,6 +642,44 @@ def test_a_checkpoint_without_a_checksum_is_refused(mdata, checkpoint, tmp_path)
     raw = checkpoint.read_bytes()
     (tmp_path / "fit").write_bytes(save(load(raw), unsealed(raw)))
     with pytest.raises(ValueError, match="it has no checksum"):
+        fit_with(mdata, tmp_path / "fit")
+
+
+@pytest.mark.parametrize("name", ["network/", "best/", "optimizer/"])
+def test_a_checkpoint_of_numbers_that_are_not_finite_is_refused(mdata, checkpoint, tmp_path, name):
+    raw = checkpoint.read_bytes()
+    tensors = load(raw)
+    slot = next(
+        one for one in tensors if one.startswith(name) and tensors[one].is_floating_point() and tensors[one].ndim
+    )
+    tensors[slot].view(-1)[0] = float("nan")
+    (tmp_path / "fit").write_bytes(sealed(save(tensors, unsealed(raw))))
+    with pytest.raises(ValueError, match="is not a checkpoint that anvi can read .its tensor"):
+        fit_with(mdata, tmp_path / "fit")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 10**9},
+        {"epoch": "1"},
+        {"epoch": True},
+        {"best_loss": float("nan")},
+        {"best_loss": None},
+        {"best_epoch": 7},
+        {"lr_scale": 0.0},
+        {"retries": -1},
+        {"history": "none"},
+        {"history": [{"loss": "x"}]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_state_is_refused(mdata, checkpoint, tmp_path, change):
+    raw = checkpoint.read_bytes()
+    state = json.loads(unsealed(raw)["state"]) | change
+    (tmp_path / "fit").write_bytes(sealed(save(load(raw), {"state": json.dumps(state)})))
+    with pytest.raises(ValueError, match="is not a checkpoint that anvi can read"):
         fit_with(mdata, tmp_path / "fit")
 
 

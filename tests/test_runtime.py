@@ -16,7 +16,7 @@ from helpers import cite
 
 import anvi as av
 from anvi import _runtime
-from anvi._fit import loop
+from anvi._fit import loop, step
 
 # threads ----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +252,33 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(monkeypatch, tmp_path):
     av.tl.totalanvi(mdata, checkpoint=tmp_path / "fit", **options)
     np.testing.assert_array_equal(mdata.obsm["X_totalanvi"], whole.obsm["X_totalanvi"])
     assert len(av.get.history(mdata, model="totalanvi")) == 5 and "ended" not in mdata.uns["totalanvi"]["params"]
+
+
+def test_threads_may_differ_in_precision():
+    """torch has one switch for all: the step of one thread must not round the products of another, nor leave it on."""
+    products, gpu = torch.backends.cuda.matmul, torch.device("cuda")
+    name = "fp32_precision" if hasattr(products, "fp32_precision") else "allow_tf32"
+    before, inside, done, seen = getattr(products, name), threading.Event(), threading.Event(), {}
+
+    def rounded(number):
+        with av.settings.override(precision="tf32"), step.arithmetic(gpu):
+            seen[number] = getattr(products, name)
+            inside.set()
+            done.wait(0.3)  # another thread has time to get in between
+
+    def exact():
+        inside.wait(10)
+        with av.settings.override(precision="float32"), step.arithmetic(gpu):
+            seen["exact"] = getattr(products, name)
+
+    threads = [
+        threading.Thread(target=target, args=args) for target, args in ((rounded, (1,)), (rounded, (2,)), (exact, ()))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert seen[1] == seen[2] != before and seen["exact"] == before == getattr(products, name)
 
 
 def test_max_minutes(caplog):

@@ -1,5 +1,6 @@
 """One step of a fit: the same function runs eagerly and inside a CUDA graph."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,12 +103,25 @@ class StepResult(NamedTuple):
     numbers: Tensor  # (1 + sums,) the loss and the sums of every term over the cells
 
 
+_PRODUCTS = threading.Lock()
+"""Held by the step of one thread: torch has one precision of products for the whole process."""
+
+
 @contextmanager
-def arithmetic() -> Iterator[None]:
-    """Matrix products as `settings.precision` says; all else stays in float32."""
+def arithmetic(device: torch.device) -> Iterator[None]:
+    """Matrix products as `settings.precision` says, whatever another thread's says; all else stays in float32."""
     if settings.precision not in ("float32", "tf32", "bf16"):
         raise ValueError(f"settings.precision='{settings.precision}' is not one of 'float32', 'tf32', 'bf16'.")
-    if settings.precision != "tf32":
+    if device.type == "cpu":  # which has no tf32
+        yield
+        return
+    with _PRODUCTS, _rounded(settings.precision == "tf32"):
+        yield
+
+
+@contextmanager
+def _rounded(tf32: bool) -> Iterator[None]:
+    if not tf32:
         yield
         return
     products = torch.backends.cuda.matmul
@@ -178,7 +192,7 @@ def run_step(
         hide_rna=plan.hide_rna,
     )
     labelled = rest[0] if rest else None
-    with arithmetic():
+    with arithmetic(cells.label.device):
         terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
     sums = summarise(terms, batch)
     # one vector, made where a graph can take it up, so that the loop has one thing to keep

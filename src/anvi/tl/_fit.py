@@ -348,10 +348,9 @@ def seed_of(random_state: RandomState) -> int:
 
 def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
-    if many := too_many_genes(setup, len(cells), where, alone=source.alone):
-        logger.warning(many)
-    if absent := absent_genes(cells, setup):
-        logger.warning(absent)
+    many = too_many_genes(setup, len(cells), where, alone=source.alone)
+    for told in filter(None, (many, absent_genes(cells, setup))):
+        logger.warning(told)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
         n_measured = int(cells.measured.any(1).sum())
