@@ -59,7 +59,8 @@ def own_torch() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            if torch.get_default_device().type != "cpu":  # costs time at every call of torch: only where it is needed
+            # torch.get_default_device does not see a `with torch.device(...)` before torch 2.7
+            if torch.empty(0).device.type != "cpu":  # costs time at every call of torch: only where it is needed
                 stack.enter_context(torch.device("cpu"))
             _set_threads(settings.n_threads or idle_cores(before))
             yield
