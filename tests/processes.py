@@ -118,10 +118,8 @@ def fit(name: str, data=None, within: tuple = (), **options) -> dict:
         getattr(av.tl, name)(data, **FIT | options)
     finally:
         _fit.fit, loop.run_step = original, run
-    return kept | {
-        "noises": noises,
-        "slots": sorted(slot for part in data.mod.values() for slot in part.uns) + sorted(data.uns),
-    }
+    parts = [] if isinstance(data, Path) else [data, *data.mod.values()]
+    return kept | {"noises": noises, "slots": sorted(slot for part in parts for slot in part.uns)}
 
 
 def ended():
@@ -150,6 +148,14 @@ class Process:
 
     def fits(self) -> dict:
         return {name: fit(name) for name in ("totalvi", "totalanvi")}
+
+    def streams(self) -> dict:
+        """A file that all read in every epoch, and the first writes into."""
+        path = self.folder / "cells.h5mu"
+        if self.rank == 0:
+            cite(400).write(path)
+        dist.barrier()
+        return fit("totalvi", data=path, stream=True)
 
     def resumes(self) -> dict:
         """A fit that ended in its third epoch, and goes on."""

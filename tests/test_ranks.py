@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 )
 SECONDS = 300  # for all tasks of some processes; they take 10 on an idle machine
 TASKS = {
-    2: ["norms", "steps", "fits", "resumes", "differs", "minutes"],
+    2: ["norms", "steps", "fits", "streams", "resumes", "differs", "minutes"],
     3: ["norms", "steps", "goes_on", "fails", "sleeps", "dies"],
 }
 SIZES = pytest.mark.parametrize("size", TASKS)
@@ -158,6 +158,14 @@ def test_the_loss_curve_is_that_of_one_process(folder, name):
         )  # seeds differ by 3 %
     assert together["history"]["lr"] == alone["history"]["lr"]
     assert together["noises"][0] == alone["noises"][0]  # the first process draws from the stream of one
+
+
+def test_streamed_cells_are_shared_like_others(folder):
+    first, second = told(folder, "streams", 2)
+    assert first["weights"] == second["weights"]
+    wanted = told(folder, "fits", 2)[0]["totalvi"]["history"]  # of other minibatches
+    np.testing.assert_allclose(first["history"]["train_loss"], wanted["train_loss"], rtol=0.1)
+    assert av.get.model(av.io.open_backed(folder / "cells.h5mu"), "totalvi").info["streamed"]
 
 
 def test_every_process_has_noise_of_its_own(folder):
