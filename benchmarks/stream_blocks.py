@@ -24,7 +24,7 @@ from sklearn.metrics import f1_score
 import anvi as av
 from anvi import _stream
 
-WAYS = ((16, 64), (16, 32), (16, 8), (16, 2), (16, 1), (64, 32), (64, 8), (64, 2), (256, 8), (256, 2), (256, 1))
+WAYS = ((16, 64), (16, 16), (16, 4), (16, 1), (64, 16), (64, 4), (64, 1))
 """Cells of a block, and blocks that are in memory together; a large file has blocks of 1,000, about 60 together."""
 
 
@@ -72,7 +72,7 @@ def fit(path: Path, query: mudata.MuData, way: tuple[int, int] | None, epochs: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cells", type=int, default=6_000)
+    parser.add_argument("--cells", type=int, default=4_000)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
