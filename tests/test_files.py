@@ -26,7 +26,7 @@ import anvi as av
 from anvi import _files
 from anvi._data import slots
 from anvi._data.counts import canonical, whole
-from anvi._files import check_hdf5, parse_json, reading, replacing, sealed, unsealed, write_bytes
+from anvi._files import check_hdf5, parse_json, reading, replacing, sealed, unsealed, write_bytes, writing
 from anvi._model import Model
 from anvi.io import from_scvi_tools
 from anvi.io._model_pt import read_model_pt
@@ -498,6 +498,15 @@ def test_stored_zeros_change_nothing():
 def test_sound_counts_share_their_memory():
     counts = sparse.csr_matrix(np.array([[1, 0, 2], [0, 3, 0]], dtype=np.float32))
     assert np.shares_memory(canonical(counts, "X").data, counts.data)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, MemoryError, SystemError, ValueError])
+def test_every_error_of_a_writer_names_the_file(error):
+    with (
+        pytest.raises(ValueError, match=f"place/name cannot be written .{error.__name__}: .?of a library"),
+        writing("place/name"),
+    ):
+        raise error("of a library")
 
 
 # HDF5 ---------------------------------------------------------------------------------------------------------------
