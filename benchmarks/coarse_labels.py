@@ -6,7 +6,7 @@
 A task is made of labelled cells. A part of them (`TEST`) loses its labels and is what is scored. Of the others a share
 keeps a coarse label alone. Three arms see the same cells and take as many steps: "levels" is told both columns, "thrown
 away" the fine one, "all fine" the truth of the coarse ones, too. Also: two references that complement each other beside
-either alone; the share of wrong labels beside the one that was promised, in held-out cells and in other experiments;
+either alone; the share of wrong labels beside the one that was promised, in held-out cells and in other samples;
 and cells of a type, or a lineage, that nobody has labelled.
 """
 
@@ -43,7 +43,6 @@ LINEAGES = {
         "DC": ["cDC", "pDC"],
     },
     "mosaic": {"T": ["CD4 T", "CD8 T", "other T"], "myeloid": ["Mono", "DC"]},
-    "kits": {"T": ["CD4+ T cells", "CD8+ T cells"], "monocyte": ["CD14+ monocytes", "CD16+ monocytes"]},
 }
 ARMS = ("levels", "thrown away", "all fine")
 PROMISES = (0.8, 0.9, 0.95)
@@ -57,7 +56,7 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
         fine = mdata.obs["true_cell_type"].astype(str)
         groups = {f"group {i}": list(part) for i, part in enumerate(np.array_split(sorted(set(fine)), 4))}
     else:
-        file = {"pbmc": "pbmc_citeseq", "mosaic": "mosaic_224", "kits": "three_kits"}[name]
+        file = {"pbmc": "pbmc_citeseq", "mosaic": "mosaic_224"}[name]
         mdata = mudata.read_h5mu(Path(os.environ["ANVI_DATA_DIR"]) / f"{file}.h5mu")
         fine, groups = mdata.obs["celltype" if name == "mosaic" else "cell_type"].astype(str), LINEAGES[name]
         if name == "mosaic":
@@ -65,8 +64,6 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
                 {"rna": mdata["rna"], "prot": mdata["adt"][mdata["adt"].obs_names.isin(mdata["rna"].obs_names)]}
             )
             mdata.obs["batch"] = mdata["rna"].obs["batch"].reindex(mdata.obs_names)
-        if name == "kits":
-            mdata.obs["batch"] = mdata.obs["kit"]
         known = mdata.obs_names[~fine.reindex(mdata.obs_names).isin(["Unknown", "nan"])]
         if name == "pbmc":
             known = known[np.sort(rng.permutation(len(known))[:MOST])]
@@ -74,8 +71,7 @@ def read(name: str, seed: int) -> tuple[MuData, pd.Series, pd.Series]:
         rna = mdata["rna"]
         mdata = MuData({"rna": rna[:, real_tasks.variable(rna)].copy(), "prot": mdata["prot"].copy()})[known].copy()
         source = mudata.read_h5mu(Path(os.environ["ANVI_DATA_DIR"]) / f"{file}.h5mu").obs
-        column = "kit" if name == "kits" else "batch"
-        mdata.obs["batch"] = source[column].reindex(known).astype(str)
+        mdata.obs["batch"] = source["batch"].reindex(known).astype(str)
     fine = fine.reindex(mdata.obs_names)
     above = {child: parent for parent, children in groups.items() for child in children}
     return mdata, fine, fine.map(lambda value: above.get(value, value))
@@ -181,22 +177,22 @@ def two_references(seed: int, options: dict) -> list[dict]:
     return rows
 
 
-def across_kits(seed: int, options: dict) -> list[dict]:
-    """A reference of one kit, 70 % of its fine labels coarse; other kits are mapped, and labels promised."""
-    mdata, fine, coarse = read("kits", seed)
-    rng = np.random.default_rng(300 + seed)
-    reference = mdata[mdata.obs_names[(mdata.obs["batch"] == "pbmc10k_totalseqB").to_numpy()]].copy()
-    reference = reference[reference.obs_names[np.sort(rng.permutation(reference.n_obs)[:MOST])]].copy()
+def across_samples(seed: int, options: dict) -> list[dict]:
+    """A reference of one sample, 70 % of its fine labels coarse; other samples are mapped, and labels promised."""
+    mdata, fine, coarse = read("mosaic", seed)
+    batch = mdata.obs["batch"].to_numpy(str)
+    reference = mdata[mdata.obs_names[batch == "p4_0"]].copy()
     names = reference.obs_names
+    rng = np.random.default_rng(300 + seed)
     reference.obs["lineage"] = coarse[names]
     reference.obs["subtype"] = fine[names].where(rng.random(len(names)) < 0.3)
     fit(reference, ["lineage", "subtype"], seed, options)
     rows = []
-    for kit in ("malt_totalseqB", "eccite_ctrl"):
-        query = mdata[mdata.obs_names[(mdata.obs["batch"] == kit).to_numpy()]].copy()
+    for sample in ("p3_0", "p1_0"):
+        query = mdata[mdata.obs_names[batch == sample]].copy()
         av.tl.map_query(query, reference, random_state=seed)
         cells = query.obs_names
-        row = {"arm": kit} | score(fine[cells], obs_of(query, "fit_prediction"))
+        row = {"arm": sample} | score(fine[cells], obs_of(query, "fit_prediction"))
         row["accuracy_coarse"] = float((obs_of(query, "fit_prediction_lineage") == coarse[cells]).mean())
         rows.append(row | errors(query, cells, fine, coarse))
     return rows
@@ -207,9 +203,9 @@ def unknown(left_out: str, seed: int, options: dict) -> list[dict]:
     mdata, fine, coarse = read("pbmc", seed)
     test = np.random.default_rng(400 + seed).random(mdata.n_obs) < TEST
     new = ((fine == left_out) | (coarse == left_out)).to_numpy()
-    mdata = mdata[mdata.obs_names[test | ~new]].copy()  # the reference has none of them
-    fine, coarse, new = (part[test | ~new] for part in (fine, coarse, new))
-    test = test[np.flatnonzero(test | ~new)] if len(test) != mdata.n_obs else test
+    kept = test | ~new  # the reference has none of them
+    mdata = mdata[mdata.obs_names[kept]].copy()
+    fine, coarse, new, test = (part[kept] for part in (fine, coarse, new, test))
     mdata.obs["lineage"], mdata.obs["subtype"] = coarse.where(~test & ~new), fine.where(~test & ~new)
     fit(mdata, ["lineage", "subtype"], seed, options)
     label = obs_of(mdata, "fit_label")
@@ -232,7 +228,7 @@ TASKS = {
     "simulated, 70 %": lambda seed, options: coarse_labels("simulated", 0.7, seed, options),
     "mosaic, 70 %": lambda seed, options: coarse_labels("mosaic", 0.7, seed, options),
     "two references": two_references,
-    "across kits": across_kits,
+    "across samples": across_samples,
     "without Treg": lambda seed, options: unknown("Treg", seed, options),
     "without MAIT": lambda seed, options: unknown("MAIT", seed, options),
     "without B": lambda seed, options: unknown("B", seed, options),
