@@ -98,8 +98,8 @@ def ours(posed: Posed, model: str, seed: int) -> dict[str, float]:
     return posed.score(av.get.proba(mdata), proteins) | clock.row
 
 
-def peer(posed: Posed, model: str, seed: int, max_epochs: int) -> list[dict[str, float]]:
-    """Scores of scvi-tools at every look, and its seconds until then."""
+def peer(posed: Posed, model: str, seed: int, max_epochs: int, goal: dict) -> list[dict[str, float]]:
+    """Scores of scvi-tools at every look, and its seconds until then; it is stopped when nothing is left to reach."""
     import scvi
     from lightning.pytorch.callbacks import Callback
 
@@ -132,6 +132,8 @@ def peer(posed: Posed, model: str, seed: int, max_epochs: int) -> list[dict[str,
             looks.append({"epoch": epoch, **posed.score(network.predict(soft=True), proteins), **clock.row})
             print(f"    scvi-tools {looks[-1]}", file=sys.stderr, flush=True)
             network.module.train()
+            left = [name for name in SCORES if name in goal and name in looks[-1] and looks[-1][name] < goal[name]]
+            trainer.should_stop = not left
             clock.__enter__()
 
     chosen = scvi.external.TOTALANVI if joint else scvi.model.SCANVI
@@ -176,7 +178,7 @@ def main() -> None:
             for model in arguments.models.split(","):
                 goal = ours(posed, model, seed)
                 print(f"{name}, {model}, seed {seed}: anvi {goal}", file=sys.stderr, flush=True)
-                looks = peer(posed, model, seed, arguments.max_epochs)
+                looks = peer(posed, model, seed, arguments.max_epochs, goal)
                 scores = tuple(score for score in SCORES if score in goal and score in looks[0])
                 sets = {name: (name,) for name in scores} | ({"both": scores} if len(scores) > 1 else {})
                 reached = {what: until(looks, goal, names) for what, names in sets.items()}
