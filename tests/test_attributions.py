@@ -164,7 +164,7 @@ def trained():
     """A model that knows its classes, on 600 cells; never written to."""
     mdata = cite(600, random_state=3)
     with av.settings.override(progress=False, device="cpu", verbosity=0):
-        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=30, early_stopping=False)
+        av.tl.totalanvi(mdata, batch_key="batch", max_epochs=30, early_stopping=False, protein_weight=1.0)
     return mdata
 
 
