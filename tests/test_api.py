@@ -423,7 +423,7 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_365,
+    "": 2_370,
     "_data": 3_910,
     "_fit": 1_250,
     "_posterior": 2_076,

@@ -273,3 +273,19 @@ def test_raw_stays_where_x_is_not_there(mdata, tmp_path):
     adata.write(tmp_path / "a.h5ad")
     av.tl.scvi(tmp_path / "a.h5ad", layer="counts", max_epochs=1)
     assert anndata.read_h5ad(tmp_path / "a.h5ad").raw is not None
+
+
+def test_what_another_has_written_meanwhile_is_kept(tmp_path, caplog):
+    path = tmp_path / "cells.h5mu"
+    cite(60).write(path)
+
+    @_backed.on_file
+    def mark(data, name, meanwhile=lambda: None):
+        meanwhile()
+        data.obs.insert(0, name, 1)
+
+    mark(path, "outer", lambda: mark(path, "inner"))
+    assert "inner" in mudata.read_h5mu(path).obs and "outer" not in mudata.read_h5mu(path).obs
+    assert "outer" in mudata.read_h5mu(tmp_path / "cells-1.h5mu").obs and "cells-1.h5mu" in caplog.text
+    with pytest.raises(FileNotFoundError, match="cells.h5mu is gone"):
+        mark(path, "lost", path.unlink)

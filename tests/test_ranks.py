@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import mudata
 import numpy as np
 import processes
 import pytest
@@ -290,14 +291,17 @@ def test_only_fits_run_in_several(second, tmp_path, capsys):
     assert "check runs in one process: start it without torchrun" in capsys.readouterr().err
 
 
-def test_the_second_process_saves_nothing(tmp_path, monkeypatch):
+def test_the_second_process_saves_nothing_of_a_fit(tmp_path, monkeypatch):
     path = tmp_path / "cells.h5mu"
     cite(60).write(path)
     before = path.stat().st_mtime_ns, path.read_bytes()
     for rank in (1, 0):
         monkeypatch.setattr(_backed, "processes", lambda rank=rank: (rank, 2))
-        _backed.on_file(lambda data: data.obs.insert(0, "new", 1))(path)
+        _backed.on_file_together(lambda data: data.obs.insert(0, "new", 1))(path)
         assert ((path.stat().st_mtime_ns, path.read_bytes()) == before) == (rank == 1)
+    monkeypatch.setattr(_backed, "processes", lambda: (1, 2))
+    _backed.on_file(lambda data: data.obs.insert(0, "asked", 1))(path)  # a question of its own: nobody else saves it
+    assert "asked" in mudata.read_h5mu(path).obs
 
 
 def test_the_second_process_is_silent(second, caplog):
@@ -308,8 +312,10 @@ def test_the_second_process_is_silent(second, caplog):
 
 
 def test_every_process_has_a_gpu_of_its_own(second, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert ranks._own_gpu(1) == torch.device("cuda", 1)
+    assert ranks._own_gpu(1) == torch.device("cuda", 1) and current == [1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"Process 1 has no GPU: there are 1 here\. Use --nproc-per-node=1"):
         ranks._own_gpu(1)

@@ -52,7 +52,7 @@ def test_quota_of_the_control_group(tmp_path, files, cores):
         ({"memory.max": "rubbish"}, math.inf),
     ],
 )
-def test_memory_of_the_control_group(tmp_path, files, most):
+def test_memory_of_the_control_group(tmp_path, files, most, monkeypatch):
     own = tmp_path / "own"
     own.write_text("0::/a/b\n4:memory:/a/b\n")
     for name, text in files.items():
@@ -61,6 +61,10 @@ def test_memory_of_the_control_group(tmp_path, files, most):
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert _runtime.usable_memory(torch.device("cpu"), tmp_path, own) == min(machine, most)
     assert _runtime.usable_memory(torch.device("cpu")) <= machine
+    alone = _runtime.usable_memory(torch.device("cpu"))
+    monkeypatch.setattr(_runtime, "processes", lambda: (1, 4))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert _runtime.usable_memory(torch.device("cpu")) == alone / 4
 
 
 def test_cores_are_those_of_affinity_and_quota(monkeypatch):

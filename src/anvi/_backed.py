@@ -7,6 +7,8 @@ that takes its place when it is whole. Both also take what `mudata.read_h5mu(pat
 
 import functools
 import inspect
+import itertools
+import logging
 import random
 import shutil
 import warnings
@@ -25,6 +27,8 @@ from mudata import MuData
 
 from ._files import reading, replacing
 from ._runtime import processes
+
+logger = logging.getLogger("anvi")
 
 ENDINGS = (".h5mu", ".h5ad", ".zarr")
 """How files with an object end."""
@@ -256,10 +260,10 @@ def _copy(matrix, group, name: str) -> None:
         shutil.copytree(_folder(element.store) / element.path, _folder(group.store) / group.path / name)
 
 
-def on_file(verb: Verb, *, saves: bool = True) -> Verb:
+def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
     """Let a verb take the path of a file: it is opened, and what the verb has written is saved into it.
 
-    Of several processes that do so together, the first one saves.
+    Where several processes answer `together`, as in a fit, the first one saves.
     """
 
     @functools.wraps(verb)
@@ -268,15 +272,17 @@ def on_file(verb: Verb, *, saves: bool = True) -> Verb:
         name, path = next(iter(given.arguments.items()))
         if not isinstance(path, str | Path):
             return verb(*args, **kwargs)
-        data = given.arguments[name] = open_backed(path)
+        path = Path(path)
+        data, opened_as = open_backed(path), _stamp(path)
+        given.arguments[name] = data
         copy = given.arguments.get("copy", False)
         if copy:  # of what is in memory: the file stays as it is
             given.arguments["copy"] = False
         answer = None
         try:
             answer = verb(*given.args, **given.kwargs)
-            if answer is None and saves and not copy and processes()[0] == 0:
-                save_backed(data, path)
+            if answer is None and saves and not copy and not (together and processes()[0]):
+                save_backed(data, path if _stamp(path) == opened_as else _beside(path))
         finally:
             if not copy and answer is not data:  # whoever wrote the file may write it again
                 for matrix in [matrix for part in _parts(data).values() for matrix in _matrices(part)]:
@@ -288,4 +294,21 @@ def on_file(verb: Verb, *, saves: bool = True) -> Verb:
     return opened  # type: ignore[return-value]
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells whether a file was written since."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is gone, though it was there when this call began: its answers are not saved.")
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _beside(path: Path) -> Path:
+    """Where answers go if somebody else has written the file meanwhile: both are kept."""
+    names = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(1))
+    free = next(one for one in names if not one.exists())
+    logger.warning(f"{path} was written by something else while this ran: the answers are in {free}")
+    return free
+
+
 on_file_to_look_at = functools.partial(on_file, saves=False)
+on_file_together = functools.partial(on_file, together=True)

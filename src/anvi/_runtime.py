@@ -160,7 +160,8 @@ def _quota(root: Path = ROOT, own: Path = OWN) -> float:
 
 
 def usable_memory(device: torch.device, root: Path = ROOT, own: Path = OWN) -> float:
-    """Bytes of memory that this process may use: of the machine, by its control groups, and on the device."""
+    """Bytes of memory for this process: its part of the machine's or of its control group's, and the device's."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes()[1] > 1 else 1
     limits = [math.inf]
     try:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -172,9 +173,7 @@ def usable_memory(device: torch.device, root: Path = ROOT, own: Path = OWN) -> f
                 limits.append(float((folder / name).read_text()))
             except (OSError, ValueError):  # "max"
                 continue
-    if device.type == "cuda":
-        limits.append(torch.cuda.mem_get_info(device)[1])
-    return min(limits)
+    return min(min(limits) / sharing, torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else math.inf)
 
 
 def idle_cores(limit: int) -> int:

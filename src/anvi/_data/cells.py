@@ -242,11 +242,12 @@ def _why_not_streamed(source: Source, slot: str, by_columns: bool) -> str:
     data, ending = ("data", "h5ad") if source.alone else ("mdata", "h5mu")
     if by_columns:
         return (
-            f"stream=True reads rows, and {slot} is stored by columns (CSC): store it by rows, {slot} = {slot}.tocsr()"
+            f"stream=True reads rows, and {slot} is stored by columns (CSC). Leave stream out, or store it by rows: "
+            f"read the object into memory, {slot} = {slot}.tocsr(), write it"
         )
     return (
         f"stream=True reads counts from a file, and {slot} is in memory. Leave stream out, or save the object and pass "
-        f"the path: {data}.write('data.{ending}'); av.tl.totalanvi('data.{ending}', stream=True, ...)"
+        f"the path: {data}.write('data.{ending}'); the same call with 'data.{ending}'"
     )
 
 

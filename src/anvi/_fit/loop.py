@@ -64,7 +64,7 @@ def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = Non
         ) from error
     if scalars.pop("fingerprint") != fingerprint:
         raise ValueError(
-            f"{path} belongs to another fit (other cells, genes, options or anvi version). "
+            f"{path} belongs to another fit (other cells, genes, options, stream= or anvi version). "
             "Give this fit another checkpoint=, or delete the file to start anew."
         )
     _check_tensors(path, state, tensors)

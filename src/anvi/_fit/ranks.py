@@ -212,6 +212,7 @@ def _own_gpu(rank: int) -> torch.device:
     local, n = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= n:
         raise ValueError(f"Process {rank} has no GPU: there are {n} here. Use --nproc-per-node={n}, or device='cpu'.")
+    torch.cuda.set_device(local)  # on which kernels are launched; the process has no other
     return torch.device("cuda", local)
 
 
@@ -223,7 +224,8 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         reason = (str(error) or "no reason given").splitlines()[0].split(".cc:")[-1].split("] ", 1)[-1].split(". ")[0]
         raise ConnectionError(
-            f"Another process of this fit has ended, or did not answer for {WAIT.total_seconds():.0f} s ({reason})."
+            f"Another process of this fit has ended, or did not answer for {WAIT.total_seconds():.0f} s ({reason}). "
+            "All must make the same call; a fit of one alone is started without the others."
         ) from error
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
-from anvi._backed import on_file
+from anvi._backed import on_file_together
 from anvi._data.containers import Data
 from anvi._data.setup import Antibodies, Genes
 from anvi._model import Model
@@ -150,7 +150,7 @@ def documented(**values: str) -> Callable:
     normal="",
     label_dispersion='"gene-label", ',
 )
-@on_file
+@on_file_together
 def scanvi(
     data: Data,
     labels_key: str | list[str] = "cell_type",
@@ -250,7 +250,7 @@ def scanvi(
     normal=', "normal"',
     label_dispersion="",
 )
-@on_file
+@on_file_together
 def scvi(
     data: Data,
     *,
@@ -326,7 +326,7 @@ def scvi(
     normal="",
     label_dispersion='"gene-label", ',
 )
-@on_file
+@on_file_together
 def totalanvi(
     data: Data,
     labels_key: str | list[str] = "cell_type",
@@ -435,7 +435,7 @@ def totalanvi(
     normal="",
     label_dispersion="",
 )
-@on_file
+@on_file_together
 def totalvi(
     data: Data,
     *,
