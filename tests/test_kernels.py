@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anvi._data import cells as data_cells
+from anvi import _stream
 from anvi._fit import step
 from anvi.nn import Entries, Weights, layers, likelihoods, sparse
 
@@ -356,7 +356,7 @@ LAUNCHES = {"scvi": 111, "scanvi": 307, "totalvi": 291, "totalanvi": 540}
 def test_launches_of_a_step(name, prepared, monkeypatch):  # noqa: F811
     """A guard against launches that creep in. Raise it only knowingly."""
     state, cells, minibatches, group, plan = prepared(name, adversary=False)
-    for module in (sparse, data_cells):
+    for module in (sparse, _stream):
         monkeypatch.setattr(module, "kernels_for", lambda tensor: kernels)
     launches = Launches()
     monkeypatch.setattr(GridExecutor, "__call__", launches.of_triton(GridExecutor.__call__))
