@@ -478,7 +478,8 @@ def test_pictures_and_report_of_a_level(fitted):
     assert "lineage" in ax.get_title() and len(ax.get_yticks()) == len(set(LINEAGE.values()))
     for level in (None, "lineage"):
         axes = av.pl.calibration(fitted, level=level, show=False)
-        assert len(axes) == 2
+        titles = ["with proteins", "RNA only"] if level is None else ["with proteins, lineage", "RNA only, lineage"]
+        assert [ax.get_title() for ax in axes] == titles
     page = av.pl.report(fitted)
     assert "labels (lineage)" in page and "Validation cells, lineage" in page and "calibration, lineage, cells" in page
 

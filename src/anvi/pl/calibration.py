@@ -95,7 +95,8 @@ def calibration(
     groups = [name for name in TITLES if (table["cells_seen"] == name).any()]
     fig, axes, own = axes_for(ax, len(groups), "the kinds of cells", 3.4 * len(groups), 3.9)
     for part, name in zip(axes, groups, strict=True):
-        _draw(part, table[table["cells_seen"] == name], TITLES[name] if len(groups) > 1 else fit.key)
+        title = TITLES[name] if len(groups) > 1 else fit.key
+        _draw(part, table[table["cells_seen"] == name], title if level is None else f"{title}, {level}")
     axes[0].set_ylabel("share that is right")
     result = axes if len(axes) > 1 else axes[0]
     return finish(fig, result, show=show, save=save, return_fig=return_fig, own=own)
