@@ -43,7 +43,7 @@ KITS = {"pbmc": "pbmc10k_totalseqB", "malt": "malt_totalseqB", "eccite": "eccite
 class Task:
     """What is reference, what is query, and what of the query's proteins is hidden."""
 
-    reference: str
+    reference: str  # or several: "pbmc + eccite"
     query: str  # the same name: half of the cells
     hide: str = "all"  # or "one": in each cell one protein, in turn
 
@@ -56,6 +56,7 @@ CHOOSE = {
     "pbmc to malt, one": Task("pbmc", "malt", "one"),
     "malt to pbmc, one": Task("malt", "pbmc", "one"),
     "malt, one": Task("malt", "malt", "one"),
+    "pbmc + eccite to malt": Task("pbmc + eccite", "malt"),
 }
 REPORT = {
     "pbmc to eccite": Task("pbmc", "eccite"),
@@ -68,6 +69,8 @@ REPORT = {
     "eccite, one": Task("eccite", "eccite", "one"),
     "pbmc to eccite, one": Task("pbmc", "eccite", "one"),
     "malt to eccite, one": Task("malt", "eccite", "one"),
+    "pbmc + malt to eccite": Task("pbmc + malt", "eccite"),
+    "malt + eccite to pbmc": Task("malt + eccite", "pbmc"),
 }
 
 
@@ -118,7 +121,8 @@ def read_samples(folder: Path) -> dict[str, Sample]:
 def pose(samples: dict[str, Sample], task: Task, seed: int) -> Problem:
     """Make a problem of a task."""
     rng = np.random.default_rng(seed)
-    names = [task.reference] if task.reference == task.query else [task.reference, task.query]
+    references = task.reference.split(" + ")
+    names = references if task.query in references else [*references, task.query]
     rnas, ys, labels, query = [], [], [], []
     for name in names:
         sample = samples[name]
@@ -255,14 +259,16 @@ def neighbour_labels(problem: Problem, space: np.ndarray, classes, k: int) -> pd
 
 
 def components(problem: Problem) -> np.ndarray:
-    """50 principal components of log-normalised genes, scaled within each batch."""
+    """50 principal components of log-normalised genes, scaled within each batch (query and reference of one)."""
     import scanpy as sc
 
     rna = problem.mdata["rna"].copy()
     sc.pp.normalize_total(rna, target_sum=1e4)
     sc.pp.log1p(rna)
     x = np.asarray(rna.X.todense())
-    for rows in (problem.query, ~problem.query):
+    batch = problem.mdata.obs["batch"].to_numpy()
+    groups = [problem.query, ~problem.query] if len(set(batch)) == 1 else [batch == name for name in set(batch)]
+    for rows in groups:
         x[rows] = (x[rows] - x[rows].mean(0)) / (x[rows].std(0) + 1e-6)
     rna.X = np.clip(x, -10, 10)
     sc.pp.pca(rna, n_comps=50)

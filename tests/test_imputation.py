@@ -210,7 +210,9 @@ def test_stored_and_read(half, tmp_path):
     av.io.write_model(mdata, tmp_path / "m")
     again = av.io.read_model(tmp_path / "m")
     for name, value in model.imputation._asdict().items():
-        assert torch.equal(getattr(again.imputation, name).nan_to_num(-1), value.nan_to_num(-1)), name
+        stored = getattr(again.imputation, name)
+        same = stored is None if value is None else torch.equal(stored.nan_to_num(-1), value.nan_to_num(-1))
+        assert same, name
     assert again.fingerprint() == model.fingerprint()
 
 
@@ -325,3 +327,143 @@ def test_landmarks_are_bounded(monkeypatch):
     av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
     part = av.get.model(mdata).imputation
     assert len(part.y) == len(part.latent) == len(part.components) == len(part.batch) == 60
+
+
+def several_kits(n_batches: int, n_hidden: int = 1, spread: float = 1.0, seed: int = 0) -> tuple[MuData, pd.DataFrame]:
+    """Batches that count the same proteins on scales of their own, the last ones unstained, and the counts of all."""
+    whole = cite(250 * n_batches, n_genes=80, n_batches=n_batches, n_panels=1, rna_only_batch=False, random_state=seed)
+    batch, rng = whole.obs["batch"].to_numpy().astype(str), np.random.default_rng(seed)
+    scale = pd.DataFrame(np.exp(spread * rng.standard_normal((n_batches, 20)) + 2), np.unique(batch))
+    truth = pd.DataFrame(np.round(whole["prot"].X * scale.loc[batch].to_numpy()), whole.obs_names)
+    truth.columns = whole["prot"].var_names
+    stained = ~np.isin(batch, np.unique(batch)[-n_hidden:])
+    mdata = MuData({"rna": whole["rna"].copy(), "prot": AnnData(truth[stained].astype(np.float32))})
+    for column in ("batch", "cell_type"):
+        mdata.obs[column] = whole.obs[column].reindex(mdata.obs_names)
+    return mdata, truth
+
+
+def landmarks_of(offset: np.ndarray, noise: float = 0.1, n: int = 300) -> Imputation:
+    """Landmarks of batches, whose log counts are a line of their place, and an offset `(batches, proteins)` on it."""
+    generator, (n_batches, n_proteins) = torch.Generator().manual_seed(0), offset.shape
+    place = torch.randn(n * n_batches, 3, generator=generator)
+    batch = torch.arange(n_batches).repeat_interleave(n)
+    line = place @ torch.randn(3, n_proteins, generator=generator)
+    y = 3 + line + noise * torch.randn(line.shape, generator=generator) + torch.tensor(offset).float()[batch]
+    empty = dict.fromkeys(Imputation._fields[:-2], torch.zeros(0))
+    measured = torch.ones(n_batches, n_proteins, dtype=torch.bool)
+    return Imputation(**empty | {"y": y, "latent": place, "components": place, "batch": batch, "measured": measured})
+
+
+def test_offsets_of_batches_are_found():
+    """Against the offsets that the counts were made with, two of them not measured; the variance by numpy."""
+    offset = np.random.default_rng(1).normal(size=(4, 30))
+    part = landmarks_of(offset)
+    part.y[part.batch == 2, :10] = torch.nan
+    part.y[part.batch != 1, 10:15] = torch.nan  # one batch alone
+    offset[2, :10] = offset[[0, 2, 3], 10:15] = np.nan
+    found = imputation._aligned(part)
+    centred = offset - np.nanmean(offset, axis=0)
+    np.testing.assert_allclose(found.offset.numpy(), np.nan_to_num(centred), atol=0.12)
+    # Smyth 2004: a prior of four degrees of freedom at the mean of all proteins; one batch alone has but the prior
+    several, n = np.delete(np.arange(30), slice(10, 15)), (~np.isnan(offset)).sum(0)
+    own = np.nanvar(centred[:, several], axis=0, ddof=1) * (1 + 1 / n[several])
+    moderated = ((n[several] - 1) * own + 4 * own.mean()) / (n[several] + 3)
+    np.testing.assert_allclose(found.between.numpy()[several], np.sqrt(moderated), rtol=0.1)
+    np.testing.assert_allclose(found.between.numpy()[10:15], np.sqrt(own.mean()), rtol=0.1)
+
+
+def test_one_batch_has_no_offset():
+    found = imputation._aligned(landmarks_of(np.zeros((1, 4))))
+    assert found.between is None and not found.offset.any()
+    few = landmarks_of(np.zeros((2, 4)))  # of the second too few to tell
+    few = few._replace(batch=(torch.arange(600) > 590).long())
+    assert imputation._aligned(few).between is None
+
+
+def test_kits_of_other_scales_are_put_on_one():
+    """Neighbours of two kits, each with types of its own, hidden cells of a third: nearer to the truth."""
+    mdata, truth = several_kits(3, spread=1.5)
+    kind, kit = (mdata.obs[name].astype(str).to_numpy() for name in ("cell_type", "batch"))
+    few = np.where(kit == "batch_0", np.isin(kind, ["B", "NK", "pDC"]), np.isin(kind, ["CD4 T", "CD14 Mono"]))
+    mdata = mdata[~few | (kit == "batch_2") | (np.random.default_rng(0).random(len(few)) < 0.2)].copy()
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=4)
+    model = av.get.model(mdata)
+    part = model.imputation
+    y = part.y + part.offset[part.batch]
+    slope, intercept = imputation._ridge(part.components, y)
+    bare = part._replace(y=y, offset=None, between=None, slope=slope, intercept=intercept)  # as models of before
+    hidden = mdata.obs_names[(mdata.obs["batch"] == "batch_2").to_numpy()]
+
+    def right(part: Imputation) -> float:
+        options = {"modality": "prot", "include_background": True, "inplace": False}
+        found = av.tl.denoise(mdata, model=replace(model, imputation=part), **options)["prot"].to_pandas().loc[hidden]
+        pairs = [np.log1p([found[name], truth.loc[hidden, name]]) for name in truth]
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
+
+    assert right(part) > right(bare) + 0.05
+
+
+def test_cells_of_a_measured_batch_are_on_its_scale():
+    """Cells without proteins in a batch where others have them: what is imputed is as high as what these have."""
+    mdata, truth = several_kits(3, spread=1.5)
+    stained = mdata["prot"].obs_names
+    without = stained[::5]
+    mdata = MuData({"rna": mdata["rna"].copy(), "prot": mdata["prot"][stained.difference(without)].copy()})
+    whole = several_kits(3, spread=1.5)[0]
+    for column in ("batch", "cell_type"):
+        mdata.obs[column] = whole.obs[column].reindex(mdata.obs_names)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=4)
+    options = {"modality": "prot", "include_background": True, "inplace": False, "return_interval": 0.9}
+    found = av.tl.denoise(mdata, **options)
+    value, lower, upper = (found[name].to_pandas().loc[without] for name in ("prot", "prot_lower", "prot_upper"))
+    real = truth.loc[without]
+    batch = mdata.obs["batch"].loc[without].to_numpy()
+    off = (np.log1p(value) - np.log1p(real)).groupby(batch).mean()
+    assert np.abs(off).to_numpy().mean() < 0.15
+    assert ((real >= lower) & (real <= upper)).mean().mean() > 0.85
+    # and such an interval is not widened by what other kits are off
+    new = mdata.obs_names[(mdata.obs["batch"] == "batch_2").to_numpy()]
+    widths = [
+        (np.log1p(found["prot_upper"]) - np.log1p(found["prot_lower"])).to_pandas().loc[c] for c in (without, new)
+    ]
+    assert widths[1].mean().mean() > widths[0].mean().mean() + 0.5
+
+
+def test_intervals_hold_in_a_new_kit():
+    """Five measured kits, one more that none was: held counts over kits and proteins, beside the former intervals."""
+    held = {"between": [], "within": []}
+    for seed in range(4):
+        mdata, truth = several_kits(6, spread=0.7, seed=seed)
+        av.tl.totalvi(mdata, batch_key="batch", max_epochs=2, random_state=seed)
+        model = av.get.model(mdata)
+        hidden = mdata.obs_names[(mdata.obs["batch"] == "batch_5").to_numpy()]
+        for name in held:
+            part = model.imputation if name == "between" else model.imputation._replace(between=None)
+            options = {"modality": "prot", "include_background": True, "inplace": False, "return_interval": 0.9}
+            found = av.tl.denoise(mdata, model=replace(model, imputation=part), **options)
+            lower, upper = (found[f"prot_{end}"].to_pandas().loc[hidden, truth.columns] for end in ("lower", "upper"))
+            held[name].append(((truth.loc[hidden] >= lower) & (truth.loc[hidden] <= upper)).mean().mean())
+    assert 0.87 < np.mean(held["between"]) < 0.95 and np.mean(held["within"]) < 0.8, held
+
+
+def test_one_measured_batch_is_told(half, caplog):
+    mdata, _ = half
+    with av.settings.override(verbosity=1):
+        av.tl.denoise(mdata, return_interval=0.9)
+    assert "measured in one batch ('batch_0')" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["offset", "between"])
+def test_damaged_offsets_are_refused(name):
+    mdata, _ = several_kits(3)
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    model = av.get.model(mdata)
+    for change in (lambda t: t[:-1], lambda t: t * torch.nan, lambda t: t.double()):
+        weights = model.weights()
+        weights[f"imputation.{name}"] = change(weights[f"imputation.{name}"]).contiguous()
+        with pytest.raises(ValueError, match="damaged"):
+            Model.from_parts(model.facts(), weights, model.history)
+    weights = {key: value for key, value in model.weights().items() if key != f"imputation.{name}"}  # as of before
+    assert getattr(Model.from_parts(model.facts(), weights, model.history).imputation, name) is None

@@ -65,12 +65,14 @@ class Imputation(NamedTuple):
     loading: Tensor  # (some genes, components)
     latent: Tensor  # (landmarks, latent) measured cells, encoded without their proteins
     components: Tensor  # (landmarks, components)
-    y: Tensor  # (landmarks, proteins) log1p counts, NaN where not measured
+    y: Tensor  # (landmarks, proteins) log1p counts less `offset`, NaN where not measured
     batch: Tensor  # (landmarks,) codes
     slope: Tensor  # (components, proteins)
     intercept: Tensor  # (proteins,)
     residuals: Tensor  # (proteins, 101) quantiles of held-out cells' errors, in units of the neighbours' scatter
     measured: Tensor  # (batches, proteins) bool: in any cell of the batch
+    offset: Tensor | None = None  # (batches, proteins) what log counts of a batch lie above all; `y` is without it
+    between: Tensor | None = None  # (proteins,) how far log counts of a new batch may be off, a standard deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,6 +319,8 @@ def _check_imputation(part: Imputation, config: Config) -> None:
         "intercept": (proteins,),
         "residuals": (proteins, 101),
     }
+    new = {"offset": (batches, proteins), "between": (proteins,)}  # of this version: models of before have neither
+    sizes |= {name: size for name, size in new.items() if getattr(part, name) is not None}
     codes = {"genes": (part.genes, genes, config.n_genes), "batch": (part.batch, cells, batches)}
     fit = all(_has_size(getattr(part, name), size) for name, size in sizes.items())
     fit &= part.measured.dtype == torch.bool and part.measured.shape == (batches, proteins)

@@ -11,15 +11,20 @@ components alone, which holds where no measured cell is near::
 Of a cell with other proteins, of which neighbours by RNA know nothing, it is the mean of that and of what is decoded.
 Components are taken of log-normalised genes, each standardised within its batch. Held-out measured cells tell how far
 off this is: intervals are split-conformal, with the scatter of the neighbours for a unit (Lei et al. 2018,
-Distribution-free predictive inference for regression).
+Distribution-free predictive inference for regression). These are cells of batches that the neighbours are from, too.
+Of a batch that measured nothing of a protein, counts may lie elsewhere as a whole: how far, each measured batch tells
+by what the others predict of it, and intervals are so much wider. That variance is moderated over proteins, so that two
+batches tell something (Smyth 2004, Linear models and empirical Bayes methods).
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from anvi._data.cells import Cells
@@ -29,6 +34,8 @@ from . import encode
 from .confidence import at_most
 from .encode import in_batch
 from .expected import protein_value
+
+logger = logging.getLogger("anvi")
 
 LANDMARKS = 5_000
 """Measured training cells that are kept, at most: some MB beside the weights."""
@@ -45,6 +52,12 @@ PRIOR_CELLS = 10
 """Cells like the average batch that every batch is taken to have more, so that one of few cells has a scale."""
 LEAST_SPREAD = 0.25
 """Least scatter of neighbours, in units of the scatter of all landmarks."""
+N_BATCHES = 20
+"""Batches that are predicted from the others, at most: those with most landmarks."""
+ROUNDS = 2
+"""How often batches are put on one scale, each time by others that are nearer to it."""
+PRIOR_DF = 4
+"""Degrees of freedom of the prior of a protein's variance between batches, which is that of the mean protein."""
 FARTHEST = 10.0
 """Standard deviations at which a standardised gene is cut off."""
 
@@ -92,16 +105,16 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     )
     part = part._replace(loading=_loading(torch.cat(list(_standardised(cells, everybody, part))), seed))
     view = _view(model, part, cells, kept)
-    slope, intercept = _ridge(view.components, part.y)
-    part = part._replace(latent=view.latent, components=view.components, slope=slope, intercept=intercept)
+    part = _aligned(part._replace(latent=view.latent, components=view.components))
     alone = len(held_out) < MIN_HELD_OUT
     index = kept if alone else held_out
     found, spread = _predict(part, view if alone else _view(model, part, cells, index), leave_out=alone)
+    found += part.offset[cells.batch[index]]
     off = (torch.where(cells.measured[index], cells.proteins(index).log1p(), torch.nan) - found) / spread
     grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=device)
     residuals = torch.nanquantile(off.double(), grid, dim=0).float().T.contiguous()  # (proteins, 101)
     part = part._replace(residuals=residuals.nan_to_num(0.0))
-    return replace(model, imputation=Imputation(*(tensor.cpu() for tensor in part)))
+    return replace(model, imputation=_on(part, torch.device("cpu")))
 
 
 @torch.no_grad()
@@ -122,9 +135,11 @@ def impute(
     if not len(index):
         return None
     device, rows = cells.label.device, torch.arange(len(cells)) if rows is None else rows.cpu()
-    part = Imputation(*(tensor.to(device) for tensor in part))
+    part = _on(part, device)
     asked = index.to(device)
     found, spread = _predict(part, _view(model, part, cells, asked))
+    if part.offset is not None:  # of what others of the batch measured
+        found += part.offset[cells.batch[asked]].where(part.measured[cells.batch[asked]], 0.0)
     partly = cells.mask_table.any(1)[cells.mask_row[asked]]
     if partly.any():
         decoded = _decoded(model, cells, asked, None, True).log1p()
@@ -132,8 +147,10 @@ def impute(
     value = found.clamp(min=0).expm1()
     if not include_background:
         value = value * _foreground_share(model, part, cells, asked)
-    levels = [] if coverage is None else [(1 - coverage) / 2, (1 + coverage) / 2]
-    ends = [(found + _level(part.residuals, level) * spread).clamp(min=0).expm1() for level in levels] or [None, None]
+    ends = [None, None]
+    if coverage is not None:
+        ends = _interval(part, cells.batch[asked], found, spread, coverage)
+        _tell_of_one_batch(model, part, where & ~part.measured.cpu()[cells.batch.cpu()])
     out = []
     for values in (value, *ends):
         whole = None if values is None else torch.full(where.shape, torch.nan)
@@ -151,7 +168,7 @@ def stored_view(model: Model, cells: Cells) -> np.ndarray | None:
     index = _to_impute(model.imputation, cells).any(1).nonzero().squeeze(1)
     if not len(index):
         return None
-    part = Imputation(*(tensor.to(cells.label.device) for tensor in model.imputation))
+    part = _on(model.imputation, cells.label.device)
     view = torch.cat(_view(model, part, cells, index.to(cells.label.device)), dim=1).cpu()
     out = torch.full((len(cells), view.shape[1]), torch.nan)
     out[index] = view
@@ -174,6 +191,9 @@ def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_ba
         genes=place,
         center=torch.cat([center, own[n_before:]]),
         scale=torch.cat([scale, spread[n_before:]]),
+        offset=None
+        if imputation.offset is None
+        else torch.cat([imputation.offset, torch.zeros(n_batches - n_before, imputation.offset.shape[1])]),
         loading=imputation.loading[there],
         measured=measured,
     )
@@ -324,6 +344,82 @@ def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Te
             mean[rows[:, None], columns], var[rows[:, None], columns] = near.mean(1), near.var(1) + floor
     line = part.intercept + view.components @ part.slope
     return NEAR * mean + (1 - NEAR) * line, var.sqrt().clamp(min=1e-6)
+
+
+def _interval(part: Imputation, batch: Tensor, found: Tensor, spread: Tensor, coverage: float) -> list[Tensor]:
+    """Ends of the intervals about log counts `(cells, proteins)`, in counts."""
+    middle, ends, df = _level(part.residuals, 0.5) * spread, [], PRIOR_DF + _n_batches(part).cpu().numpy() - 1
+    for level in ((1 - coverage) / 2, (1 + coverage) / 2):
+        off = _level(part.residuals, level) * spread - middle
+        if part.between is not None:  # of what was not measured in a cell's batch; that does not depend on the cell
+            elsewhere = part.between * torch.from_numpy(t.ppf(level, df)).to(part.between)
+            off = off.hypot(elsewhere.where(~part.measured[batch], 0.0)) * (1 if level > 0.5 else -1)
+        ends.append((found + middle + off).clamp(min=0).expm1())
+    return ends
+
+
+def _n_batches(part: Imputation) -> Tensor:
+    """In how many batches each protein was measured `(proteins,)`."""
+    return torch.stack([(~part.y[part.batch == code].isnan()).any(0) for code in part.batch.unique()]).sum(0)
+
+
+def _tell_of_one_batch(model: Model, part: Imputation, where: Tensor) -> None:
+    """Say that one batch alone was measured, so that nobody knows how far others `(cells, proteins)` are from it."""
+    names = [model.setup.proteins[i] for i in where.any(0).nonzero().squeeze(1).tolist()]
+    if names and part.between is None:
+        logger.warning(
+            f"return_interval: {len(names)} proteins ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) were "
+            f"measured in one batch ('{model.setup.batches[int(part.batch.mode().values)]}'). Intervals hold for cells "
+            "stained and sequenced like it; how far the counts of another kit lie from its counts, no cell tells. A "
+            "second measured batch in the fit would"
+        )
+
+
+def _aligned(part: Imputation) -> Imputation:
+    """The same with log counts of all batches on one scale, the regression on them, and how far batches are apart.
+
+    Kits count the same protein on scales that differ manyfold, and the mean of neighbours from several would say which
+    kits they are from. What a batch is off by is its mean error as the others predict it.
+    """
+    count = part.batch.bincount()
+    codes = count.topk(min(N_BATCHES, len(count))).indices[: int((count > N_NEIGHBORS).sum())].tolist()
+    offset, y = torch.zeros(len(part.measured), part.y.shape[1], device=part.y.device), part.y
+    if len(codes) > 1:
+        for _ in range(ROUNDS):
+            error = [_error_from_others(part, code) for code in codes]
+            shift = torch.stack([one.nanmean(0) for one in error])  # (codes, proteins), NaN where nobody else knows
+            told = ~shift.isnan()
+            n = told.sum(0).clamp(min=1)
+            offset[codes] += shift.nan_to_num() * (n - 1) / n  # the others' mean has a share of it
+            offset[codes] -= (offset[codes].sum(0) / n).where(told, 0.0)
+            part = part._replace(y=y - offset[part.batch])
+    slope, intercept = _ridge(part.components, part.y)
+    part = part._replace(slope=slope, intercept=intercept, offset=offset)
+    if len(codes) < 2 or not (n > 1).any():
+        return part
+    # a new batch scatters as offsets do, and about their mean, which does, too; and errors more than within a batch
+    found, _ = _predict(part, _View(part.latent, part.components), leave_out=True)
+    within = (part.y - found).square().nanmean(0)
+    error = torch.stack([_error_from_others(part, code).square().nanmean(0) for code in codes])
+    excess = (error - within).nanmean(0).clamp(min=0)
+    variance = (offset[codes].square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
+    known = (n - 1) * variance.nan_to_num()
+    return part._replace(between=((known + PRIOR_DF * variance.nanmean()) / (n - 1 + PRIOR_DF)).sqrt())
+
+
+def _error_from_others(part: Imputation, code: int) -> Tensor:
+    """What log counts of a batch's landmarks are above what the other batches predict `(its landmarks, proteins)`."""
+    own = part.batch == code
+    y = part.y.masked_fill(own[:, None], torch.nan)
+    slope, intercept = _ridge(part.components, y)
+    others = part._replace(y=y, slope=slope, intercept=intercept)
+    found, _ = _predict(others, _View(part.latent[own], part.components[own]))
+    return (part.y[own] - found).masked_fill((~y.isnan()).sum(0) <= N_NEIGHBORS, torch.nan)
+
+
+def _on(part: Imputation, device: torch.device) -> Imputation:
+    """The same on a device."""
+    return Imputation(*(None if tensor is None else tensor.to(device) for tensor in part))
 
 
 def _foreground_share(model: Model, part: Imputation, cells: Cells, index: Tensor) -> Tensor:

@@ -58,8 +58,9 @@ def denoise(
     Proteins that nothing was measured of, neither in the cell's batch nor (for cells without any) in the cell, are not
     decoded but imputed: two thirds the mean log count of the 30 nearest measured cells, in latent vectors and principal
     components of RNA together, and one third a ridge regression on these components; for cells with other proteins, the
-    mean of that and of the decoded log count. With `include_background` it is a
-    count as the measured cells have it; without, the decoder's share of foreground of that.
+    mean of that and of the decoded log count. Counts of several measured batches are put on one scale first, for kits
+    differ manyfold: on their mean, or of a cell whose batch measured the protein, on that of the batch. With
+    `include_background` it is a count as measured cells have it; without, the decoder's share of foreground of that.
 
     Parameters
     ----------
@@ -89,8 +90,9 @@ def denoise(
         closer to what is on the cell.
     return_interval
         How often an interval is to hold the count that would have been measured, between 0 and 1: its ends are
-        returned, too, for imputed proteins (NaN elsewhere). That is so for cells like the held-out ones of the
-        reference; a kit of another scale, or another tissue, is beyond what it knows.
+        returned, too, for imputed proteins (NaN elsewhere). Of proteins that the cell's batch never measured they are
+        wider by how far measured batches are apart; a warning tells where one batch alone was measured, so that nothing
+        is known of others. Another tissue is beyond what it knows.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
