@@ -66,8 +66,11 @@ def error(ours, theirs):
     return float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
 
 
-def compare(fast, definition, arguments, weight, present, tolerance=None):
-    """Against the definition in double precision; a count of a million costs digits, as many as in `sparse.py`."""
+def compare(fast, definition, arguments, weight, present, tolerance=None, rounding=0.0):
+    """Against the definition in double precision; a count of a million costs digits, as many as in `sparse.py`.
+
+    `rounding` is what the value may lose whatever its size: terms that cancel.
+    """
     tolerance = tolerance or TOLERANCE[arguments[0].dtype]
     exact, exact_gradients = with_gradients(definition, [a.double() for a in arguments], weight)
     value, gradients = with_gradients(fast, arguments, weight)
@@ -75,7 +78,8 @@ def compare(fast, definition, arguments, weight, present, tolerance=None):
     parts = zip([value, *gradients], [other, *other_gradients], [exact, *exact_gradients], strict=True)
     for ours, theirs, expected in parts:
         assert torch.isfinite(ours).all()
-        assert error(ours, expected) <= max(tolerance, 2 * error(theirs, expected))
+        lost = rounding / float(expected.abs().max()) if ours is value else 0
+        assert error(ours, expected) <= max(tolerance, 2 * error(theirs, expected), lost)
 
 
 def likelihood(zero, softmax, x, eps=0.0):
@@ -134,7 +138,10 @@ def test_extremes_are_those_of_the_fast_path(log_mean, log_theta, zero, dtype):
     fast, _, present = likelihood(zero, False, x)
     _, _, exact = likelihood(zero, False, x.double())
     tolerance = 1e-10 if dtype == torch.float64 else 1e-3  # what is lost in float32: theta times log1p(count / theta)
-    compare(fast, exact, arguments, torch.ones(1, dtype=torch.float64), present, tolerance)
+    # a count times log r - log(1 + r), r = mean / theta, which each path rounds once; NumPy's logarithms differ there,
+    # by version, in the last bit: for r = e^31 and a million 3.6e-9, of a log-probability of -33
+    rounding = torch.finfo(dtype).eps * 1e6 * abs(log_mean - log_theta) if dtype == torch.float64 else 0.0
+    compare(fast, exact, arguments, torch.ones(1, dtype=torch.float64), present, tolerance, rounding)
 
 
 @DTYPES
