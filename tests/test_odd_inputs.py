@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import warnings
 
 import anndata
@@ -95,6 +96,8 @@ BAD = {
     "key_added of nothing": ({"key_added": ""}, ValueError, "key_added"),
     "key_added of a table": ({"key_added": TABLE}, TypeError, "key_added"),
     "key_added with a slash": ({"key_added": "a/b"}, ValueError, "without '/'"),
+    "key_added of a blank": ({"key_added": " "}, ValueError, "blanks at its ends"),
+    "key_added of two lines": ({"key_added": "a\nb"}, ValueError, "line breaks"),
     "batch_key of a list": ({"batch_key": ["day"]}, TypeError, "batch_key= takes one name"),
     "batch_key of a column": ({"batch_key": pd.Series([1])}, TypeError, "batch_key"),
     "batch_key misspelt": ({"batch_key": "bach"}, KeyError, "Did you mean 'batch'"),
@@ -118,6 +121,7 @@ BAD = {
     "device of a list": ({"device": ["cpu"]}, ValueError, "device="),
     "random_state of text": ({"random_state": "x"}, TypeError, "random_state"),
     "max_minutes of text": ({"max_minutes": "5"}, TypeError, "max_minutes"),
+    "unlabelled of None": ({"unlabeled_category": None}, TypeError, "leave it out"),
     "unlabelled of a list": ({"unlabeled_category": ["Unknown"]}, TypeError, "unlabeled_category"),
     "labels of one value": ({"labels_key": "one"}, ValueError, "nothing to tell apart"),
     "labels that are all missing": ({"labels_key": "none"}, ValueError, "tl.totalvi"),
@@ -522,3 +526,194 @@ def test_zeros_of_an_outer_join_are_told(caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anvi._data.cells.ABSENT_CELLS", 200)
         assert not any("are zero in all" in note for note in av.pp.check(joined, batch_key="lane").notes)
+
+
+# objects put together in other ways than they are meant ---------------------------------------------------------------
+
+
+def _turned(mdata, name):
+    part = mdata[name].T.copy()
+    return mudata_of({"rna": mdata["rna"].copy(), "prot": mdata["prot"].copy()} | {name: part}, like=mdata)
+
+
+@pytest.mark.parametrize("name", ["rna", "prot"])
+@pytest.mark.parametrize("keys", [{}, {"batch_key": "batch"}])
+def test_a_modality_with_its_cells_in_columns(name, keys, no_training):
+    other = "prot" if name == "rna" else "rna"
+    with pytest.raises(ValueError, match=rf"mdata\['{name}'\] has cells in its columns") as error:
+        av.tl.totalvi(_turned(cite(100), name), **keys)
+    mdata, scope = _turned(cite(100), name), {"mudata": mudata}
+    scope["mdata"] = mdata
+    exec(str(error.value).partition("columns of obs: ")[2], scope)  # as it says
+    assert scope["mdata"][name].n_obs == cite(100)[name].n_obs and scope["mdata"][other] is mdata[other]
+
+
+def test_barcodes_in_the_columns_of_an_anndata(no_training):
+    adata = cite(100)["rna"].copy()
+    rng = np.random.default_rng(0)
+    adata.obs_names = ["".join(rng.choice(list("ACGT"), 16)) + "-1" for _ in range(adata.n_obs)]
+    with pytest.raises(ValueError, match=r"adata = adata\.T\.copy\(\)"):
+        av.tl.scvi(adata.T.copy())
+
+
+def test_antibodies_that_end_in_an_oligonucleotide_are_no_cells():
+    mdata = cite(100)
+    mdata["prot"].var_names = [f"CD{i}-CTCATTGTAACTCCT" for i in range(mdata["prot"].n_vars)]
+    assert av.pp.check(mdata).ok
+
+
+def test_cells_named_otherwise_are_told_before_what_their_columns_lack(no_training):
+    mdata = cite(100)
+    mdata["prot"].obs_names = mdata["prot"].obs_names + "-1"
+    mdata = mudata_of(dict(mdata.mod), like=mdata)
+    with pytest.raises(ValueError, match="None of the .* cells that have proteins is among"):
+        av.tl.totalanvi(mdata, batch_key="batch")
+
+
+def test_a_modality_that_no_file_gives_back(no_training):
+    mdata = cite(100)
+    mdata = mudata_of({"rna": mdata["rna"], "prot/adt": mdata["prot"]}, like=mdata)
+    with pytest.raises(ValueError, match="prot_mod='prot/adt'.*rename it"):
+        av.tl.totalvi(mdata, prot_mod="prot/adt")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"batch_key": "cell_type"},
+        {"categorical_covariate_keys": ["cell_type"]},
+        {"labels_key": ["batch", "cell_type"], "batch_key": "batch"},
+        {"panel_key": "cell_type"},
+        {"batch_key": "batch", "categorical_covariate_keys": ["batch"]},
+        {"categorical_covariate_keys": ["batch", "batch"]},
+    ],
+    ids=str,
+)
+def test_a_column_with_two_meanings(keys, no_training):
+    with pytest.raises(ValueError, match="named twice among labels, batch"):
+        av.tl.totalanvi(cite(100), **keys)
+
+
+def test_the_panel_may_be_the_batch():
+    assert av.pp.check(cite(100), batch_key="batch", panel_key="batch").ok
+
+
+# what is taken, with a word -------------------------------------------------------------------------------------------
+
+
+def _barcode_as_batch(mdata):
+    mdata.obs["batch"] = list(mdata.obs_names)
+
+
+def _seen_or_not(mdata):
+    mdata["rna"].X = mdata["rna"].X.astype(bool)
+
+
+def _tags(mdata):
+    names = list(mdata["prot"].var_names)
+    names[:5] = ["HTO_1", "TotalSeq-B0251 Hashtag 1", "hashtag4-TotalC", "unmapped", "CMO301"]
+    mdata["prot"].var_names = names
+
+
+REMARKS = {
+    "a batch for each cell": (_barcode_as_batch, "300 of 300 batches have fewer than 10 cells"),
+    "seen or not": (_seen_or_not, "no RNA count is above 1"),
+    "tags of samples": (_tags, "5 proteins are by their names tags of samples.*'targets'"),
+}
+
+
+@pytest.mark.parametrize("case", REMARKS.values(), ids=REMARKS)
+def test_remarks_of_a_fit_and_of_the_check(case, caplog):
+    change, words = case
+    mdata = cite(300, rna_only_batch=False)
+    usual = av.pp.check(mdata, batch_key="batch").notes
+    change(mdata)
+    report = av.pp.check(mdata, batch_key="batch")
+    assert report.ok
+    (note,) = set(report.notes) - set(usual)
+    assert re.search(words, note)
+    av.tl.totalvi(mdata, batch_key="batch", **FIT)
+    assert note in caplog.messages
+
+
+def test_tags_are_no_targets():
+    mdata = cite(100)
+    _tags(mdata)
+    av.tl.totalvi(mdata, proteins="targets", **FIT)
+    assert mdata.uns["totalvi"]["features"]["prot"] == list(mdata["prot"].var_names[5:])
+
+
+@pytest.mark.parametrize(
+    "name", ["CD45", "HLA-DR", "TotalSeq-B0034 CD3", "HTO", "CMKLR1", "Hashtag 10", "IgG1 control"]
+)
+def test_which_names_are_tags(name):
+    assert av._data.antibodies.names_no_target(name) == (name in ("HTO", "Hashtag 10"))
+
+
+def test_groups_of_few_cells_are_told(base, caplog):
+    mdata = base.copy()
+    mdata.obs["g"] = ["lonely", *["other"] * 299]
+    av.tl.differential_expression(mdata, "g", n_samples=20)
+    assert any("1 of 2 groups have fewer than 10 cells ('lonely' (1))" in text for text in caplog.messages)
+
+
+def test_results_of_groups_that_are_numbers(base):
+    mdata = base.copy()
+    mdata.obs["leiden"] = np.arange(300) % 3
+    av.tl.differential_expression(mdata, "leiden", n_samples=20)
+    av.tl.attributions(mdata, groupby="leiden", groups=[0, 2], baseline="zero", n_cells=5, n_steps=5)
+    pd.testing.assert_frame_equal(av.get.de(mdata, 0), av.get.de(mdata, "0"))
+    pd.testing.assert_frame_equal(av.get.de(mdata, [0, 1.0]), av.get.de(mdata, ["0", "1"]))
+    assert len(av.pl.attributions(mdata, 0))
+
+
+# settings, places -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"verbosity": "info"}, {"n_threads": 0}, {"n_threads": True}, {"progress": "yes"}, {"stream_above": "a"}]
+    + [{"stream_above": float("nan")}, {"data_dir": 3}, {"precision": "fp16"}],
+    ids=str,
+)
+def test_settings_are_looked_at_when_they_are_made(option):
+    ((name, value),) = option.items()
+    before = getattr(av.settings, name)
+    with pytest.raises(ValueError, match=f"settings.{name}="):
+        setattr(av.settings, name, value)
+    with pytest.raises(ValueError, match=f"settings.{name}="), av.settings.override(**option):
+        pass
+    assert getattr(av.settings, name) == before
+
+
+def test_the_users_home(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    av.write_model(base, "~/model")
+    assert av.read_model("~/model").classes == av.get.model(base).classes
+    av.pl.history(base, save="~/history.png")
+    av.pl.report(base, "~/report.html")
+    av.tl.posterior_predictive(base[:20].copy(), out="~/counts.zarr")
+    with quiet_mudata():
+        base.write("small.h5mu")
+    av.tl.predict("~/small.h5mu", model="~/model", key_added="again")
+    query = cite(100, random_state=1)
+    av.tl.map_query(query, "~/model", max_epochs=0)
+    av.tl.totalvi(query, checkpoint="~/fit.ckpt", **FIT)
+    assert not (tmp_path / "~").exists()
+    assert {"model", "history.png", "report.html", "counts.zarr"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_places_for_pictures(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder: name a file in it"):
+        av.pl.history(base, save=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder that is there: make .*nowhere"):
+        av.pl.history(base, save=tmp_path / "nowhere" / "x.png")
+    with pytest.raises(TypeError, match="save= takes the path"):
+        av.pl.history(base, save=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_arguments_are_python_s_to_tell(no_training):
+    with pytest.raises(TypeError, match="positional arguments"):
+        av.tl.totalanvi(cite(100), "cell_type", "batch")

@@ -160,7 +160,7 @@ def test_precision_stays_inside_the_products(prepared, precision):
 
 
 def test_an_unknown_precision_is_refused():
-    with av.settings.override(precision="int4"), pytest.raises(ValueError, match="settings.precision='int4'"):
+    with pytest.raises(ValueError, match="settings.precision='int4'"), av.settings.override(precision="int4"):
         with step.arithmetic(torch.device("cpu")):
             pass
 

@@ -84,7 +84,7 @@ def open_backed(path: str | Path) -> MuData | AnnData:
     >>> av.tl.totalanvi(mdata, batch_key="batch")  # doctest: +SKIP
     >>> av.io.save_backed(mdata, "fitted.h5mu")  # doctest: +SKIP
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in ENDINGS or not path.exists():
         raise FileNotFoundError(f"There is no {' or '.join(ENDINGS)} file {path}.")
     with reading(path):
@@ -164,7 +164,7 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
             data.write_zarr(part) if Path(path).suffix == ".zarr" else data.write(part)
         return
     at_home, old = _home(lying[0])
-    path = at_home if path is None else Path(path)
+    path = at_home if path is None else Path(path).expanduser()
     if path.suffix != at_home.suffix:
         raise ValueError(f"{path} must end in {at_home.suffix}, as {at_home}: matrices are copied as they are stored.")
     with replacing(path, path.suffix) as part:
@@ -268,11 +268,14 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
 
     @functools.wraps(verb)
     def opened(*args, **kwargs):
-        given = inspect.signature(verb).bind(*args, **kwargs)
+        try:
+            given = inspect.signature(verb).bind(*args, **kwargs)
+        except TypeError:  # of which Python says more
+            return verb(*args, **kwargs)
         name, path = next(iter(given.arguments.items()))
         if not isinstance(path, str | Path):
             return verb(*args, **kwargs)
-        path = Path(path)
+        path = Path(path).expanduser()
         data, opened_as = open_backed(path), _stamp(path)
         given.arguments[name] = data
         copy = given.arguments.get("copy", False)

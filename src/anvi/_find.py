@@ -54,7 +54,7 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
         if len(there) > 1:
             raise ValueError(f"There are several fitted models: {listed}. Name one: {argument}=...")
         model = next(iter(there))
-    if model not in there and Path(model).is_dir():
+    if model not in there and Path(model).expanduser().is_dir():
         fitted_before = read_model(model, device="cpu")
         return fitted_before, fitted_before.key
     if model not in there:
@@ -87,7 +87,7 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
     if isinstance(reference, Model):
         return reference, None
     if isinstance(reference, str | Path):
-        path = Path(reference)
+        path = Path(reference).expanduser()
         if path.is_dir() and path.suffix != ".zarr":
             return read_model(path, device="cpu"), None
         if isinstance(reference, str) and _may_be_on_the_hub(reference):

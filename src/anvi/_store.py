@@ -29,7 +29,7 @@ WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.
 
 def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool) -> None:
     """Write a model into a folder, with `card` as its README; see :func:`anvi.io.write_model`."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path = path.resolve() if path.is_symlink() else path  # what it points at is replaced
     if newest(path).exists():
         if not overwrite:
@@ -98,7 +98,7 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
         ...
     FileNotFoundError: nowhere has no config.json: it is no model folder of anvi.
     """
-    path = newest(Path(path))
+    path = newest(Path(path).expanduser())
     if not (path / CONFIG).is_file() and any(path.glob("*model*.pt")):
         raise FileNotFoundError(
             f"{path} has no {CONFIG}: it is a model folder of scvi-tools. Open it with av.io.from_scvi_tools('{path}')."
@@ -191,13 +191,14 @@ def push_to_hub(
     api = _api(token, endpoint)
     if data is not None:
         check_type(data)
+    path = Path(path).expanduser()
     read_model(path, device="cpu")
-    _check_sources(Path(path), data)
+    _check_sources(path, data)
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as staging:
         for name in FILES:
-            if (Path(path) / name).is_file():
-                (Path(staging) / name).write_bytes((Path(path) / name).read_bytes())
+            if (path / name).is_file():
+                (Path(staging) / name).write_bytes((path / name).read_bytes())
         if isinstance(data, MuData):
             data.write_h5mu(Path(staging) / DATA[0])
         elif isinstance(data, AnnData):

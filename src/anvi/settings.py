@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Settings:
     """Folder with the real data sets of `anvi.datasets`."""
 
     def __setattr__(self, name: str, value) -> None:
-        self._check(name)
+        self._check(name, value)
         inside = _OVERRIDES.get() or {}
         if name in inside:  # until the block ends
             inside[name] = value
@@ -71,19 +72,33 @@ class Settings:
         >>> with av.settings.override(progress=False, verbosity=0):
         ...     pass
         """
-        for name in options:
-            self._check(name)
+        for name, value in options.items():
+            self._check(name, value)
         token = _OVERRIDES.set((_OVERRIDES.get() or {}) | options)
         try:
             yield self
         finally:
             _OVERRIDES.reset(token)
 
-    def _check(self, name: str) -> None:
+    def _check(self, name: str, value: object) -> None:
         if name not in _NAMES:
             raise AttributeError(f"settings has no option '{name}'; there are: {', '.join(_NAMES)}.")
+        if name in _ALLOWED and not _ALLOWED[name][1](value):
+            raise ValueError(f"settings.{name}={value!r:.80} is not {_ALLOWED[name][0]}.")
 
 
+def _from(least: float, value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value >= least
+
+
+_ALLOWED: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "progress": ("one of 'auto', True, False", lambda value: value in ("auto", True, False)),
+    "verbosity": ("0 for warnings only, 1 for all", lambda value: isinstance(value, Integral) and value >= 0),
+    "precision": ("one of 'float32', 'tf32', 'bf16'", lambda value: value in ("float32", "tf32", "bf16")),
+    "n_threads": ("None, or a whole number from 1 on", lambda value: value is None or _from(1, value, Integral)),
+    "stream_above": ("a share of the memory, from 0 on", lambda value: _from(0, value, Real)),
+    "data_dir": ("a folder, or None", lambda value: isinstance(value, str | os.PathLike | None)),
+}
 _OVERRIDES: ContextVar[dict | None] = ContextVar("anvi_settings", default=None)
 _NAMES = tuple(field.name for field in fields(Settings))
 settings = Settings()

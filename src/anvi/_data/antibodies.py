@@ -97,6 +97,11 @@ _OLIGO = re.compile(r"[ _\-:](?:[ACGTN]{8,})")
 _BRACKETS = re.compile(r"(.*\S)\s*[(\[]\s*([^()\[\]]+?)\s*[)\]]")
 _CLONE = re.compile(r"(.*?)[ _,;\-]+clone[ _:.\-]*(\S.*)", re.IGNORECASE)
 _TAIL = re.compile(r"[1-9]|(?=.*[A-Z])(?=.*\d)(?!CD\d)[A-Z0-9][A-Za-z0-9.\-]{2,}")  # behind a known target: a clone
+_NO_TARGET = re.compile(
+    r"(?:hash[ _\-]?tags?|hto|cmo|multiplexing[ _]capture|sample[ _\-]?tag)(?:[ _\-.#]*[A-Z]?\d+)?(?:[ _\-].*)?"
+    r"|unmapped|unassigned|no[ _]match|bad[ _]struct|total[ _]reads",
+    re.IGNORECASE,
+)
 _GREEK = {"alpha": "a", "beta": "b", "gamma": "g", "delta": "d", "epsilon": "e"}
 _GREEK |= dict(zip("αβγδε", "abgde", strict=True)) | {"κ": "kappa", "λ": "lambda", "μ": "mu"}
 _SPECIES = {"mouse": "mouse", "ms": "mouse", "rat": "rat", "rt": "rat", "hamster": "hamster", "armenian": "hamster"}
@@ -313,6 +318,12 @@ def read_antibody(name: str) -> Antibody:
         return Antibody(plain, f"{shown.casefold()} isotype", f"{name_of_class} isotype", clone or said, species, True)
     target, text, clone = _target(text, clone)
     return Antibody(plain, _key(text), target, clone or None, None, False)
+
+
+def names_no_target(name: str) -> bool:
+    """Whether a name says that its column holds a sample's tag (hashtags, CellPlex) or reads that had no antibody."""
+    plain = read_antibody(name).plain
+    return _NO_TARGET.fullmatch(plain) is not None or _NO_TARGET.fullmatch(name) is not None
 
 
 def _without_affixes(name: str) -> tuple[str, bool]:

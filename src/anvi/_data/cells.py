@@ -17,8 +17,10 @@ from anvi._backed import in_file
 from anvi._stream import CSR, Streamed, put, widened
 
 from . import containers
+from .antibodies import names_no_target
 from .containers import Data, Source, by_rows, cell_names, compact, lend_rna
 from .counts import (
+    FEWEST_CELLS,
     Proteins,
     canonical,
     check_counts,
@@ -31,7 +33,7 @@ from .counts import (
 )
 from .labels import read_labels
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, VARIABLE, Setup, find_panels, numeric_column
+from .setup import ALL_ZERO_CELLS, FEW_CELLS, VARIABLE, Setup, find_panels, numeric_column
 
 logger = logging.getLogger("anvi")
 
@@ -289,8 +291,13 @@ def _codes(source: Source, key: str | None, categories: tuple[str, ...], argumen
         return torch.zeros(len(cells), dtype=torch.long)
     column = source.text(key, argument, setup.mods).reindex(cells)
     codes = containers.codes_of(categories, column)
+    if column.isna().any():
+        raise ValueError(
+            f"{argument}: '{key}' has no value for {column.isna().sum()} cells (first: '{cells[column.isna()][0]}'); "
+            "fill them in: mudata's update leaves gaps where cells have got other names."
+        )
     if (codes < 0).any():
-        strangers = sorted(set(column[codes < 0].astype(object).fillna("missing")))
+        strangers = sorted(set(column[codes < 0]))
         raise ValueError(
             f"{argument}: '{key}' holds {', '.join(map(repr, strangers[:5]))}, which the model has not seen; it "
             f"knows {', '.join(map(repr, categories[:10]))}. Map these cells onto the model with "
@@ -362,6 +369,32 @@ def with_library(setup: Setup, cells: Cells) -> Setup:
 
 ABSENT_CELLS, ABSENT_COUNTS, ABSENT_GENES = 500, 20.0, 0.02
 """Cells of a batch that are looked at first; counts expected of a gene that none of them has; share that is told of."""
+
+
+def remarks(cells: Cells, setup: Setup) -> list[str]:
+    """What a fit takes but its user should hear of: odd genes, counts, batches and proteins."""
+    told = [absent_genes(cells, setup)]
+    small = cells.batch.bincount(minlength=len(setup.batches))
+    few = [f"'{name}' ({n})" for name, n in zip(setup.batches, small.tolist(), strict=True) if n < FEW_CELLS]
+    if few and len(setup.batches) > 1:
+        told.append(
+            f"batch_key='{setup.batch_key}': {len(few)} of {len(setup.batches)} batches have fewer than {FEW_CELLS} "
+            f"cells ({', '.join(few[:4])}{', ...' * (len(few) > 4)}), too few to learn what is different there. Is it "
+            "the right column?"
+        )
+    rows = cells.x_row if cells.has_rna is None else cells.x_row[cells.has_rna]
+    if setup.counts and cells.q_mean is None and len(rows) >= FEWEST_CELLS:
+        counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
+        if len(counts) and counts.max() <= 1:
+            told.append("no RNA count is above 1: these say whether a gene was seen, not how often. Give the counts")
+    tags = [name for name in setup.proteins if names_no_target(name)]
+    if tags:
+        told.append(
+            f"{len(tags)} proteins are by their names tags of samples, or reads that had no antibody "
+            f"({', '.join(tags[:4])}{', ...' * (len(tags) > 4)}), and are learned like any other: proteins='targets' "
+            "leaves them out, and isotype controls"
+        )
+    return [remark for remark in told if remark]
 
 
 def absent_genes(cells: Cells, setup: Setup) -> str | None:

@@ -527,6 +527,11 @@ def as_name(value: object) -> object:
 _WHOLE = re.compile(r"-?\d+\.0*")
 
 
+def as_names(asked: object) -> list[str]:
+    """One name or several, as text."""
+    return [str(as_name(name)) for name in ([asked] if np.isscalar(asked) else asked)]  # type: ignore[attr-defined]
+
+
 def codes_of(categories: Iterable[str], column: pd.Series) -> np.ndarray:
     """Position of each value of a text column among the categories of a model, -1 for none."""
     known = pd.Index(categories, dtype=object)

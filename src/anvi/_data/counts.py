@@ -361,7 +361,8 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     if key is None:
         raise ValueError(
             "An AnnData needs prot_obsm=..., the name of the protein counts in obsm. "
-            f"In obsm there are: {', '.join(adata.obsm) or 'none'}."
+            f"In obsm there are: {', '.join(adata.obsm) or 'none'} (columns "
+            "of obs that hold them belong there)."
         )
     if key not in adata.obsm:
         raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")
@@ -523,10 +524,35 @@ def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
         )
 
 
-def check_names_agree(proteins: Proteins, rna: AnnData, *, whole: bool) -> None:
+def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> None:
+    """Raise a ValueError if a modality has its cells in columns: by barcodes, or by names that are cells elsewhere."""
+    mods = {rna_mod: source.modality(rna_mod, "rna_mod")}
+    if not source.alone and prot_mod in source.mods:
+        mods[prot_mod] = source.mods[prot_mod]
+    for name, part in mods.items():
+        others = [other.obs_names for other in mods.values() if other is not part]
+        of_cells = any(part.var_names.isin(cells).any() and not part.obs_names.isin(cells).any() for cells in others)
+        # names of antibodies may end in an oligonucleotide: barcodes speak of RNA alone
+        if of_cells or (name == rna_mod and _barcodes(part.var_names) and not _barcodes(part.obs_names)):
+            where = source.name(name)
+            turned = ", ".join(f"{m!r}: mdata[{m!r}]{'.T.copy()' * (m == name)}" for m in mods)
+            remedy = "adata = adata.T.copy()" if source.alone else f"mdata = mudata.MuData({{{turned}}})"
+            raise ValueError(
+                f"{where} has cells in its columns: var_names are {part.var_names[0]!r}, ..., and obs_names "
+                f"{part.obs_names[0]!r}, .... Turn it round, then set the columns of obs: {remedy}"
+            )
+
+
+def _barcodes(names: pd.Index) -> bool:
+    """Whether most of the first names hold a cell's barcode."""
+    some = names[:100].astype(str)
+    return bool(len(some)) and some.str.contains("[ACGT]{12}").mean() > 0.5
+
+
+def check_names_agree(cells: pd.Index, where: str, rna: AnnData, *, whole: bool) -> None:
     """Raise a ValueError if no cell has both RNA and proteins: never in `whole` data, else if names look alike."""
-    if len(proteins.cells) and len(rna) and not proteins.cells.isin(rna.obs_names).any():
-        there, here = str(proteins.cells[0]), pd.Index(rna.obs_names.astype(str))
+    if len(cells) and len(rna) and not cells.isin(rna.obs_names).any():
+        there, here = str(cells[0]), pd.Index(rna.obs_names.astype(str))
         longer = next((name for name in here if name.startswith(there) or there.startswith(name)), None)
         if longer is None and not whole:
             return
@@ -536,7 +562,7 @@ def check_names_agree(proteins: Proteins, rna: AnnData, *, whole: bool) -> None:
             shorter = "prot" if longer.startswith(there) else "rna"
             remedy = f"mdata['{shorter}'].obs_names += '{suffix}'; mdata = mudata.MuData(dict(mdata.mod))"
         raise ValueError(
-            f"None of the {len(proteins.cells)} cells that have proteins is among the {len(here)} with RNA: are their "
-            f"names written differently? '{there}' in {proteins.where} and '{longer or here[0]}' in the RNA. "
+            f"None of the {len(cells)} cells that have proteins is among the {len(here)} with RNA: are their "
+            f"names written differently? '{there}' in {where} and '{longer or here[0]}' in the RNA. "
             f"Make them the same: {remedy}."
         )

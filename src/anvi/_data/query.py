@@ -221,7 +221,7 @@ def find_query(
     check_share(match, reference.genes, rna, gene_key, min_genes, where)
     proteins = find_proteins(source, reference) if reference.joint and has_proteins(source, reference) else None
     if proteins is not None:
-        check_names_agree(proteins, rna, whole=False)
+        check_names_agree(proteins.cells, proteins.where, rna, whole=False)
     report = _report(match, proteins, reference, rna)
 
     names = rna.var_names.astype(str)

@@ -20,7 +20,7 @@ from scipy import sparse
 from anvi._backed import in_zarr, lies_in_file
 
 from . import containers, slots
-from .containers import Data, Source, whole
+from .containers import Data, Source, as_names, whole
 from .fits import missing
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def chosen_rankings(
     chosen = []
     for mod, stored in found.items():
         known = group_names(stored)
-        wanted = known if group is None else [group] if isinstance(group, str) else list(group)
+        wanted = known if group is None else as_names(group)
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")

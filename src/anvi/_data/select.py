@@ -16,8 +16,8 @@ from torch import Tensor
 from . import slots
 from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name, plain_genes, pushed
-from .setup import Setup
+from .containers import Source, as_name, as_names, plain_genes, pushed
+from .setup import FEW_CELLS, Setup
 
 
 class Features(NamedTuple):
@@ -239,8 +239,9 @@ def find_explained_groups(
     ValueError
         If names of groups are the same in a file, or no cell is left.
     """
-    if isinstance(groups, str):
-        raise TypeError(f"groups takes a list of names, e.g. groups=['{groups}'].")
+    if np.isscalar(groups):
+        raise TypeError(f"groups takes a list of names, e.g. groups=[{groups!r:.80}].")
+    groups = groups if groups is None else as_names(groups)
     if groupby is None:
         names, code = classes, predicted
     else:
@@ -343,6 +344,12 @@ def find_groups(
             raise ValueError(
                 f"{(inside & outside).sum()} cells are both in '{name}' and in its reference '{found.reference}'."
             )
+    few = [f"'{name}' ({n})" for name, n in zip(found.names, map(np.sum, found.inside), strict=True) if n < FEW_CELLS]
+    if few:
+        logger.warning(
+            f"{len(few)} of {len(found.names)} groups have fewer than {FEW_CELLS} cells ({', '.join(few[:4])}"
+            f"{', ...' * (len(few) > 4)}): what is said of them holds for these cells, not for their kind"
+        )
     return found
 
 
@@ -352,10 +359,8 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
     reference = str(as_name(reference))
-    if isinstance(groups, str | int | float):
-        asked = [] if groups == "all" else [str(as_name(groups))]
-    elif isinstance(groups, Iterable):
-        asked = list(dict.fromkeys(str(as_name(name)) for name in groups))
+    if np.isscalar(groups) or isinstance(groups, Iterable):
+        asked = [] if isinstance(groups, str) and groups == "all" else list(dict.fromkeys(as_names(groups)))
     else:
         raise TypeError(f"groups={groups!r:.80} must be a list of values of '{key}', or 'all'.")
     for name in [*asked, *([] if reference == REST else [reference])]:

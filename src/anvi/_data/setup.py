@@ -12,9 +12,9 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .antibodies import read_antibody
+from .antibodies import names_no_target, read_antibody
 from .containers import Data, Source, cell_names
-from .counts import Proteins, check_feature_types, check_names_agree, find_proteins
+from .counts import Proteins, check_feature_types, check_names_agree, check_orientation, find_proteins
 from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
 
 logger = logging.getLogger("anvi")
@@ -24,6 +24,8 @@ Antibodies: TypeAlias = Literal["all", "targets"] | Sequence[str]
 VARIABLE = "highly_variable"
 """The column of var in which scanpy marks the genes that it chose, and the word that asks for them."""
 MANY_GENES = 10_000
+FEW_CELLS = 10
+"""Cells of a batch or a class below which its user is told that there are few."""
 
 ALL_ZERO_CELLS = 20
 """Cells that a panel of a query must have for a protein that is zero in all of them to count as not measured: in fewer,
@@ -271,10 +273,25 @@ def find_setup(
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r:.80}.")
     if not isinstance(unlabeled_category, str | int | float):
-        raise TypeError(f"unlabeled_category= takes one value of the labels; got {unlabeled_category!r:.80}.")
+        raise TypeError(
+            f"unlabeled_category= takes one value of the labels; got {unlabeled_category!r:.80}. Cells whose label is "
+            "missing (NaN, None or '') are unlabelled anyway: leave it out where there are no others."
+        )
     unlabeled_category = str(containers.as_name(unlabeled_category))
+    categorical = _several(categorical_covariate_keys, "categorical_covariate_keys")
+    continuous_keys = _several(continuous_covariate_keys, "continuous_covariate_keys")
+    roles = [*(label_columns or (labels_key,)), batch_key, *categorical, *continuous_keys]
+    roles += [] if panel_key == batch_key else [panel_key]
+    if twice := [key for key in roles if key is not None and roles.count(key) > 1]:
+        raise ValueError(
+            f"The column '{twice[0]}' is named twice among labels, batch, panel and covariates: what a model is told "
+            "as one of them it cannot tell from another. Name it once."
+        )
     containers.no_obsm_beside(source, prot_obsm)
     source.check_layer(layer)
+    for argument, mod in (("rna_mod", rna_mod), ("prot_mod", prot_mod)):
+        if "/" in mod and not source.alone:
+            raise ValueError(f"{argument}='{mod}': mudata cannot read back a file with '/' in such a name; rename it.")
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
     rna, where = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
@@ -284,11 +301,12 @@ def find_setup(
         if not len(names):
             raise ValueError(f"{where} has no {what}s.")
         containers.unique_names(names, f"{where}.{axis}_names", what)
+    # before columns of obs are looked up: what they lack then is another matter
+    check_orientation(source, rna_mod, prot_mod if joint else None)
+    if joint and not source.alone and prot_mod in source.mods:
+        check_names_agree(source.mods[prot_mod].obs_names, source.name(prot_mod), rna, whole=True)
     mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if joint else None)
-    continuous = {
-        key: _scale(source, key, mods, cells)
-        for key in _several(continuous_covariate_keys, "continuous_covariate_keys")
-    }
+    continuous = {key: _scale(source, key, mods, cells) for key in continuous_keys}
     if standardise:
         constant = [key for key, (_, deviation) in continuous.items() if deviation == 0]
         if constant:
@@ -311,8 +329,7 @@ def find_setup(
         label_levels=label_levels if len(label_levels) > 1 else (),
         unlabeled_category=unlabeled_category,
         categorical=tuple(
-            (key, _categories(source, key, "categorical_covariate_keys", mods, cells))
-            for key in _several(categorical_covariate_keys, "categorical_covariate_keys")
+            (key, _categories(source, key, "categorical_covariate_keys", mods, cells)) for key in categorical
         ),
         continuous=tuple(continuous),
         continuous_scale=tuple(continuous.values()) if standardise else (),
@@ -330,7 +347,6 @@ def find_setup(
     if proteins is False:
         return setup
     found = find_proteins(source, setup)
-    check_names_agree(found, rna, whole=True)
     slots.check_storable(found.names, found.where)
     found = found if proteins is True else choose_proteins(found, proteins)
     return _with_panels(source, setup, found, panel_key)
@@ -381,17 +397,17 @@ def choose_genes(rna: AnnData, genes: Genes, where: str) -> tuple[str, ...]:
 
 
 def choose_proteins(found: Proteins, proteins: Antibodies) -> Proteins:
-    """Those proteins that a fit is to have: "all", "targets" (without isotype controls), or names."""
+    """Those proteins that a fit is to have: "all", "targets" (without controls and tags), or names."""
     if not isinstance(proteins, str):
         chosen = _named(pd.Index(found.names), proteins, "proteins", found.where)
     elif proteins == "all":
         return found
     elif proteins == "targets":
-        chosen = np.array([not read_antibody(name).isotype for name in found.names])
+        chosen = np.array([not (read_antibody(name).isotype or names_no_target(name)) for name in found.names])
     else:
         raise ValueError(f"proteins='{proteins}' is not one of 'all', 'targets'; several names make a list.")
     if not chosen.any():
-        what = "every name is that of an isotype control" if isinstance(proteins, str) else "proteins names none"
+        what = "every name is that of an isotype control or tag" if isinstance(proteins, str) else "proteins names none"
         raise ValueError(f"{found.where}: {what}; proteins='all' takes all {len(chosen)}.")
     names = tuple(np.array(found.names, dtype=object)[chosen])
     if len(names) < len(chosen):

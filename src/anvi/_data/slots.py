@@ -118,8 +118,10 @@ def clean_key(key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"key_added={key!r:.80} must be a name, a str.")
     key = key.removeprefix("X_")
-    if not key or "/" in key or ":" in key:
-        raise ValueError(f"key_added='{key}' must be a plain name without '/' and ':'.")
+    if key != key.strip() or not key.isprintable() or not key or "/" in key or ":" in key:
+        raise ValueError(
+            f"key_added={key!r} must be a plain name without '/' and ':', line breaks, and blanks at its ends."
+        )
     check_storable([key], "key_added", columns=True)
     return key
 

@@ -210,7 +210,7 @@ def from_scvi_tools(path: str | Path, data: containers.Data | None = None, *, pr
     >>> model = from_scvi_tools("my_totalanvi_model/")  # doctest: +SKIP
     >>> av.tl.predict(mdata, model=model)  # doctest: +SKIP
     """
-    file = _find(Path(path), prefix)
+    file = _find(Path(path).expanduser(), prefix)
     content = read_model_pt(file)
     tensors, attributes, registry = _parts(content, file)
     class_name = registry.get("model_name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,12 @@ def ink() -> str:
 def finish(fig: Figure, axes, *, show: bool | None, save: str | Path | None, return_fig: bool, own: bool):
     """Write a figure, and show it or hand it back, as scanpy's plots do."""
     if save is not None:
+        if not isinstance(save, str | os.PathLike):
+            raise TypeError(f"save= takes the path of the picture, e.g. save='picture.png'; got {save!r:.80}.")
+        save = Path(save).expanduser()
+        if save.is_dir() or not save.absolute().parent.is_dir():
+            what = "a folder: name a file in it" if save.is_dir() else f"in no folder that is there: make {save.parent}"
+            raise FileNotFoundError(f"save='{save}' is {what}.")
         fig.savefig(save, dpi=SAVE_DPI, bbox_inches="tight")
     if return_fig:
         return fig

@@ -12,7 +12,7 @@ import pandas as pd
 
 from anvi._backed import on_file_to_look_at
 from anvi._data import containers, rankings
-from anvi._data.containers import Data
+from anvi._data.containers import Data, as_names
 from anvi._data.rankings import AttributionSlots
 
 from ._figure import (
@@ -156,7 +156,7 @@ def _chosen(part: AttributionSlots, group: str | Sequence[str] | None) -> list[s
     n_cells = dict(zip(part.groups, np.asarray(part.params["n_cells"]), strict=True))
     if group is None:
         return [name for name in part.groups if n_cells[name]]
-    wanted = [group] if isinstance(group, str) else list(group)
+    wanted = as_names(group)
     if not wanted:
         raise ValueError(f"group={group!r} names none; None: all.")
     for name in wanted:

@@ -95,16 +95,17 @@ def report(data: Data, path: str | Path | None = None, *, model: str | None = No
     '<!doctype html>'
     """
     fit = resolve_fit(data, model)
-    if path is not None and Path(path).exists() and not overwrite:
+    path = None if path is None else Path(path).expanduser()
+    if path is not None and path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; pass overwrite=True to replace it.")
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {Path(path).parent} to write the page into.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write the page into.")
     pictures = [_figure(data, fit.key, *picture) for picture in _pictures(fit).items()]
     sections = [_facts(fit), _lines(checks(fit)), *pictures]
     title = html.escape(f"{fit.key}: report of a fit")
     page = PAGE.format(title=title, style=STYLE, body="\n".join(sections))
     if path is not None:
-        write_bytes(Path(path), page.encode("utf-8"))
+        write_bytes(path, page.encode("utf-8"))
     return Page(page)
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
-from anvi._data.cells import absent_genes, read_cells
+from anvi._data.cells import read_cells, remarks
 from anvi._data.containers import Data, Source
 from anvi._data.labels import read_labels
-from anvi._data.setup import Genes, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, Genes, find_setup, tell_genes, too_many_genes
 from anvi._runtime import verb
 
 
@@ -164,8 +164,8 @@ def check(
         if split := split_targets(setup.proteins, setup.panels, setup.measured):
             report.notes.append(split)
     cells = _tried(report, lambda: read_cells(source, setup))
-    if cells and (absent := absent_genes(cells, setup)):
-        report.notes.append(absent)
+    if cells:
+        report.notes += remarks(cells, setup)
     if cells and setup.joint:
         n_some = int(cells.measured.any(1).sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")
@@ -197,9 +197,9 @@ def _shape(source: Source) -> str:
 
 
 def _label_notes(report: Report) -> None:
-    rare = report.labels[report.labels < 10]
+    rare = report.labels[report.labels < FEW_CELLS]
     if len(rare):
-        report.notes.append("fewer than 10 labelled cells of " + ", ".join(map(repr, rare.index)))
+        report.notes.append(f"fewer than {FEW_CELLS} labelled cells of " + ", ".join(map(repr, rare.index)))
     if any("/" in name for name in report.labels.index):
         report.notes.append("class names with '/' are written with '|' in the columns of obsm")
 

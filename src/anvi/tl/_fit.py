@@ -22,12 +22,12 @@ import torch
 from anvi._data import slots
 from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
-from anvi._data.cells import Cells, absent_genes, read_cells, with_library
+from anvi._data.cells import Cells, read_cells, remarks, with_library
 from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own
 from anvi._data.labels import Known, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
-from anvi._data.setup import VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
@@ -202,7 +202,7 @@ def run_fit(
     network = make_network(config, cells, init_seed)
     if first is not None:
         start_from(network, setup, first.network, first.setup, train)
-    saved = None if checkpoint is None else Path(checkpoint)
+    saved = None if checkpoint is None else Path(checkpoint).expanduser()
     with found(where_to, saved) as ranks, only_writer(None if ranks.rank else saved):
         network, on_device = network.to(ranks.device), cells.to(ranks.device)
         training = time.monotonic()
@@ -349,7 +349,7 @@ def seed_of(random_state: RandomState) -> int:
 def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     many = too_many_genes(setup, len(cells), where, alone=source.alone)
-    for told in filter(None, (many, absent_genes(cells, setup))):
+    for told in filter(None, (many, *remarks(cells, setup))):
         logger.warning(told)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
@@ -365,7 +365,7 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
         coarse = int(((cells.told >= 0) & (cells.label < 0)).sum())
         and_coarse = f", {coarse} more coarsely" if setup.label_levels else ""
         parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled{and_coarse})")
-        rare = ", ".join(f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < 10)
+        rare = ", ".join(f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < FEW_CELLS)
         if rare:
             logger.warning(f"labels_key='{setup.labels_key}': few labelled cells of {rare}; expect poor recall there")
     logger.info(", ".join(parts))

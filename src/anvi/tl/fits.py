@@ -56,7 +56,8 @@ prot_obsm
     For an AnnData: where in obsm the protein counts are; a DataFrame, or an array with its names in
     `uns[f"{{prot_obsm}}_names"]`.
 proteins
-    "all"; "targets": without isotype controls, which are told by their names; or a list of names."""
+    "all"; "targets": without isotype controls and tags of samples, which are told by their names; or a list
+    of names."""
 
 FIT = """batch_key
     Column with the batch of each cell, found in `mdata.obs` or a modality's obs; None for one batch.

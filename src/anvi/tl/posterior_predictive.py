@@ -101,7 +101,8 @@ def posterior_predictive(
     (3, 300, 20)
     """
     n_samples = check_samples(n_samples)
-    if out is not None and Path(out).exists():
+    out = None if out is None else Path(out).expanduser()
+    if out is not None and out.exists():
         raise FileExistsError(f"out='{out}' is there already; delete it or name another store.")
     asked = ask(
         data,
@@ -122,7 +123,7 @@ def posterior_predictive(
     pieces = draw_counts(asked.model, cells, asked.features, sweep, inside)
     dims, coords = asked.dims(axes), asked.coordinates(axes)
     if out is not None:
-        return stream(Path(out), pieces, rows, dims, coords, axes.shape)
+        return stream(out, pieces, rows, dims, coords, axes.shape)
     import xarray as xr
 
     shapes = {mod: (*axes.shape, len(obs), len(coords[f"{mod}_var"])) for mod in dims}
