@@ -47,6 +47,17 @@ def test_every_question_that_takes_long_has_a_bar_that_ends_full(fitted, bars):
         assert done == total > 0 and not disable, name
 
 
+def test_draws_and_likelihoods_have_a_bar(fitted, bars):
+    whole = av.metrics.marginal_likelihood(fitted, model="totalanvi", n_samples=2, per_cell=True)
+    with av.settings.override(progress=True):
+        again = av.metrics.marginal_likelihood(fitted, model="totalanvi", n_samples=2, per_cell=True)
+        av.tl.posterior_predictive(fitted, model="totalanvi", n_samples=2, transform_batch="all", features=["P01"])
+    np.testing.assert_array_equal(again, whole)
+    assert {"marginal likelihood", "draw"} <= set(bars)
+    for name, (total, done, disable) in bars.items():
+        assert done == total > 0 and not disable, name
+
+
 def test_attributions_have_a_bar(labelled, bars):
     with av.settings.override(progress=True):
         av.tl.attributions(labelled, n_cells=5)

@@ -13,8 +13,10 @@ from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.select import check_samples
 from anvi._model import Model
-from anvi._posterior.bound import bound, marginal
+from anvi._posterior.bound import Marginal, bound, marginal
+from anvi._posterior.encode import CHUNK
 from anvi._runtime import verb
+from anvi.settings import with_bar
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
@@ -241,8 +243,11 @@ def marginal_likelihood(
     n_samples = check_samples(n_samples)
     asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=use_labels, counts=True)
     index = _cells_of(asked, split)
-    found = marginal(asked.model, asked.cells, index, n_samples, seed_of(random_state))
-    return _answer(asked, index, found._asdict(), per_cell)
+    seed = seed_of(random_state)
+    parts = (marginal(asked.model, asked.cells, some, n_samples, seed) for some in index.split(CHUNK))
+    parts = list(with_bar(parts, len(index), "marginal likelihood", lambda part: len(part.log_likelihood)))
+    found = dict(zip(Marginal._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    return _answer(asked, index, found, per_cell)
 
 
 def _cells_of(asked: Context, split: str | None) -> Tensor:

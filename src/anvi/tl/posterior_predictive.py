@@ -18,6 +18,7 @@ from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import CountDraws, draw_counts
 from anvi._runtime import verb
+from anvi.settings import with_bar
 
 from ._ask import Axes, ask
 from ._fit import RandomState
@@ -120,7 +121,12 @@ def posterior_predictive(
     index = pd.Index(cells.names).get_indexer(obs)  # (obs,) -1: outside the model
     rows = np.flatnonzero(index >= 0)
     inside = torch.from_numpy(index[rows]).to(cells.label.device)
-    pieces = draw_counts(asked.model, cells, asked.features, sweep, inside)
+    pieces = with_bar(
+        draw_counts(asked.model, cells, asked.features, sweep, inside),
+        sweep.n_steps * len(inside),
+        "draw",
+        lambda piece: piece.rows.stop - piece.rows.start,
+    )
     dims, coords = asked.dims(axes), asked.coordinates(axes)
     if out is not None:
         return stream(out, pieces, rows, dims, coords, axes.shape)
