@@ -123,7 +123,7 @@ def test_a_configuration_that_does_not_fit_the_weights(folder):
     with pytest.raises(ValueError, match="damaged"):
         av.read_model(folder)
     edit(folder, config=facts["config"], setup=facts["setup"] | {"classes": facts["setup"]["classes"][1:]})
-    with pytest.raises(ValueError, match="its network has 6 classes, its setup 5"):
+    with pytest.raises(ValueError, match="its network has 6 labels, its setup 5"):
         av.read_model(folder)
 
 

@@ -132,7 +132,7 @@ def test_library_prior_of_new_batches():
     network = starting.make_network(starting.make_config("scvi", setup, {"library": "latent"}), cells, 0)
     with torch.no_grad():
         network.library_mean.zero_()
-    surgery.set_library_prior(network, cells, 1)
+    starting.set_library_prior(network, cells, 1)
     counts = np.asarray(mdata["rna"].X.sum(1)).ravel()
     for code in (1, 2):
         logs = np.log(counts[(mdata.obs["batch"] == f"batch_{code}").to_numpy()])

@@ -235,20 +235,11 @@ class Model:
 
 def _check_sizes(config: Config, setup: Setup) -> None:
     """Raise a ValueError unless the names in the setup are as many as the network has places for."""
-    pairs = {
-        "genes": (config.n_genes, len(setup.genes)),
-        "proteins": (config.n_proteins, len(setup.proteins)),
-        "classes": (config.n_labels, len(setup.classes)),
-        "batches": (config.n_batches, len(setup.batches)),
-        "covariates": (config.n_categories, tuple(len(categories) for _, categories in setup.categorical)),
-        "continuous covariates": (config.n_continuous, len(setup.continuous)),
-    }
-    if config.has_protein:
-        pairs["panels"] = (config.n_panels, max(1, len(setup.panels)))
-    for name, (places, names) in pairs.items():
-        if places != names:
+    for name, wanted in setup.sizes.items():
+        if getattr(config, name) != wanted:
             raise ValueError(
-                f"The stored model is damaged: its network has {places} {name}, its setup {names}. Fit again."
+                f"The stored model is damaged: its network has {getattr(config, name)} {name.removeprefix('n_')}, "
+                f"its setup {wanted}. Fit again."
             )
 
 

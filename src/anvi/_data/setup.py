@@ -1,11 +1,11 @@
 """Where things are in the user's object, which categories there are, who measured what: found once, JSON-able."""
 
-import difflib
 import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, TypeAlias
+from types import UnionType
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -146,6 +146,19 @@ class Setup:
         """Modalities whose obs may hold a key, after the global one."""
         return self.rna_mod, self.prot_mod
 
+    @property
+    def sizes(self) -> dict[str, int | tuple[int, ...]]:
+        """What a network for these data has to be sized by, as options of :class:`anvi.nn.Config`."""
+        return {
+            "n_genes": len(self.genes),
+            "n_proteins": len(self.proteins),
+            "n_labels": len(self.classes),
+            "n_batches": len(self.batches),
+            "n_panels": max(1, len(self.panels)),
+            "n_categories": tuple(len(categories) for _, categories in self.categorical),
+            "n_continuous": len(self.continuous),
+        }
+
     def elsewhere(self, *, rna_mod: str | None, prot_mod: str | None, prot_obsm: str | None) -> "Setup":
         """The same setup for an object with other names of modalities and obsm; None leaves a name as it is."""
         return replace(
@@ -169,65 +182,47 @@ class Setup:
 
     def checked(self) -> "Setup":
         """The same setup, or a ValueError that names an entry that is not of its kind."""
-        for name in ("genes", "proteins", "batches", "classes", "panels", "continuous", "label_columns"):
-            names = getattr(self, name)
-            if not isinstance(names, tuple) or not all(isinstance(entry, str) for entry in names):
-                raise ValueError(f"The model's setup is damaged: its {name} are not names.")
-            if len(set(names)) < len(names):
-                raise ValueError(f"The model's setup is damaged: its {name} repeat.")
-        for name in ("rna_mod", "prot_mod", "missing", "unlabeled_category"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"The model's setup is damaged: its {name} is no text.")
-        keys = ("batch_key", "labels_key", "panel_key", "size_factor_key")
-        for name in ("prot_obsm", "rna_layer", "prot_layer", *keys):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"The model's setup is damaged: its {name} is no text.")
-        for entry in self.label_levels if isinstance(self.label_levels, tuple) else (None,):
-            good = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
-            names = entry[1] if good and isinstance(entry[1], tuple) else ()
-            if len(names) != len(self.classes) or not names or not all(isinstance(name, str) for name in names):
-                raise ValueError("The model's setup is damaged: its levels of labels do not name every class.")
-        levels = self.levels
-        if levels.table[-1] != self.classes or len(set(levels.names)) < len(levels.names):
-            raise ValueError("The model's setup is damaged: its levels of labels do not end in its classes, or repeat.")
-        pairs = self.categorical
-        if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            raise ValueError("The model's setup is damaged: its covariates are no pairs of a name and categories.")
-        for key, categories in pairs:
-            if not isinstance(categories, tuple) or not all(isinstance(entry, str) for entry in (key, *categories)):
-                raise ValueError("The model's setup is damaged: its covariates have categories that are no names.")
-        table = self.measured
-        rows = len(self.panels) if self.proteins else 0
-        if not isinstance(table, tuple) or len(table) != rows or bool(rows) != bool(self.proteins):
-            raise ValueError("The model's setup is damaged: its table of panels has not a row for each.")
-        for row in table:
-            if not isinstance(row, tuple) or len(row) != len(self.proteins) or not set(map(type, row)) <= {bool}:
-                raise ValueError("The model's setup is damaged: its table of panels is none of True and False.")
-        scale = self.continuous_scale
-        if not isinstance(scale, tuple) or len(scale) not in (0, len(self.continuous)):
-            raise ValueError("The model's setup is damaged: its covariates have not a scale each.")
-        for pair in scale:
-            if not isinstance(pair, tuple) or len(pair) != 2 or not all(_is_finite(number) for number in pair):
-                raise ValueError("The model's setup is damaged: a covariate's mean and deviation are no numbers.")
-            if not pair[1] > 0:
-                raise ValueError("The model's setup is damaged: a covariate's deviation is not above 0.")
-        if not _is_finite(self.size_factor_scale) or not self.size_factor_scale > 0:
-            raise ValueError("The model's setup is damaged: its scale of size factors is not above 0.")
-        library = self.log_library
-        if (
-            not isinstance(library, tuple)
-            or len(library) not in (0, len(self.batches))
-            or not all(map(_is_finite, library))
+        for name, kind in get_type_hints(type(self)).items():
+            if not _is_of(getattr(self, name), kind):
+                raise ValueError(f"The model's setup is damaged: its {name} should be {kind}.")
+        # what the types do not say
+        n_classes, n_proteins, names_of_levels = len(self.classes), len(self.proteins), self.levels.names
+        n_panels = len(self.panels) if self.joint else 0
+        names = ("genes", "proteins", "batches", "classes", "panels", "continuous", "label_columns")
+        repeated = next((name for name in names if len(set(getattr(self, name))) < len(getattr(self, name))), None)
+        for good, what in (
+            (repeated is None, f"its {repeated} repeat"),
+            (all(len(row) == n_classes > 0 for _, row in self.label_levels), "its levels do not name every class"),
+            (self.levels.table[-1] == self.classes, "its levels of labels do not end in its classes"),
+            (len(set(names_of_levels)) == len(names_of_levels), "its levels of labels repeat"),
+            (
+                len(self.measured) == (len(self.panels) if self.joint else 0),
+                "its table of panels has not a row for each",
+            ),
+            (not self.joint or n_panels > 0, "it has proteins and no panel"),
+            (all(len(row) == n_proteins for row in self.measured), "its table of panels has not a column a protein"),
+            (len(self.continuous_scale) in (0, len(self.continuous)), "its covariates have not a scale each"),
+            (all(deviation > 0 for _, deviation in self.continuous_scale), "a covariate's deviation is not above 0"),
+            (self.size_factor_scale > 0, "its scale of size factors is not above 0"),
+            (len(self.log_library) in (0, len(self.batches)), "its batches have not a library size each"),
         ):
-            raise ValueError("The model's setup is damaged: its batches have not a library size each.")
-        for name in ("counts", "needs_rna"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"The model's setup is damaged: its {name} is not True or False.")
+            if not good:
+                raise ValueError(f"The model's setup is damaged: {what}.")
         return self
 
 
-def _is_finite(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value, maybe a stranger's, is of an annotated type; numbers are finite."""
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        first, last = get_args(kind)
+        if not isinstance(value, tuple) or (last is not ... and len(value) != 2):
+            return False
+        return all(_is_of(one, first if last is ... or place == 0 else last) for place, one in enumerate(value))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _tuples(value):
@@ -426,8 +421,7 @@ def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> 
     wanted = pd.Index(list(map(str, asked)))
     absent = wanted[~wanted.isin(names)]
     if len(absent):
-        near = difflib.get_close_matches(absent[0], names, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = containers.did_you_mean(absent[0], names)
         raise KeyError(f"{argument}: {len(absent)} are not in {where} (first: '{absent[0]}').{hint}")
     return names.isin(wanted)
 

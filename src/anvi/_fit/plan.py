@@ -1,12 +1,35 @@
 """How a network is trained: the options of a fit and the schedules that follow from them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import get_args
 
 import numpy as np
 
 BALANCED = 10
 """Genes a protein below which, in a model that is to label cells, proteins would outweigh the genes."""
+
+_NOT_NEGATIVE: tuple[str, ...] = ("warmup", "weight_decay", "classification_ratio", "n_neighbors", "max_retries")
+_NOT_NEGATIVE += ("labelled_batch_size", "protein_weight")
+_SHARES = ("hide_proteins", "hide_rna", "thin_counts", "label_smoothing")
+_RATES = ("lr", "weight_decay", "adam_eps")
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("batch_size", "lr", "adam_eps", "max_grad_norm"), lambda x: x > 0, "must be above 0"),
+    (("max_epochs", "patience"), lambda x: x >= 1, "must be at least 1"),
+    (("batch_size",), lambda x: x >= 2, "leaves batch norm nothing to work with; use at least 2"),
+    (_NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
+    (("warmup",), lambda x: x <= 1, "is a share of the run and must be at most 1"),
+    (
+        ("hide_proteins", "hide_rna", "thin_counts", "label_smoothing"),
+        lambda x: 0 <= x < 1,
+        "is a share: at least 0 and below 1",
+    ),
+    (("max_kl_weight", "train_size"), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    ((*_RATES, "classification_ratio", "protein_weight"), math.isfinite, "must be finite"),
+    (_RATES, lambda x: x <= 1, "would take all weights away; it must be at most 1"),
+)
+"""Options that are numbers, what must hold of each, and how that is said; None is left to the data."""
 
 
 @dataclass(frozen=True)
@@ -92,44 +115,18 @@ class Plan:
 
     def check(self) -> None:
         """Raise a TypeError or a ValueError at an option that is no number of its kind, or out of its range."""
-        numbers = [field.name for field in fields(self) if str(field.type).startswith(("float", "<class 'float'"))]
-        for name in numbers:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number | None):
-                raise TypeError(f"{name}={value!r:.80} must be a number.")
-        for name in ("max_epochs", "batch_size", "labelled_batch_size", "patience", "n_neighbors", "max_retries"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | np.integer | None):
-                raise TypeError(f"{name}={getattr(self, name)!r} must be a whole number.")
-        for name in ("batch_size", "lr", "adam_eps", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("max_epochs", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.batch_size < 2:
-            raise ValueError("batch_size=1 leaves batch norm nothing to work with; use at least 2.")
-        not_negative = ("warmup", "weight_decay", "classification_ratio", "n_neighbors", "max_retries")
-        for name in (*not_negative, "labelled_batch_size", "protein_weight"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if self.warmup > 1:
-            raise ValueError(f"warmup={self.warmup} is a share of the run and must be at most 1.")
-        for name in ("hide_proteins", "hide_rna", "thin_counts", "label_smoothing"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a share: at least 0 and below 1.")
-        if self.max_kl_weight is not None and not 0 < self.max_kl_weight <= 1:
-            raise ValueError(f"max_kl_weight={self.max_kl_weight} must be above 0 and at most 1.")
-        if not 0 < self.train_size <= 1:
-            raise ValueError(f"train_size={self.train_size} must be above 0 and at most 1.")
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            if int in kinds and (isinstance(value, bool) or not isinstance(value, int | np.integer | None)):
+                raise TypeError(f"{field.name}={value!r:.80} must be a whole number.")
+            if float in kinds and (isinstance(value, bool) or not isinstance(value, int | float | np.number | None)):
+                raise TypeError(f"{field.name}={value!r:.80} must be a number.")
+        for names, good, what in _RANGES:
+            for name in names:
+                if (value := getattr(self, name)) is not None and not good(value):
+                    raise ValueError(f"{name}={value} {what}.")
         if self.early_stopping and self.train_size == 1:
             raise ValueError("train_size=1 leaves no validation cells to stop early by; pass early_stopping=False.")
-        for name in numbers:
-            value = getattr(self, name)
-            if value is not None and name != "max_grad_norm" and not math.isfinite(value):
-                raise ValueError(f"{name}={value} must be finite.")
-        for name in ("lr", "weight_decay", "adam_eps"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name}={getattr(self, name):g} would take all weights away; it must be at most 1.")
 
     def kl_weight(self, epoch: int) -> float:
         """Weight of the divergences in an epoch (from 0): rises towards 1 over the warm-up, as far as it may."""

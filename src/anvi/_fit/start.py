@@ -102,15 +102,6 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
     ValueError
         If the combination is not built, or an option contradicts the model that the fit starts from.
     """
-    sizes = {
-        "n_genes": len(setup.genes),
-        "n_proteins": len(setup.proteins),
-        "n_labels": len(setup.classes),
-        "n_batches": len(setup.batches),
-        "n_panels": max(1, len(setup.panels)),
-        "n_categories": tuple(len(categories) for _, categories in setup.categorical),
-        "n_continuous": len(setup.continuous),
-    }
     if setup.size_factor_key is not None:
         if options.get("library") == "latent":
             raise ValueError("library='latent' and size_factor_key exclude each other; give one of them.")
@@ -122,8 +113,8 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
     elif options.get("efficiency"):
         raise ValueError("efficiency=True is built for objective='scvi-tools' only: nothing else holds it in place.")
     if source is None:
-        return Config(**sizes | PRESETS[name] | options).checked()
-    inherited = dataclasses.asdict(source) | {"dropout_u": PRESETS[name]["dropout_u"]} | sizes
+        return Config(**setup.sizes | PRESETS[name] | options).checked()
+    inherited = dataclasses.asdict(source) | {"dropout_u": PRESETS[name]["dropout_u"]} | setup.sizes
     for option, value in options.items():
         if option in inherited and option not in _LABEL_OPTIONS and inherited[option] != value:
             raise ValueError(
@@ -134,18 +125,8 @@ def make_config(name: str, setup: Setup, options: dict, source: Config | None = 
 
 
 # what the data decide, or an imported model brings, and no user sets
-NO_OPTIONS = (
-    "n_genes",
-    "n_proteins",
-    "n_labels",
-    "n_batches",
-    "n_panels",
-    "n_categories",
-    "n_continuous",
-    "n_dispersion_labels",
-    "background_scale",
-    "classifier_softmax",
-)
+NO_OPTIONS: tuple[str, ...] = ("n_genes", "n_proteins", "n_labels", "n_batches", "n_panels", "n_categories")
+NO_OPTIONS += ("n_continuous", "n_dispersion_labels", "background_scale", "classifier_softmax")
 _LABEL_OPTIONS = ("linear_classifier", "label_prior", "dropout_u")
 
 
@@ -158,14 +139,7 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
             network.protein.prior_mean.copy_(start[0][:, None].expand(-1, config.n_proteins))
             network.protein.prior_log_scale.copy_(start[1][:, None].expand(-1, config.n_proteins))
         if network.library_encoder is not None:
-            known = torch.ones_like(cells.batch, dtype=torch.bool) if cells.has_rna is None else cells.has_rna
-            for code in range(config.n_batches):
-                values = cells.log_library[(cells.batch == code) & known].double()
-                values = cells.log_library[known].double() if len(values) < 2 and cells.has_rna is not None else values
-                if len(values) > 1:
-                    network.library_mean[code] = values.mean()
-                    # cells of equal depth have no variance, and a prior without any is no prior
-                    network.library_var[code] = values.var(correction=0).clamp(min=1e-4)
+            set_library_prior(network, cells)
         if network.labels is not None and config.label_prior != "uniform":
             counts = torch.bincount(cells.label[cells.label >= 0], minlength=config.n_labels) + 1.0
             if cells.label_table is not None:  # a coarse label counts for its classes, as often as each is found
@@ -173,6 +147,23 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
                 counts = counts + (coarse / coarse.sum(1, keepdim=True)).sum(0)
             network.labels.log_prior.copy_(counts.log() - counts.sum().log())
     return network
+
+
+@torch.no_grad()
+def set_library_prior(network: VAE, cells: Cells, n_known: int = 0) -> None:
+    """Mean and variance of the log library size of each batch, but for the first ones, which a reference knows.
+
+    In a fit, a batch without RNA is taken for one like the others.
+    """
+    known = torch.ones_like(cells.batch, dtype=torch.bool) if cells.has_rna is None else cells.has_rna
+    for code in range(n_known, network.config.n_batches):
+        values = cells.log_library[(cells.batch == code) & known].double()
+        if len(values) < 2 and cells.has_rna is not None and not n_known:
+            values = cells.log_library[known].double()
+        if len(values) > 1:
+            network.library_mean[code] = values.mean()
+            # cells of equal depth have no variance, and a prior without any is no prior
+            network.library_var[code] = values.var(correction=0).clamp(min=1e-4)
 
 
 @torch.no_grad()

@@ -22,14 +22,6 @@ from .loop import fit
 from .plan import Plan
 
 
-class Layout(NamedTuple):
-    """The rows of a widened table."""
-
-    source: Tensor  # (rows,) row of the reference's table; -1 where it has none
-    block: Tensor  # (rows,) number of the covariate that the row belongs to
-    new: Tensor  # (rows,) bool: a category that the reference has not seen
-
-
 class Table(NamedTuple):
     """A parameter with a row per category, some of which the query has added."""
 
@@ -94,95 +86,47 @@ def widen(network: VAE, config: Config, measured: Tensor | None = None) -> tuple
     The widened network, in eval mode, and the tables that have new rows.
     """
     old = network.state_dict()
-    covariates = _covariate_layout(network.config, config)
-    batches = _layout([(network.config.n_batches, config.n_batches)])
-    panels = _layout([(network.config.n_panels, config.n_panels)])
+    batches, panels = (network.config.n_batches, config.n_batches), (network.config.n_panels, config.n_panels)
+    per_batch = ["library_mean", "library_var", "protein.log_efficiency"]
+    per_batch += ["rna.log_theta"] * (config.dispersion == "gene-batch")
+    per_batch += ["protein.log_phi"] * (config.protein_dispersion == "protein-batch")
     state, tables = {}, []
     for name, value in VAE(config).state_dict().items():
-        layout = weight = None
-        if name.endswith(".covariates") and not name.startswith("labels."):
-            layout = covariates
-        elif name in ("library_mean", "library_var", "protein.log_efficiency") or _is_per_batch(name, config):
-            layout = batches
+        weight = None
+        if name.endswith(".covariates") and not name.startswith("labels."):  # batch first; no row of a single category
+            every = [batches, *zip(network.config.n_categories, config.n_categories, strict=True)]
+            blocks = [(before if before > 1 else 0, before, after) for before, after in every if after > 1]
+        elif name in per_batch:
+            blocks = [(batches[0], *batches)]
         elif name in ("protein.prior_mean", "protein.prior_log_scale"):
-            layout, weight = panels, None if measured is None else measured.to(value.dtype)
-        if layout is None:
+            blocks, weight = [(panels[0], *panels)], None if measured is None else measured.to(value.dtype)
+        else:
             state[name] = old[name]
             continue
-        state[name] = _widened(old.get(name), layout, value.shape, weight)
-        if layout.new.any() and not name.startswith("library_"):  # those are facts of the data, not weights
-            tables.append(Table(name, layout.new))
+        state[name], new = _grown(old.get(name), blocks, value.shape[1:], weight)
+        if new.any() and not name.startswith("library_"):  # those are facts of the data, not weights
+            tables.append(Table(name, new))
     return _network(config, state), tuple(tables)
 
 
-def _is_per_batch(name: str, config: Config) -> bool:
-    per_gene = name == "rna.log_theta" and config.dispersion == "gene-batch"
-    return per_gene or (name == "protein.log_phi" and config.protein_dispersion == "protein-batch")
+def _grown(
+    old: Tensor | None, blocks: list[tuple[int, int, int]], width: torch.Size, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A table with new rows behind those of each block, and which rows are new `(rows,)`.
 
-
-def _layout(sizes: list[tuple[int, int]]) -> Layout:
-    """Rows of a table in which a block of `old` rows becomes one of `new` rows, block by block."""
-    source, block, is_new, offset = [], [], [], 0
-    for i, (old, new) in enumerate(sizes):
-        source += [*range(offset, offset + old), *[-1] * (new - old)]
-        block += [i] * new
-        is_new += [False] * old + [True] * (new - old)
-        offset += old
-    return Layout(torch.tensor(source, dtype=torch.long), torch.tensor(block), torch.tensor(is_new, dtype=torch.bool))
-
-
-def _covariate_layout(old: Config, new: Config) -> Layout:
-    """Rows of the covariate tables: batch first; a covariate with a single category has none."""
-    sizes = zip((old.n_batches, *old.n_categories), (new.n_batches, *new.n_categories), strict=True)
-    parts, offset = [], 0
-    for i, (before, after) in enumerate(sizes):
-        if after > 1:
-            part = _layout([(before, after)])
-            source = torch.where(part.source >= 0, part.source + offset, -1)
-            if before == 1:
-                source[:] = -1  # it had no row
-            parts.append(Layout(source, torch.full_like(source, i), part.new))
-        offset += before if before > 1 else 0
-    if not parts:
-        return _layout([])
-    return Layout(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _widened(old: Tensor | None, layout: Layout, shape: torch.Size, weight: Tensor | None) -> Tensor:
-    out = torch.zeros(shape)
-    known = layout.source >= 0
-    if old is not None:
-        out[known] = old[layout.source[known]]
-    for block in layout.block[layout.new].unique():
-        rows = out[(layout.block == block) & ~layout.new]
-        mean = rows.mean(0)
+    A block is how many rows the old table has of it, of how many categories, and how many there are now.
+    """
+    rows, new, start = [], [], 0
+    for stored, before, after in blocks:
+        known = torch.zeros(before, *width) if old is None or not stored else old[start : start + stored]
+        mean = known.mean(0)
         if weight is not None:  # (panels, proteins); a protein that no panel measured takes the plain mean
             counted = weight.sum(0)
-            mean = torch.where(counted > 0, (weight * rows).sum(0) / counted.clamp(min=1), mean)
-        out[(layout.block == block) & layout.new] = mean
-    return out
-
-
-def set_library_prior(network: VAE, cells: Cells, n_known: int) -> None:
-    """Mean and variance of the log library size of each new batch, where the model has such a prior.
-
-    Parameters
-    ----------
-    network
-        A widened network; changed in place.
-    cells
-        The query.
-    n_known
-        Number of the reference's batches, whose codes come first.
-    """
-    if network.library_encoder is None:
-        return
-    known = torch.ones_like(cells.batch, dtype=torch.bool) if cells.has_rna is None else cells.has_rna
-    for code in range(n_known, network.config.n_batches):
-        values = cells.log_library[(cells.batch == code) & known].double()
-        if len(values) > 1:
-            network.library_mean[code] = values.mean()
-            network.library_var[code] = values.var(correction=0).clamp(min=1e-4)
+            mean = torch.where(counted > 0, (weight * known).sum(0) / counted.clamp(min=1), mean)
+        rows += [known, mean.expand(after - before, *width)]
+        new += [False] * before + [True] * (after - before)
+        start += stored
+    return torch.cat(rows), torch.tensor(new)
 
 
 def train_new_rows(

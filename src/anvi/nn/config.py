@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -58,18 +58,6 @@ Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 ProteinDispersion = Literal["protein", "protein-batch"]
 Norm = Literal["encoder", "decoder", "none", "both"]
 
-_CHOICES = {
-    "gene_likelihood": ("nb", "zinb", "poisson", "normal"),
-    "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
-    "protein_dispersion": ("protein", "protein-batch"),
-    "library": ("observed", "latent", "size_factor"),
-    "latent_distribution": ("normal", "ln"),
-    "label_prior": ("uniform", "empirical", "learned"),
-    "use_batch_norm": ("encoder", "decoder", "none", "both"),
-    "use_layer_norm": ("encoder", "decoder", "none", "both"),
-    "objective": ("bound", "scvi-tools"),
-    "background_scale": ("softplus", "exp"),
-}
 _MANY = 10_000_000
 # least and most: beyond these a network is a slip of the pen, or a file that wants the machine's memory
 _SIZES = {
@@ -170,9 +158,13 @@ class Config:
         config = self
         if config.gene_likelihood == "negative_binomial":  # the papers' spelling
             config = replace(config, gene_likelihood="nb")
-        for name, choices in _CHOICES.items():
-            if getattr(config, name) not in choices:
-                raise ValueError(f"{name}='{getattr(config, name)}' is not one of {', '.join(map(repr, choices))}.")
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if isinstance(field.default, str) and value not in get_args(field.type):
+                choices = ", ".join(map(repr, get_args(field.type)))
+                raise ValueError(f"{field.name}='{value}' is not one of {choices}.")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r} must be True or False.")
         for name, (least, most) in _SIZES.items():
             for value in getattr(config, name) if name == "n_categories" else (getattr(config, name),):
                 if not isinstance(value, int) or isinstance(value, bool):
@@ -189,9 +181,6 @@ class Config:
                 raise ValueError(f"{name}={value!r} must be a number.")
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} must be at least 0 and below 1.")
-        for field in fields(config):
-            if isinstance(field.default, bool) and not isinstance(getattr(config, field.name), bool):
-                raise ValueError(f"{field.name}={getattr(config, field.name)!r} must be True or False.")
         for why in config._refusals():
             raise ValueError(f"This combination is not built: {why}")
         return config

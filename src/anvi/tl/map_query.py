@@ -25,6 +25,7 @@ from anvi._find import find_reference
 from anvi._fit import surgery
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
+from anvi._fit.start import set_library_prior
 from anvi._model import Model
 from anvi._posterior import encode, imputation
 from anvi._runtime import verb
@@ -279,15 +280,11 @@ def _widened(source: Model, found: Query, cells: Cells) -> tuple[VAE, tuple[surg
     """The reference's network for the genes that both have, with rows for what is new in the query."""
     setup = found.setup
     network = surgery.narrow(source.network, torch.from_numpy(found.genes))
-    config = replace(
-        network.config,
-        n_batches=len(setup.batches),
-        n_categories=tuple(len(categories) for _, categories in setup.categorical),
-        n_panels=max(1, len(setup.panels)),
-    )
+    config = replace(network.config, **{name: setup.sizes[name] for name in ("n_batches", "n_categories", "n_panels")})
     measured = torch.tensor(source.setup.measured, dtype=torch.bool) if setup.joint else None
     network, tables = surgery.widen(network, config, measured)
-    surgery.set_library_prior(network, cells, source.config.n_batches)
+    if network.library_encoder is not None:
+        set_library_prior(network, cells, source.config.n_batches)
     if tables and not config.encode_covariates:
         logger.info(
             "the reference was fitted with encode_covariates=False: its encoder does not see batches, so latent space "
