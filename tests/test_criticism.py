@@ -20,9 +20,22 @@ from anvi._data.select import find_features
 from anvi._posterior.expected import Sweep
 from anvi._posterior.predictive import CountDraws, draw_counts
 from anvi.metrics import _ppc
-from anvi.metrics._groups import choose_cells, compare_groups, log_normalised, truth
-from anvi.metrics._ppc import DEFINITIONS, Gathered, KeptDraws, QuantileHits, Ranks, Sums, agreement, cell_cv, coverage
-from anvi.metrics._tables import METRICS, Check, judge, tables
+from anvi.metrics._ppc import (
+    DEFINITIONS,
+    Gathered,
+    KeptDraws,
+    QuantileHits,
+    Ranks,
+    Sums,
+    agreement,
+    cell_cv,
+    choose_cells,
+    compare_groups,
+    coverage,
+    log_normalised,
+    truth,
+)
+from anvi.metrics.criticism import METRICS, Check, judge, tables
 
 ALL = [0, 1, 2]
 

@@ -7,7 +7,7 @@ from checkpoints import CHECKPOINTS, NAMES, content_of, saved, state
 
 import anvi as av
 from anvi.io import from_scvi_tools
-from anvi.io._weights import map_weights
+from anvi.io._scvi_tools import map_weights
 from anvi.nn import Draws
 
 

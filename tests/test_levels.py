@@ -14,7 +14,7 @@ from anvi._data.labels import Known, Levels, levels_of_columns, levels_of_tree
 from anvi._data.predictions import NoveltyScores, _named
 from anvi._data.setup import find_setup
 from anvi._model import Landmarks
-from anvi._posterior.levels import NEVER, limits
+from anvi._posterior.confidence import NEVER, limits
 
 LINEAGE = {"B": "B", "CD4 T": "T", "CD8 T": "T", "NK": "NK", "CD14 Mono": "Myeloid", "pDC": "Myeloid"}
 KEYS = ["lineage", "subtype"]

@@ -23,7 +23,7 @@ def test_scores_by_a_loop(labelled):
     cells = read_cells(labelled, model.setup, labels=True)
     found_by = encode.embed(model, cells)
     latent, proba = found_by.mean, found_by.proba.astype(float)
-    found = confidence.novelty(model, cells, latent, found_by.proba)
+    found = confidence.novelties(model, cells, found_by, 0.05)[-1]
     marks = model.landmarks
     centre, whiten, quantiles = (part.numpy().astype(float) for part in (marks.centre, marks.whiten, marks.quantiles))
     measured, batch = cells.measured.any(1).numpy(), cells.batch.numpy()
@@ -42,7 +42,7 @@ def test_scores_by_a_loop(labelled):
         assert alike.sum() >= confidence.MIN_BATCH
         unit = np.quantile(every[alike], 0.25) / (quantiles[kind, 25] / quantiles[kind, 95])
         assert found.score[i] == pytest.approx(every[i] / np.clip(unit, 1, confidence.LONGEST_UNIT), rel=1e-3)
-        assert found.kind[i] == kind
+        assert encode.kind_of(model, cells)[i] == kind
 
 
 def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(labelled):
@@ -62,7 +62,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(labelled):
         latent = np.tile(near, (len(cells), 1))
         latent[:, 0] += factor * distance
         sure = np.eye(len(model.classes), dtype=np.float32)[np.zeros(len(cells), dtype=int)]
-        return confidence.novelty(alone, cells, latent, sure).unassigned(0.05).mean()
+        return confidence.novelties(alone, cells, encode.Embedding(latent, latent, sure), 0.05)[-1].beyond.mean()
 
     assert rejected(1.0) == pytest.approx(0.05, abs=0.005)
     assert rejected(1.3) == pytest.approx(0.05, abs=0.005)  # all are farther, none for its type
@@ -72,10 +72,12 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(labelled):
 def test_the_limit_keeps_the_stated_share_of_held_out_cells():
     scores = np.linspace(0, 3, 1_001, dtype=np.float32)  # of held-out cells, evenly spread
     quantiles = np.tile(np.quantile(scores, np.linspace(0, 1, 101)), (2, 1))
-    some = confidence.Novelty(scores, np.zeros(len(scores), dtype=int), quantiles)
+    kind = np.zeros(len(scores), dtype=int)
     for share in (0.01, 0.05, 0.123, 0.5):
-        assert some.unassigned(share).mean() == pytest.approx(share, abs=2e-3)  # a grid of 1,001
-    assert not some.unassigned(0).any()
+        assert confidence.beyond(scores, kind, quantiles, share).mean() == pytest.approx(
+            share, abs=2e-3
+        )  # a grid of 1,001
+    assert not confidence.beyond(scores, kind, quantiles, 0).any()
 
 
 def test_a_type_without_labels_is_far(labelled):
@@ -245,4 +247,5 @@ def test_a_score_does_not_depend_on_who_else_is_asked():
 def test_a_model_without_landmarks_says_nothing(labelled):
     model = replace(av.get.model(labelled), landmarks=None)
     cells = read_cells(labelled, model.setup)
-    assert confidence.novelty(model, cells, np.zeros((len(cells), 20)), np.ones((len(cells), 1))) is None
+    nowhere = np.zeros((len(cells), 20))
+    assert confidence.novelties(model, cells, encode.Embedding(nowhere, nowhere, nowhere[:, :1] + 1), 0.05) is None

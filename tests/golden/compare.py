@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from networks import FixedDraws
 
-from anvi.io._weights import map_weights
+from anvi.io._scvi_tools import map_weights
 from anvi.nn import VAE, Batch, Config, Draws, Weights, loss
 from anvi.nn.objective import classification_loss
 

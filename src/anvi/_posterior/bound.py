@@ -28,30 +28,25 @@ class Noise(NamedTuple):
     z: Tensor  # (cells, latent)
     library: Tensor | None  # (cells, 1)
     back: Tensor | None  # (cells, n_back x proteins)
-    u: Tensor | None  # (cells, classes, latent)
+    u: Tensor | None  # (cells, classes x latent)
+
+
+def _widths(config: Config, n_back: int = 1) -> tuple[int, int, int, int]:
+    """How many numbers a cell takes for each part of a draw; 0 for what a model does not have."""
+    library = 1 if config.library == "latent" else 0
+    return config.n_latent, library, n_back * config.n_proteins, config.n_labels * config.n_latent
 
 
 def draw_noise(config: Config, seed: int, sample: int, index: Tensor, n_back: int = 1) -> Noise:
     """Noise that belongs to a cell: the same whichever other cells are asked about, and in whichever chunk it comes."""
-    widths = [
-        config.n_latent,
-        1 if config.library == "latent" else 0,
-        n_back * config.n_proteins,
-        config.n_labels * config.n_latent,
-    ]
+    widths = _widths(config, n_back)
     drawn = torch.empty(len(index), sum(widths), device=index.device)
     number = index // encode.NOISE_BLOCK
     for block in number.unique().tolist():
         rows = slice(block * encode.NOISE_BLOCK, (block + 1) * encode.NOISE_BLOCK)
         here = number == block
         drawn[here] = encode.noise(seed, sample, rows, sum(widths), index.device)[index[here] - rows.start]
-    z, library, back, u = drawn.split(widths, dim=1)
-    return Noise(
-        z=z,
-        library=library if widths[1] else None,
-        back=back if widths[2] else None,
-        u=u.reshape(len(index), config.n_labels, config.n_latent) if widths[3] else None,
-    )
+    return Noise(*(part if width else None for width, part in zip(widths, drawn.split(widths, dim=1), strict=True)))
 
 
 class _GivenNoise(Draws):
@@ -107,6 +102,7 @@ def _rows_of_u(u: Tensor | None, batch: Batch, config: Config) -> Tensor | None:
     if u is None:
         return None
     n = 0 if config.objective == "scvi-tools" else batch.n_labelled
+    u = u.reshape(len(u), config.n_labels, config.n_latent)
     own = u[torch.arange(n, device=u.device), batch.label[:n]]
     return torch.cat([own, u[n:].flatten(0, 1)])
 
@@ -200,7 +196,7 @@ def _log_prior(network: VAE, z: Tensor, batch: Batch, noise: Tensor | None) -> T
     part, n_classes = network.labels, network.labels.n_labels
     z_row = z.repeat_interleave(n_classes, 0)  # (cells x classes, latent)
     class_of_row = torch.arange(n_classes, device=z.device).repeat(len(z))[:, None]
-    u, log_q = _sample(part.encode_u(z_row, class_of_row, Draws()), noise.flatten(0, 1))
+    u, log_q = _sample(part.encode_u(z_row, class_of_row, Draws()), noise.reshape(len(z_row), -1))
     p_z = part.decode_u(u, class_of_row, Draws())
     log_ratio = log_normal_density(u, torch.zeros_like(u), torch.ones_like(u)).sum(-1).double() - log_q
     log_joint = log_normal_density(z_row, p_z.mean, p_z.var).sum(-1).double() + log_ratio
@@ -245,7 +241,11 @@ def resample(model: Model, cells: Cells, index: Tensor, seed: int, population: i
         q_library = _q_library(model.network, block.batch)
         noises, log_weights = [], []
         for sample in range(N_PROPOSALS):
-            noise = _noise_of(model.config, block, seed, population, sample)
+            drawn = (
+                noise_for(seed, population, what, sample, block.rows, width, index.device) if width else None
+                for what, width in zip((Z, _LIBRARY, BACK, _U), _widths(model.config), strict=True)
+            )
+            noise = Noise(*drawn)
             noises.append(noise.z)
             log_weights.append(_log_weight(model.network, block, q_library, noise))
         weight = truncated(torch.stack(log_weights, dim=1))  # (draws, samples)
@@ -265,19 +265,3 @@ def truncated(log_weight: Tensor) -> Tensor:
     n = log_weight.shape[-1]
     log_mean = log_weight.logsumexp(-1, keepdim=True) - math.log(n)
     return torch.minimum(log_weight, log_mean + 0.5 * math.log(n)).softmax(-1)
-
-
-def _noise_of(config: Config, block: Block, seed: int, population: int, sample: int) -> Noise:
-    """Noise of one sample of everything that the model draws for the cells of a block."""
-
-    def part(what: int, width: int) -> Tensor | None:
-        device = block.q_z.mean.device
-        return noise_for(seed, population, what, sample, block.rows, width, device) if width else None
-
-    u = part(_U, config.n_labels * config.n_latent)
-    return Noise(
-        z=part(Z, config.n_latent),
-        library=part(_LIBRARY, 1 if config.library == "latent" else 0),
-        back=part(BACK, config.n_proteins),
-        u=None if u is None else u.reshape(-1, config.n_labels, config.n_latent),
-    )

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn import functional
 
 from anvi._data.cells import CSR, Cells
-from anvi._data.predictions import reliability
+from anvi._data.predictions import NoveltyScores, reliability
 from anvi._model import Landmarks, Model, Neighbors
 
 from . import encode
@@ -41,11 +42,17 @@ HELD_OUT = 5_000
 def calibrated(
     model: Model, cells: Cells, train: Tensor, validation: Tensor, seed: int
 ) -> tuple[Model, pd.DataFrame | None]:
-    """The model with temperatures and landmarks of its validation cells, and the reliability of its probabilities."""
+    """The model with temperatures and landmarks of its validation cells, and the reliability of its probabilities.
+
+    At each level of the labels; as it was where these cells are too few.
+    """
     if not model.config.has_labels:
         return model, None
     train, validation = train.to(cells.label.device), validation.to(cells.label.device)
-    known = at_most(HELD_OUT, validation[cells.label[validation] >= 0], torch.Generator().manual_seed(seed))
+    known, told = (
+        at_most(HELD_OUT, validation[code[validation] >= 0], torch.Generator().manual_seed(seed))
+        for code in (cells.label, cells.told)
+    )
     n_known = len(standing_for(encode.GROUPS[1], cells, known))
     if n_known < MIN_VALIDATION:
         logger.warning(
@@ -56,7 +63,18 @@ def calibrated(
     model = with_neighbors(model, cells, train, seed)
     temperature, table, own = calibrate(model, cells, known, seed)
     model = replace(model, info=model.info | {"temperature": temperature})
-    return replace(model, landmarks=fit_landmarks(model, cells, train, known, own, seed)), table
+    marks, groups = fit_landmarks(model, cells, train, known, own, seed), kinds(model, cells, known)
+    sure = [_sureness(model, cells, standing_for(group, cells, known), group, seed) for group in groups]
+    most = max(part.shape[1] for part in sure)  # 0 is too little to be looked at
+    marks = marks._replace(sure=torch.stack([functional.pad(part, (0, most - part.shape[1])) for part in sure]))
+    if model.setup.label_levels:  # the groups of coarser levels, as the classes
+        chosen = of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
+        cells.x.hold(cells.x_row[chosen])
+        above = [_landmarks(model, cells, chosen, told, train, group, seed) for group in groups]
+        centre, whiten, quantiles = map(torch.stack, zip(*above, strict=True))
+        marks = marks._replace(above_centre=centre, above_whiten=whiten, above_quantiles=quantiles)
+        table = _reliability(model, table, cells, told, groups, seed)
+    return replace(model, landmarks=marks), table
 
 
 def at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -370,36 +388,13 @@ def _centres(latent: Tensor, label: Tensor, frequency: Tensor) -> tuple[Tensor, 
     return centre.float(), whiten.float()
 
 
-class Novelty(NamedTuple):
-    """What the landmarks say of some cells."""
-
-    score: np.ndarray  # (cells,) 1 is the default threshold
-    kind: np.ndarray  # (cells,) which landmarks: of cells with proteins or without
-    quantiles: np.ndarray  # (kinds, 101) scores of held-out labelled cells
-
-    def unassigned(self, false_rejects: float) -> np.ndarray:
-        """Cells that are farther away than all but this share of held-out labelled cells `(cells,)`."""
-        if false_rejects == 0:
-            return np.zeros(len(self.score), dtype=bool)
-        grid = np.linspace(0, 1, self.quantiles.shape[1])
-        limit = np.array([np.interp(1 - false_rejects, grid, scores) for scores in self.quantiles])
-        return self.score > limit[self.kind]
-
-
-@torch.no_grad()
-def novelty(model: Model, cells: Cells, latent: np.ndarray, proba: np.ndarray) -> Novelty | None:
-    """Score cells by posterior means and calibrated probabilities; None where the model has no centres of classes."""
-    if model.landmarks is None or model.landmarks.centre is None:
-        return None
-    places = model.landmarks.centre, model.landmarks.whiten, model.landmarks.quantiles
-    return scored(cells, model, latent, proba, *places)
-
-
 def scored(
-    cells: Cells, model: Model, latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor, quantiles: Tensor
-) -> Novelty:
-    """Score cells by their distance to centres, in units of how far held-out labelled cells lie from them."""
-    kind = torch.from_numpy(encode.kind_of(model, cells))  # (cells,) which set of landmarks
+    cells: Cells, kind: Tensor, latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor, quantiles: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance of cells to centres, in units of how far held-out labelled cells lie `(cells,)`; theirs `(kinds, 101)`.
+
+    `kind` `(cells,)` says which set of centres is that of a cell.
+    """
     strangeness = torch.zeros(len(cells))
     for i in range(len(quantiles)):
         for some in (kind == i).nonzero().squeeze(1).split(encode.CHUNK):  # of all at once, copies would add up
@@ -414,7 +409,14 @@ def scored(
             if int(some.sum()) >= MIN_BATCH:
                 longer = float(score[some].quantile(0.25) / scores[i, 25].clamp(min=1e-12))
                 score[some] /= min(max(1.0, longer), LONGEST_UNIT)
-    return Novelty(score.numpy(), kind.numpy(), scores.numpy())
+    return score, scores
+
+
+def beyond(score: np.ndarray, kind: np.ndarray, scores: np.ndarray, false_rejects: float) -> np.ndarray:
+    """Cells that are farther away than all but this share of held-out labelled cells of their kind `(cells,)`."""
+    grid = np.linspace(0, 1, scores.shape[1])
+    limit = [np.interp(1 - false_rejects, grid, one) if false_rejects else np.inf for one in scores]
+    return score > np.array(limit)[kind]
 
 
 def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: Tensor) -> Tensor:
@@ -424,3 +426,124 @@ def _strangeness(latent: np.ndarray, proba: np.ndarray, centre: Tensor, whiten: 
     exactly = "donot_use_mm_for_euclid_dist"
     distance = torch.cat([torch.cdist(part, centre @ whiten, compute_mode=exactly).amin(1) for part in z.split(4_096)])
     return distance * (1 - torch.xlogy(p, p).sum(1) / np.log(max(2, p.shape[1])))
+
+
+# labels at several levels: how sure a model must be at each, and how far cells are from what it knows there ----------
+
+LEAST = 0.5
+"""Probability below which no label is sure: above it a cell has one label at each level, each under the one before."""
+NEVER = 2.0
+"""A limit that no probability reaches."""
+
+
+def _reliability(
+    model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, groups: tuple[str, ...], seed: int
+) -> pd.DataFrame:
+    """Reliability at every level, of thinnings that nothing was fitted on, before and after calibration."""
+    levels, known = model.setup.levels, model.setup.levels.known()
+    plain = replace(model, info={name: fact for name, fact in model.info.items() if name != "temperature"})
+    tables = [finest.assign(level=levels.names[-1])]
+    for group in groups:
+        some = standing_for(group, cells, told)
+        for when, one in (("before", plain), ("after", model)):
+            proba, code = [], []
+            for i, shift in enumerate(JUDGED_ON):
+                query = as_query(cells, some, shift, group, seed + 1, i)
+                proba.append(encode.embed(one, query).proba)
+                code.append(known[:, query.label_row.cpu().numpy()])
+            p, true = np.concatenate(proba), np.concatenate(code, axis=1)  # (cells, classes), (levels, cells)
+            for number, level in enumerate(levels.coarser):
+                sums, inside = levels.sums(p, number), true[number] >= 0
+                found = reliability(sums.max(1)[inside], (sums.argmax(1) == true[number])[inside])
+                tables.append(found.assign(cells_seen=group, when=when, level=level))
+    return pd.concat(tables, ignore_index=True)
+
+
+# how sure is sure enough ----------------------------------------------------------------------------------------------
+
+
+def _sureness(model: Model, cells: Cells, index: Tensor, group: str, seed: int) -> Tensor:
+    """Highest probability at each level `(levels, cells)` of held-out cells, each thinned once; negative if wrong."""
+    levels, parts = model.setup.levels, []
+    shifts = FITTED_ON
+    for i, shift in enumerate(shifts):
+        query = as_query(cells, index[i :: len(shifts)], shift, group, seed, i)
+        proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
+        of_levels = []
+        for number in range(len(levels.names)):
+            code, p = levels.codes(number), levels.sums(proba, number)
+            of_levels.append(np.where(p.argmax(1) == code[label], p.max(1), -p.max(1)))
+        parts.append(torch.from_numpy(np.stack(of_levels)).float())
+    return torch.cat(parts, dim=1)
+
+
+def limits(landmarks: Landmarks, share: float) -> np.ndarray:
+    """Least probability at which a cell may be labelled at each level `(kinds, levels)`, so that so many are right.
+
+    From the finest level up: as many held-out cells as can be are labelled there, of which, with one more that is
+    wrong, no more are wrong than may be; the others go on to the next level. A level at which there are too few is not
+    used: 19 right ones and none wrong are needed for 95 %.
+    """
+    kinds, n_levels, _ = landmarks.sure.shape
+    found = np.full((kinds, n_levels), NEVER)
+    for kind in range(kinds):
+        sure, open_ = landmarks.sure[kind].numpy(), np.ones(landmarks.sure.shape[2], dtype=bool)
+        for number in reversed(range(n_levels)):
+            p = np.abs(sure[number])
+            some = sure[number][open_ & (p >= LEAST)]
+            some = some[np.argsort(-np.abs(some), kind="stable")]  # the surest first
+            here, wrong = np.abs(some), (some < 0).cumsum()
+            last = np.append(here[1:] < here[:-1], True)[: len(here)]  # those that are as sure go together
+            good = np.flatnonzero(last & ((wrong + 1) / (np.arange(len(here)) + 2) <= 1 - share + 1e-9))
+            if len(good):
+                found[kind, number] = here[good[-1]]
+            open_ &= p < found[kind, number]
+    return found
+
+
+# how far is far at each level -----------------------------------------------------------------------------------------
+
+
+def _landmarks(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
+    """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells of a kind."""
+    levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
+    chosen, told = (standing_for(group, cells, part) for part in (chosen, told))
+    mean, queries = embedded(model, cells, chosen, told, group, seed)
+    row, found = cells.label_row.cpu(), []
+    for number in range(levels.finest):
+        code = known[number][row]  # (cells,) -1 where the label leaves several groups open
+        here, of_train, inside = code[chosen.cpu()], code[train.cpu()], (code[told.cpu()] >= 0).numpy()
+        frequency = of_train[of_train >= 0].bincount(minlength=len(levels.groups(number)))
+        some = [(one.mean[inside], levels.sums(one.proba[inside], number)) for one in queries]
+        centre, *rest = landmarks(mean[here >= 0], here[here >= 0], frequency, some)
+        most = len(levels.table[-1])  # the first again where a level has fewer: as near as it is
+        found.append((torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest))
+    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+
+
+@torch.no_grad()
+def novelties(
+    model: Model, cells: Cells, embedding: Embedding, false_rejects: float
+) -> tuple[NoveltyScores, ...] | None:
+    """Novelty of the cells at each level, coarse to fine; None where the model cannot tell."""
+    marks, levels = model.landmarks, model.setup.levels
+    if marks is not None and marks.centre is None:
+        logger.warning(
+            "the model is of an earlier anvi: no novelty, and nothing is 'Unassigned', until it is fitted again"
+        )
+    elif model.info.get("n_neighbors") is None and "temperature" in model.info:
+        logger.warning(
+            "the model is of an earlier anvi: its classifier labels cells alone, without the help of labelled "
+            "neighbours, until it is fitted again"
+        )
+    if marks is None or marks.centre is None:
+        return None
+    kind, found = torch.from_numpy(encode.kind_of(model, cells)), []
+    for number in range(len(levels.names)):
+        places = marks.centre, marks.whiten, marks.quantiles
+        if number < levels.finest:
+            places = (part[:, number] for part in (marks.above_centre, marks.above_whiten, marks.above_quantiles))
+        score, scores = scored(cells, kind, embedding.mean, levels.sums(embedding.proba, number), *places)
+        far = beyond(score.numpy(), kind.numpy(), scores.numpy(), false_rejects)
+        found.append(NoveltyScores(score.numpy(), far))
+    return tuple(found)

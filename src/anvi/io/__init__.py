@@ -3,9 +3,8 @@
 ::
 
     _card        write_model and model_card: prose, facts and metrics of a model
-    _scvi_tools  from_scvi_tools: a model of scvi-tools and its registry as a Setup
+    _scvi_tools  from_scvi_tools: a model of scvi-tools, its registry as a Setup, its weights under our names
     _model_pt    its file, read without unpickling
-    _weights     its weights under our names
 """
 
 from anvi._backed import open_backed, save_backed

@@ -278,6 +278,9 @@ def model_card(
     else:
         model, key = find_model(data, key, "key")
     about = MODELS[model.name]
+    # what the setup was asked for: everything but the names of features and categories
+    asked = {name: value for name, value in model.setup.to_dict().items() if name not in _BY_DATA}
+    asked["categorical"] = [name for name, _ in model.setup.categorical]
     sections = [
         _front_matter(model, license, tissues),
         f"# {about.title}",
@@ -289,7 +292,7 @@ def model_card(
         "## Model parameters",
         _json({"model": model.name} | model.config.to_dict()),
         "## Setup arguments",
-        _json(_arguments(model.setup)),
+        _json(asked),
         "## Data registry",
         _registry(model.setup, data),
         f"- **Data is minified**: {_minified(model, data, key)}",
@@ -327,12 +330,6 @@ def _quoted(text: str) -> str:
 
 def _json(values: dict) -> str:
     return f"```json\n{json.dumps(values, indent=2, ensure_ascii=False)}\n```"
-
-
-def _arguments(setup: Setup) -> dict:
-    """What the setup was asked for: everything but the names of features and categories."""
-    found = {name: value for name, value in setup.to_dict().items() if name not in _BY_DATA}
-    return found | {"categorical": [key for key, _ in setup.categorical]}
 
 
 def _registry(setup: Setup, data: Data | None) -> str:

@@ -2,10 +2,8 @@
 
 ::
 
-    criticism       are drawn counts like the data?
-    _ppc            its draws, gathered in one pass, and their statistics
-    _groups         its tests between groups
-    _tables         its tables and verdicts
+    criticism       are drawn counts like the data? its tables and verdicts
+    _ppc            its draws, gathered in one pass, their statistics, and tests between groups
     classification  are the predictions right?
     novelty         would cells of a type that nobody labelled be noticed?
     bound           elbo, marginal_likelihood, reconstruction_error

@@ -1,6 +1,7 @@
 """metrics.classification: how well cell types are predicted, and whether confidence is what it says."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from anvi._data.predictions import expected_error, reliability
 from anvi._data.setup import Setup
 from anvi._find import find_model
 from anvi._model import Model
+
+from ._ppc import mean_of
 
 OVERALL = "overall"
 """Name of the row over all classes."""
@@ -151,9 +154,8 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None,
     home = slots.home(data, setup)
     prefix = "" if home is data else f"{setup.rna_mod}:"
     number = setup.levels.position(level)
-    names = (slots.prediction(key), slots.confidence(key), slots.split(key))
-    if number < setup.levels.finest:
-        names = (slots.level_prediction(key, level), slots.level_confidence(key, level), slots.split(key))
+    ending = setup.levels.ending(number)
+    names = (f"{slots.prediction(key)}{ending}", f"{slots.confidence(key)}{ending}", slots.split(key))
     if names[0] not in home.obs:
         raise KeyError(f"There is no obs['{names[0]}']; run av.tl.predict(data, model='{key}') first.")
     names = (prefix + name for name in names)
@@ -162,13 +164,10 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None,
 
 def _confidence(source: Source, where: _Where) -> np.ndarray:
     """Confidence of every cell of the object, NaN where there is none."""
-    if where.confidence is None:
-        return np.full(len(source.obs_names), np.nan)
-    try:
-        column = source.column(where.confidence, "prediction", where.mods)
-    except KeyError:
-        return np.full(len(source.obs_names), np.nan)
-    return column.to_numpy(dtype=float, na_value=np.nan)
+    with suppress(KeyError):
+        if where.confidence is not None:
+            return source.column(where.confidence, "prediction", where.mods).to_numpy(dtype=float, na_value=np.nan)
+    return np.full(len(source.obs_names), np.nan)
 
 
 def _chosen(source: Source, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
@@ -211,26 +210,16 @@ def score(true: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, class
             "recall": right / has.sum() if has.any() else np.nan,
             "f1": 2 * right / (has.sum() + called.sum()) if has.any() else np.nan,
             "accuracy": np.nan,
-            "confidence": _mean(confidence[has]),
+            "confidence": mean_of(confidence[has]),
             "ece": np.nan,
         }
-    present = [row for row in rows.values() if row["cells"]]
+    present, known = [row for row in rows.values() if row["cells"]], np.isfinite(confidence)
     overall = {"cells": len(true), "predicted": len(true)}
     overall |= {name: np.mean([row[name] for row in present]) for name in ("precision", "recall", "f1")}
     overall |= {
         "accuracy": (true == predicted).mean(),
-        "confidence": _mean(confidence),
-        "ece": _calibration_error(true == predicted, confidence),
+        "confidence": mean_of(confidence),
+        "ece": expected_error(reliability(confidence[known].astype(float), (true == predicted)[known])),
     }
     table = pd.DataFrame([overall, *rows.values()], index=[OVERALL, *names])
     return table.astype({"cells": int, "predicted": int})
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
-    known = np.isfinite(confidence)
-    return expected_error(reliability(confidence[known].astype(float), right[known]))

@@ -2,9 +2,10 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,11 @@ from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
 from anvi.tl._fit import RandomState, seed_of
 
-from ._groups import choose_cells
-from ._ppc import DEFINITIONS, Definition, gather
-from ._tables import METRICS, Check, Verdict, tables
+from . import _ppc
 
 logger = logging.getLogger("anvi")
+
+METRICS = ("cv", "zero_fraction", "calibration", "de")
 
 
 @verb
@@ -119,7 +120,7 @@ def criticism(
     n_samples = check_samples(n_samples)
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
-    metrics, rules = _check_metrics(metrics, definition), DEFINITIONS[definition]
+    metrics, rules = _check_metrics(metrics, definition), _ppc.DEFINITIONS[definition]
     asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, counts=True)
     groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
@@ -131,7 +132,9 @@ def criticism(
         key = key_to_write(data, asked.model, asked.key, key_added)
     keep = _cells_to_keep(asked, groups, None if rules.every_cell else max_cells, seed, rules)
     calibration = rules.calibration if "calibration" in metrics else None
-    found = gather(asked.model, asked.cells, split, keep, n_samples, seed, calibration=calibration, mask=rules.masked)
+    found = _ppc.gather(
+        asked.model, asked.cells, split, keep, n_samples, seed, calibration=calibration, mask=rules.masked
+    )
     setup = asked.setup
     checks = [
         Check(mod, names, seen, kept)
@@ -166,13 +169,13 @@ def _check_metrics(metrics: Sequence[str], definition: str) -> tuple[str, ...]:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(map(repr, METRICS))}.")
-    if definition not in DEFINITIONS:
+    if definition not in _ppc.DEFINITIONS:
         raise ValueError(f"definition='{definition}' is not one of 'anvi', 'scvi'.")
     return tuple(name for name in METRICS if name in metrics)
 
 
 def _find_groups(
-    data: Data, asked: Context, groupby: str | None, level: str | None, definition: Definition
+    data: Data, asked: Context, groupby: str | None, level: str | None, definition: _ppc.Definition
 ) -> pd.Categorical | None:
     """Group of each cell, missing for those without one; None, and a word about it, where nothing was asked for."""
     setup, key = asked.setup, groupby or asked.setup.labels_key
@@ -218,7 +221,7 @@ def _split(data: Data, asked: Context) -> np.ndarray:
 
 
 def _cells_to_keep(
-    asked: Context, groups: pd.Categorical | None, n: int | None, seed: int, definition: Definition
+    asked: Context, groups: pd.Categorical | None, n: int | None, seed: int, definition: _ppc.Definition
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cells whose RNA, and whose proteins, are tested between groups."""
     everyone = np.ones(len(asked.cells), dtype=bool)
@@ -227,4 +230,237 @@ def _cells_to_keep(
     stained = everyone
     if asked.cells.mask_table is not None and definition.masked:
         stained = asked.cells.mask_table.any(1)[asked.cells.mask_row].cpu().numpy()
-    return choose_cells(groups, everyone, n, seed), choose_cells(groups, stained, n, seed)
+    return _ppc.choose_cells(groups, everyone, n, seed), _ppc.choose_cells(groups, stained, n, seed)
+
+
+# tables: plain columns, so that a file can hold them -----------------------------------------------------------------
+
+CARD = "rule of thumb on scvi-hub's model cards, where it is meant for the squared Pearson"
+OWN = "anvi's own, see docs/metrics.md"
+
+
+class Rule(NamedTuple):
+    """What a statistic must reach."""
+
+    metric: str
+    statistic: str
+    kind: Literal["at least", "at most", "within"]  # the latter: a factor of 1
+    passes: float
+    warns: float  # worse than this is a failure
+    source: str
+
+
+RULES = (
+    Rule("cv_cell", "pearson", "at least", 0.4, 0.4, CARD),
+    Rule("cv_cell", "ratio", "within", 1.1, 1.2, OWN),
+    Rule("cv_gene", "pearson", "at least", 0.8, 0.4, OWN),
+    Rule("cv_gene", "ratio", "within", 1.1, 1.2, OWN),
+    Rule("zero_fraction", "mae", "at most", 0.02, 0.05, OWN),
+    Rule("calibration", "error", "at most", 0.05, 0.1, OWN),
+    Rule("de", "roc_auc", "at least", 0.9, 0.75, OWN),
+)
+
+
+class Verdict(NamedTuple):
+    """The verdict on one statistic of one modality."""
+
+    modality: str
+    metric: str
+    statistic: str
+    cells: str  # whose number it is: "validation", "all", or "grouped" for those with a group
+    value: float
+    threshold: str
+    verdict: str  # "pass", "warn", "fail", or "unknown" where there is no number
+    source: str
+
+    def __str__(self) -> str:
+        what = f"{self.modality} {self.metric} {self.statistic} ({self.cells} cells)"
+        return f"{what} {self.value:.3g}: {self.verdict} ({self.threshold}; {self.source})"
+
+
+def judge(modality: str, numbers: dict[tuple[str, str], tuple[float, str]]) -> list[Verdict]:
+    """The verdicts on one modality."""
+    lines = []
+    for rule in RULES:
+        if (rule.metric, rule.statistic) in numbers:
+            value, cells = numbers[rule.metric, rule.statistic]
+            known = (modality, rule.metric, rule.statistic, cells, value)
+            lines.append(Verdict(*known, _threshold(rule), _grade(value, rule), rule.source))
+    return lines
+
+
+def _grade(value: float, rule: Rule) -> str:
+    if not np.isfinite(value):
+        return "unknown"
+    if rule.kind == "at least":
+        return "pass" if value >= rule.passes else "warn" if value >= rule.warns else "fail"
+    if rule.kind == "within":
+        value = max(value, 1 / value) if value > 0 else np.inf
+    return "pass" if value <= rule.passes else "warn" if value <= rule.warns else "fail"
+
+
+def _threshold(rule: Rule) -> str:
+    fold = "-fold" if rule.kind == "within" else ""
+    text = f"{rule.kind} {rule.passes:g}{fold}"
+    toward = "down" if rule.kind == "at least" else "up"
+    return text if rule.passes == rule.warns else f"{text}, warns {toward} to {rule.warns:g}{fold}"
+
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Central intervals whose shares are listed."""
+SHOWN_CELLS = 2_000
+"""Cells per modality that are listed one by one, for figures."""
+COLUMNS = {"all": [0, 1, 2], "train": [0], "validation": [1]}  # splits of each column
+
+
+class Check(NamedTuple):
+    """What was seen of one modality, and what its features are called."""
+
+    modality: str
+    features: tuple[str, ...]
+    seen: _ppc.Gathered
+    kept: np.ndarray  # (cells,) bool: cells that are compared between groups
+
+
+def tables(
+    checks: list[Check],
+    cells: np.ndarray,
+    split: np.ndarray,  # (cells,) codes of the splits
+    groups: pd.Categorical | None,
+    metrics: tuple[str, ...],
+    definition: _ppc.Definition,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """All tables by name; those that were not asked for are not there."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    lines = []
+    for check in checks:
+        seen, parts = check.seen, {}
+        if "cv" in metrics:
+            parts["cv_cell"] = _cell_table(seen, split, definition)
+            parts["cv_gene"] = _feature_table(seen, "cv", definition)
+            parts["cells"] = _listed_cells(seen, cells, split, seed)
+        if "zero_fraction" in metrics:
+            parts["zero_fraction"] = _feature_table(seen, "zero_fraction", definition)
+        if "cv" in metrics or "zero_fraction" in metrics:
+            parts["features"] = _listed_features(check, definition)
+        if seen.ranks is not None:
+            parts["calibration"], parts["ranks"] = _rank_tables(seen)
+        if seen.hits is not None:
+            parts["calibration"] = _quantile_table(seen)
+        if "de" in metrics:
+            parts["de"] = _ppc.compare_groups(seen.kept(), groups[check.kept], definition)
+        lines += judge(check.modality, _numbers(parts, definition))
+        for name, part in parts.items():
+            part.insert(0, "modality", check.modality)
+            found.setdefault(name, []).append(part)
+    verdicts = pd.DataFrame(lines, columns=list(Verdict._fields))
+    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()} | {"verdict": verdicts}
+    # text as categories: every file format has them
+    texts = {name: part.columns[[*map(pd.api.types.is_object_dtype, part.dtypes)]] for name, part in joined.items()}
+    return {name: part.astype(dict.fromkeys(texts[name], "category")) for name, part in joined.items()}
+
+
+def _compare(data: np.ndarray, model: np.ndarray, definition: _ppc.Definition) -> _ppc.Agreement:
+    """Agreement by a definition; scvi-tools takes the model for the truth, and fails where the model has no value."""
+    if definition.data_are_truth:
+        return _ppc.agreement(data, model)
+    if not np.isfinite(model).all():
+        return _ppc.Agreement(0, *[np.nan] * 5)
+    data = np.nan_to_num(data)
+    return _ppc.agreement(data, model)._replace(r2=_ppc.agreement(model, data).r2)
+
+
+def _statistics(columns: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """A row per statistic from a dict of statistics per column."""
+    return pd.DataFrame(columns).rename_axis("statistic").reset_index()
+
+
+def _cell_table(seen: _ppc.Gathered, split: np.ndarray, definition: _ppc.Definition) -> pd.DataFrame:
+    columns = {}
+    for name, codes in COLUMNS.items():
+        here = np.isin(split, codes)
+        columns[name] = _compare(seen.cell_data[here], seen.cell_model[here], definition)._asdict()
+        columns[name]["replicate"] = _ppc.agreement(seen.cell_first[here], seen.cell_others[here]).pearson
+    return _statistics(columns)
+
+
+def _feature_values(
+    seen: _ppc.Gathered, what: str, splits: list[int], definition: _ppc.Definition
+) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic of every feature: of the data, and of the draws, their mean over those that have one."""
+    data = getattr(seen.data, what)(splits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=RuntimeWarning)  # a feature that no draw has
+        model = np.nanmean([getattr(draw, what)(splits) for draw in seen.draws], axis=0)
+    if what == "zero_fraction" and not definition.zeros:
+        return 1 - data, 1 - model
+    return data, model
+
+
+def _feature_table(seen: _ppc.Gathered, what: str, definition: _ppc.Definition) -> pd.DataFrame:
+    columns = {}
+    for name, codes in COLUMNS.items():
+        data, model = _feature_values(seen, what, codes, definition)
+        columns[name] = _compare(data, model, definition)._asdict()
+        if what == "zero_fraction":
+            columns[name] |= {"data": _ppc.mean_of(data), "model": _ppc.mean_of(model)}
+    return _statistics(columns)
+
+
+def _rank_tables(seen: _ppc.Gathered) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Shares inside central intervals with the error and the number of entries, and shares of the places."""
+    inside, places = {}, {}
+    for name, codes in COLUMNS.items():
+        ranks, n = seen.ranks.ranks(codes)
+        places[name] = ranks
+        error = np.abs(ranks - 1 / len(ranks)).sum() / 2
+        inside[name] = [*(_ppc.coverage(ranks, level) for level in LEVELS), error, n]
+    level = [*LEVELS, np.nan, np.nan]
+    statistic = [*["inside"] * len(LEVELS), "error", "n"]
+    return (
+        pd.DataFrame({"statistic": statistic, "level": level, **inside}),
+        pd.DataFrame({"place": np.arange(seen.n_samples + 1), **places}),
+    )
+
+
+def _quantile_table(seen: _ppc.Gathered) -> pd.DataFrame:
+    """scvi-tools' intervals; its error is the sum of squared differences between share and level."""
+    widths = 1 - 2 * np.array(seen.hits.TAILS)
+    columns = {}
+    for name, codes in COLUMNS.items():
+        shares, n = seen.hits.shares(codes)
+        columns[name] = [*shares, ((shares - widths) ** 2).sum(), n]
+    statistic = [*["inside"] * len(widths), "error", "n"]
+    return pd.DataFrame({"statistic": statistic, "level": [*widths, np.nan, np.nan], **columns})
+
+
+def _listed_features(check: Check, definition: _ppc.Definition) -> pd.DataFrame:
+    cv, zeros = (_feature_values(check.seen, what, [0, 1, 2], definition) for what in ("cv", "zero_fraction"))
+    columns = {"cv_data": cv[0], "cv_model": cv[1], "zero_data": zeros[0], "zero_model": zeros[1]}
+    return pd.DataFrame({"feature": list(check.features)} | columns)
+
+
+def _listed_cells(seen: _ppc.Gathered, cells: np.ndarray, split: np.ndarray, seed: int) -> pd.DataFrame:
+    some = np.flatnonzero(np.isfinite(seen.cell_data))
+    if len(some) > SHOWN_CELLS:
+        some = np.sort(np.random.default_rng(seed).choice(some, SHOWN_CELLS, replace=False))
+    columns = {"cv_data": seen.cell_data[some], "cv_model": seen.cell_model[some]}
+    return pd.DataFrame({"cell": list(map(str, cells[some])), "split": np.array(_ppc.SPLITS)[split[some]]} | columns)
+
+
+def _numbers(parts: dict[str, pd.DataFrame], definition: _ppc.Definition) -> dict[tuple[str, str], tuple[float, str]]:
+    """What is judged: by metric and statistic, the value and whose it is."""
+    found = {}
+    for metric in definition.judged:
+        if metric not in parts:
+            continue
+        rows = parts[metric][parts[metric]["statistic"] != "inside"].set_index("statistic")
+        held_out = metric == "cv_cell" and np.isfinite(rows.loc["pearson", "validation"])
+        column = "validation" if held_out else "all"
+        found |= {(metric, str(name)): (float(rows.loc[name, column]), column) for name in rows.index}
+    if definition.only_pearson:
+        return {name: value for name, value in found.items() if name[1] == "pearson"}
+    if "de" in parts:
+        found["de", "roc_auc"] = (float(parts["de"]["roc_auc"].mean()), "grouped")
+    return found

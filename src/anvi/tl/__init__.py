@@ -4,11 +4,9 @@
 
     fits                     totalanvi, totalvi, scanvi, scvi
     _fit                     what the fits have in common: read, check, train, write
-    latent                   latent space of cells
-    predict                  cell types, prediction sets, novelty
+    predict                  latent space of cells; cell types, prediction sets, novelty
     denoise                  expected expression, proteins imputed; foreground
-    posterior_predictive     counts as the model expects them, into memory or a store
-    feature_correlation      what goes together
+    posterior_predictive     counts as the model expects them, into memory or a store; feature_correlation
     differential_expression  genes and proteins that differ between groups
     attributions             why a class: what genes and proteins contribute
     map_query                cells of new batches on a fitted model
@@ -19,13 +17,11 @@
 from .attributions import attributions
 from .denoise import denoise, foreground
 from .differential_expression import differential_expression
-from .feature_correlation import feature_correlation
 from .fits import scanvi, scvi, totalanvi, totalvi
-from .latent import latent
 from .map_query import map_query
 from .minify import minify
-from .posterior_predictive import posterior_predictive
-from .predict import predict
+from .posterior_predictive import feature_correlation, posterior_predictive
+from .predict import latent, predict
 
 __all__ = [
     "attributions",

@@ -1,6 +1,5 @@
 """What the four fits have in common: read, check, train, write. The verbs beside this file only name the model."""
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -23,7 +22,7 @@ from anvi._data import slots
 from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, remarks, with_library
-from anvi._data.containers import Data, Source
+from anvi._data.containers import Data, Source, did_you_mean
 from anvi._data.fits import check_free, check_no_own
 from anvi._data.labels import Known, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
@@ -36,9 +35,8 @@ from anvi._fit.ranks import found, one_voice
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, settle_rows, start_from
 from anvi._model import Model
 from anvi._posterior import encode
-from anvi._posterior.confidence import FALSE_REJECTS, calibrated
+from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelties
 from anvi._posterior.imputation import with_imputation
-from anvi._posterior.levels import novelties, with_levels
 from anvi._runtime import DEVICES, check_flag, own_torch, usable_memory
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
@@ -228,7 +226,6 @@ def run_fit(
     model, table = calibrated(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
-    model, table = with_levels(model, table, on_device, train_cells, validation_cells, seed)
     model = with_imputation(model, on_device, train_cells, validation_cells, seed)
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
@@ -320,8 +317,7 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     if unknown and unknown[0] in DEVICES:
         raise TypeError(f"There is no option '{unknown[0]}': name the device, device='cuda' or device='cpu'.")
     if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(network_names | plan_names), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(unknown[0], sorted(network_names | plan_names))
         raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
     foreign = foreign_options(model)
     for key in options:
