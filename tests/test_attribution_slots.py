@@ -261,5 +261,5 @@ def test_which_of_several(mdata):
     with pytest.raises(ValueError, match="several attributions: 'totalanvi', 'zero'"):
         av.get.attributions(mdata)
     assert av.get.attributions(mdata, model="zero").attrs["baseline"] == "zero"
-    with pytest.raises(KeyError, match="under 'other'; there are: 'totalanvi', 'zero'"):
+    with pytest.raises(KeyError, match="'other' is no attribution of this object; there are: 'totalanvi', 'zero'"):
         av.get.attributions(mdata, model="other")

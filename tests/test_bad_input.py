@@ -309,7 +309,7 @@ def test_nothing_measured(mdata):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_unknown_option(mdata, name):
-    with pytest.raises(TypeError, match=r"There is no option 'n_hiden'\. Did you mean n_hidden"):
+    with pytest.raises(TypeError, match=r"There is no option 'n_hiden'\. Did you mean 'n_hidden'"):
         fit(mdata, name, n_hiden=3)
     with pytest.raises(TypeError, match="There is no option 'zzz'"):
         fit(mdata, name, zzz=3)

@@ -11,7 +11,7 @@ import pandas as pd
 from ._backed import ENDINGS, open_backed
 from ._data import slots
 from ._data.containers import Data, Source
-from ._data.fits import stored_fits
+from ._data.fits import FIT_COMMAND, meant, stored_fits
 from ._files import parse_json, reading
 from ._model import Model
 from ._store import FILES, fetch, read_fetched, read_model
@@ -47,20 +47,11 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
     if not isinstance(model, str | os.PathLike | None):
         raise TypeError(f"{argument}= takes the key of a fit, a folder or a model; got {type(model).__name__}.")
     there = stored_fits(data, whole=True)
-    listed = ", ".join(map(repr, there))
-    if model is None:
-        if not there:
-            raise KeyError("There is no fitted model in this object; run av.tl.totalanvi(mdata) first, or pass model=.")
-        if len(there) > 1:
-            raise ValueError(f"There are several fitted models: {listed}. Name one: {argument}=...")
-        model = next(iter(there))
-    if model not in there and Path(model).expanduser().is_dir():
+    if model is not None and model not in there and Path(model).expanduser().is_dir():
         fitted_before = read_model(model, device="cpu")
         return fitted_before, fitted_before.key
-    if model not in there:
-        raise KeyError(
-            f"{argument}='{model}' is no fitted model of this object and no folder; there are: {listed or 'none'}."
-        )
+    command = f"run {FIT_COMMAND} first, or pass model="
+    model = meant(there, model, "fitted model", command, argument, " and no folder")
     stored = there[model].home.uns[model]
     with reading(f"uns['{model}']['model']"):
         return Model.from_slot(stored["model"], stored.get("history", pd.DataFrame())), str(model)

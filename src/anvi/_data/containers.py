@@ -189,8 +189,7 @@ class Source:
             copies = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs[own[1]]}
         if not copies:
             names = [str(name) for obs in tables.values() for name in obs.columns]
-            near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = did_you_mean(str(key), names, cutoff=0.5)
             searched = ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)] if not self.alone else ["data.obs"]
             raise KeyError(
                 f"{argument}='{key}' was found in none of {', '.join(searched)}.{hint} "
@@ -543,6 +542,12 @@ def _list(names, most: int | None = 12) -> str:
     """Names in quotes, the first of them."""
     names = [f"'{name}'" for name in names]
     return ", ".join(names[:most]) + (", ..." if len(names[:most]) < len(names) else "") if names else "none"
+
+
+def did_you_mean(name: str, there: Iterable[str], cutoff: float = 0.6) -> str:
+    """Names that look like one that is not there, as a question behind an error; "" where none does."""
+    near = difflib.get_close_matches(name, list(there), n=3, cutoff=cutoff)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def warn(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,9 +76,8 @@ class Fit:
 
     def prediction(self, level: str | None = None) -> pd.Series:
         """Predicted classes, or groups at a coarser level, as text categories."""
-        finest = level is None or self.levels.position(level) == self.levels.finest
-        slot = slots.prediction(self.key) if finest else slots.level_prediction(self.key, level)
-        column = self._predicted(slot)
+        ending = "" if level is None else self.levels.ending(self.levels.position(level))
+        column = self._predicted(f"{slots.prediction(self.key)}{ending}")
         return column.astype("category").cat.rename_categories(str)
 
     def confidence(self) -> np.ndarray:
@@ -205,20 +205,24 @@ def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joi
         raise TypeError(f"model= takes the key of a fit in the object, a str; got {type(model).__name__}.")
     there = stored_fits(data)
     others = stored_predictions(data) if predictions else {}
-    if model is not None:
-        if model in there or model in others:
-            return there.get(model) or others[model]
-        listed = ", ".join(map(repr, there)) or "none"
-        raise KeyError(f"model='{model}' is no fitted model of this object; there are: {listed}.")
-    if joint:
+    if model is None and joint:
         there = {key: fit for key, fit in there.items() if fit.joint}
-    there = there or others
-    if not there:
-        kind = "model with proteins" if joint else "fitted model"
-        raise KeyError(f"There is no {kind} in this object; run {FIT_COMMAND} first.")
-    if len(there) > 1:
-        raise ValueError(f"There are several fitted models: {', '.join(map(repr, there))}. Name one: model=...")
-    return next(iter(there.values()))
+        if not there:
+            raise KeyError(f"There is no model with proteins in this object; run {FIT_COMMAND} first.")
+    found = (there or others) if model is None else others | there
+    return found[meant(found, model, "fitted model", f"run {FIT_COMMAND} first")]
+
+
+def meant(there: Mapping[str, object], wanted, what: str, command: str, argument: str = "model", nor: str = "") -> str:
+    """The key that an argument means among those of an object: the one that it names, or the only one."""
+    listed = ", ".join(map(repr, there))
+    if wanted is None and not there:
+        raise KeyError(f"There is no {what} in this object; {command}.")
+    if wanted is None and len(there) > 1:
+        raise ValueError(f"There are several {what}s: {listed}. Name one: {argument}=...")
+    if wanted is not None and wanted not in there:
+        raise KeyError(f"{argument}='{wanted}' is no {what} of this object{nor}; there are: {listed or 'none'}.")
+    return next(iter(there)) if wanted is None else wanted
 
 
 def check_free(data: Source | Data, key: str, *, joint: bool, rna_mod: str) -> None:
@@ -253,7 +257,8 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
         names = slots.of_predictions(key) if setup.classes else slots.of_predictions(key)[1:]
         parts = obs.get(slots.split(key))  # of a fit whose entry in uns is lost, as `concat` does
         if question is None and not fit and (parts is None or not parts.isin(["train", "validation"]).any()):
-            names += slots.of_a_fit(key, noted)
+            others = [slots.of_question(one, key) for one in slots.ANSWERED_IN if one not in noted]
+            names += (slots.split(key), *itertools.chain(*others))  # what else a fit writes, or removes
     elif question in noted or (question == "latent" and fit):
         return
     elif entry is None and {slots.prediction(key), slots.label(key)} <= set(obs):

@@ -50,6 +50,10 @@ class Levels(NamedTuple):
             raise KeyError(f"level='{level}' is no level of the labels; there are {', '.join(map(repr, self.names))}.")
         return self.names.index(level)
 
+    def ending(self, number: int) -> str:
+        """What the names of slots end with at a level; "" at the finest."""
+        return "" if number == self.finest else f"_{self.names[number]}"
+
     def groups(self, number: int) -> tuple[str, ...]:
         """Names at a level, sorted; at the finest the classes in their order."""
         return self.table[-1] if number == self.finest else tuple(sorted(set(self.table[number])))
@@ -74,7 +78,9 @@ class Levels(NamedTuple):
 
     def known(self) -> np.ndarray:
         """Group that is certain given the set `(levels, sets)`, by position; -1 where it leaves several open."""
-        return np.stack([_agreed(self.codes(number), self.sets()) for number in range(len(self.names))])
+        codes, sets = np.stack([self.codes(number) for number in range(len(self.names))])[:, None], self.sets()
+        least, most = np.where(sets, codes, codes.max() + 1).min(2), np.where(sets, codes, -1).max(2)
+        return np.where(least == most, least, -1)
 
     def rows(self, values: Iterable[str], column: int | None) -> dict[str, int]:
         """Row among `sets` of each value that is a name at the level `column`, or else at the finest that has it."""
@@ -86,11 +92,6 @@ class Levels(NamedTuple):
             if number is not None:
                 found[value] = place[tuple(name == value for name in self.table[number])]
         return found
-
-
-def _agreed(code: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    least, most = np.where(sets, code, len(code)).min(1), np.where(sets, code, -1).max(1)
-    return np.where(least == most, least, -1)
 
 
 def level_name(key: str) -> str:

@@ -82,31 +82,27 @@ def write_predictions(
     """
     classes = levels.table[-1]
     again = slots.prediction(key) in out.home.obs  # then what is not wanted now is of another prediction
-    best = probabilities.argmax(1)
-    out.obs(slots.prediction(key), pd.Categorical.from_codes(best, categories=list(classes)))
-    highest, margin, entropy = (np.zeros(len(best), dtype=np.float32) for _ in range(3))
-    for start in range(0, len(best), BLOCK):
-        rows = slice(start, start + BLOCK)
-        ordered = np.sort(probabilities[rows], axis=1)
-        highest[rows], margin[rows] = ordered[:, -1], ordered[:, -1] - ordered[:, -2] if len(classes) > 1 else 0
-        entropy[rows] = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1)
-    out.obs(slots.confidence(key), highest)
-    for number, level in enumerate(levels.coarser):
-        sums = levels.sums(probabilities, number)
+    numbers = range(levels.finest, -1, -1)  # the classes first
+    for number in numbers:
+        ending, sums = levels.ending(number), levels.sums(probabilities, number)
         column = pd.Categorical.from_codes(sums.argmax(1), categories=list(levels.groups(number)))
-        out.obs(slots.level_prediction(key, level), column)
-        out.obs(slots.level_confidence(key, level), sums.max(1).astype(np.float32))
-        if far is not None:
-            out.obs(slots.level_novelty(key, level), far[number].score.astype(np.float32))
-        elif again:
-            out.drop_obs(slots.level_novelty(key, level))
+        out.obs(f"{slots.prediction(key)}{ending}", column)
+        out.obs(f"{slots.confidence(key)}{ending}", sums.max(1).astype(np.float32))
     if len(classes) > 1:
+        margin, entropy = (np.zeros(len(probabilities), dtype=np.float32) for _ in range(2))
+        for start in range(0, len(probabilities), BLOCK):
+            rows = slice(start, start + BLOCK)
+            ordered = np.sort(probabilities[rows], axis=1)
+            margin[rows] = ordered[:, -1] - ordered[:, -2]
+            entropy[rows] = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1)
         out.obs(slots.margin(key), margin)
         out.obs(slots.entropy(key), entropy / np.float32(np.log(len(classes))))
-    if far is not None:
-        out.obs(slots.novelty(key), far[-1].score.astype(np.float32))
-    elif again:
-        out.drop_obs(slots.novelty(key))
+    for number in numbers:
+        slot = f"{slots.novelty(key)}{levels.ending(number)}"
+        if far is not None:
+            out.obs(slot, far[number].score.astype(np.float32))
+        elif again:
+            out.drop_obs(slot)
     named = _named(levels, probabilities, known, far, limits)
     out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
     if out.home is out.data and not Source(out.data).alone:

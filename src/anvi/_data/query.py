@@ -272,11 +272,6 @@ def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnD
     return report
 
 
-def _in_a_name(key: str) -> str:
-    """The name of a column as part of another one's."""
-    return slots.column_name(key.replace(":", "_"))
-
-
 def _with_categories(
     source: Source, setup: Setup, cells: pd.Index, key: str, batch_key: str | None
 ) -> tuple[Setup, dict[str, pd.Series]]:

@@ -21,7 +21,7 @@ from anvi._backed import in_zarr, lies_in_file
 
 from . import containers, slots
 from .containers import Data, Source, as_names, whole
-from .fits import missing
+from .fits import meant, missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -178,6 +178,38 @@ def _text(name) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
+def write_groups(out: slots.Writer, key: str | None, column: pd.Series | None, own: str) -> dict:
+    """Make sure that the modality that a writer writes to knows the groups, as scanpy's plots want it.
+
+    The user's column is pushed if the modality lacks it, or has an earlier copy. Where it has another one of that name,
+    or the groups came as masks, a column of our own is written; for masks that overlap there can be none.
+
+    Parameters
+    ----------
+    out
+        Where a modality is written to.
+    key, column
+        The user's column, and what it says of each cell, categorical; None: masks, and masks that overlap.
+    own
+        Name of our own column.
+
+    Returns
+    -------
+    For the parameters of the result: `groupby`, the name of the column; `pushed`, whether it is a copy.
+    """
+    obs, copied = out.home.obs, key is not None and containers.pushed(out.home, key)
+    # a column of numbers does not count as the same, since it would be drawn as such
+    if key is not None and key in obs and not pd.api.types.is_numeric_dtype(obs[key].dtype):
+        there, wanted = Source(out.home).text(key, "groupby", ()), column.reindex(out.home.obs_names).astype(object)
+        if there.equals(wanted.where(wanted.notna(), np.nan).map(str, na_action="ignore").rename(key)):
+            return {"groupby": key, "pushed": copied}
+    copied |= key is not None and key not in obs
+    name = key if copied else own
+    if column is not None:
+        out.obs(name, pd.Categorical(column.reindex(out.cells)))
+    return {"groupby": name, "pushed": copied}
+
+
 _ENDING = slots.attributions("")
 _BESIDE = f"{_ENDING}_prot"  # proteins of an AnnData, whose features are genes
 
@@ -247,10 +279,6 @@ class AttributionSlots(NamedTuple):
         row = np.asarray(row.toarray() if sparse.issparse(row) else row, dtype=float).ravel()
         return row[containers.positions(pd.Index(features), self.home.var_names.astype(str))[0]]
 
-    def explained_as(self, key: str, cell: str) -> str:
-        """What was explained of a cell whose attributions were kept."""
-        return str(self.home.obs[slots.explained(key)][cell])
-
 
 class CellAttributions(NamedTuple):
     """Attributions of single cells in one modality."""
@@ -318,10 +346,10 @@ def write_attributions(
     if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.Writer(part.home, part.home, None, grouping.index)
-    column, copied = _write_attribution_groups(out, grouping, f"{slot}_groups")
+    told = write_groups(out, str(grouping.name), grouping, f"{slot}_groups")
     if not part.beside:
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
-    out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | {"groupby": column, "pushed": copied}})
+    out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | told})
     if single is None:
         return out.written
     inside = slots.Writer(part.home, part.home, None, single.names)
@@ -331,19 +359,6 @@ def write_attributions(
     else:
         inside.layer(part.mod, slot, single.values, single.features)
     return out.written + inside.written
-
-
-def _write_attribution_groups(out: slots.Writer, grouping: pd.Series, own: str) -> tuple[str, bool]:
-    """Make sure that a modality knows the groups, as scanpy's plots want it; the column, and whether it is a copy."""
-    wanted, obs, name = grouping.reindex(out.home.obs_names), out.home.obs, str(grouping.name)
-    if name in obs and isinstance(obs[name].dtype, pd.CategoricalDtype):
-        there = obs[name].cat.codes.to_numpy(), list(map(str, obs[name].cat.categories))
-        if np.array_equal(there[0], wanted.cat.codes) and there[1] == list(wanted.cat.categories):
-            return name, containers.pushed(out.home, name)
-    copied = name not in obs or containers.pushed(out.home, name)
-    name = name if copied else own
-    out.obs(name, pd.Categorical(grouping))
-    return name, copied
 
 
 def find_attributions(data: Data) -> dict[str, list[AttributionSlots]]:
@@ -376,14 +391,7 @@ def resolve_attributions(data: Data, key: str | None) -> tuple[str, list[Attribu
         If there are several and none is named.
     """
     there = find_attributions(data)
-    listed = ", ".join(map(repr, there))
-    if not there:
-        raise KeyError("There are no attributions in this object; run av.tl.attributions(data) first.")
-    if key is None and len(there) > 1:
-        raise ValueError(f"There are several attributions: {listed}. Name one: model=...")
-    key = next(iter(there)) if key is None else key
-    if key not in there:
-        raise KeyError(f"There are no attributions under '{key}'; there are: {listed}.")
+    key = meant(there, key, "attribution", "run av.tl.attributions(data) first")
     return key, there[key]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -10,13 +10,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from torch import Tensor
 
 from . import slots
 from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name, as_names, plain_genes, pushed
+from .containers import Source, as_name, as_names, did_you_mean, plain_genes
 from .setup import FEW_CELLS, Setup
 
 
@@ -119,8 +118,7 @@ def _column_of(name: str, columns: dict[str, dict[str, int]], rna_mod: str) -> t
             raise ValueError(f"features: '{name}' could be several; write {several}.")
         found = [(mod, columns[mod][other]) for mod, other in meant]
     if not found:
-        near = difflib.get_close_matches(name, [known for there in columns.values() for known in there], n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(name, itertools.chain(*columns.values()))
         raise KeyError(f"features: the model has no '{name}' in {' or '.join(map(repr, columns))}.{hint}")
     return found[0]
 
@@ -451,32 +449,3 @@ def _query(source: Source, setup: Setup, name: str, query: str) -> np.ndarray:
         return obs.index.isin(obs.query(query, engine="python").index)
     except Exception as error:  # whatever pandas makes of a user's text
         raise ValueError(f"groups['{name}']: the query {query!r} failed ({type(error).__name__}: {error}).") from error
-
-
-def write_column(out: slots.Writer, groups: Groups, own: str) -> dict:
-    """Make sure that the modality that a writer writes to knows the groups, as scanpy's plots want it.
-
-    The user's column is pushed if the modality lacks it, or has an earlier copy. Where it has another one of that name,
-    or the groups came as masks, a column of our own is written; for masks that overlap there can be none.
-
-    Returns
-    -------
-    For the parameters of the result: `groupby`, the name of the column; `pushed`, whether it is a copy.
-    """
-    part, name, copied = out.home, own, False
-    if groups.key is not None and _same(part, groups):
-        return {"groupby": groups.key, "pushed": pushed(part, groups.key)}
-    if groups.key is not None and (groups.key not in part.obs or pushed(part, groups.key)):
-        name, copied = groups.key, True
-    if groups.column is not None:
-        out.obs(name, pd.Categorical(groups.column.reindex(out.cells)))
-    return {"groupby": name, "pushed": copied}
-
-
-def _same(part: AnnData, groups: Groups) -> bool:
-    """Whether a modality has the groups' column; one of numbers does not count, since it would be drawn as such."""
-    if groups.key not in part.obs or pd.api.types.is_numeric_dtype(part.obs[groups.key].dtype):
-        return False
-    there, wanted = Source(part).text(groups.key, "groupby", ()), groups.column.reindex(part.obs_names)
-    missing = there.isna().to_numpy()
-    return bool((missing == wanted.isna().to_numpy()).all() and (there[~missing] == wanted[~missing].astype(str)).all())

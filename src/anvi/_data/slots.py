@@ -83,18 +83,12 @@ def of_predictions(key: str) -> tuple[str, ...]:
     return tuple(slot(key) for slot in (label, prediction, confidence, margin, entropy, novelty, proba))
 
 
-def of_a_fit(key: str, noted: Iterable[str]) -> tuple[str, ...]:
-    """What else a fit writes, or removes as of an earlier one, but for what questions that are noted have written."""
-    others = (name for question in _ANSWERED_IN if question not in noted for name in of_question(question, key))
-    return (split(key), *others)
-
-
 def of_question(question: str, key: str) -> tuple[str, ...]:
     """Slots that a question is answered in."""
-    return tuple(slot(key) for slot in _ANSWERED_IN[question])
+    return tuple(slot(key) for slot in ANSWERED_IN[question])
 
 
-_ANSWERED_IN = {
+ANSWERED_IN = {
     "latent": (latent,),
     "denoise": (denoised, prot_denoised, prot_lower, prot_upper),
     "foreground": (foreground, prot_foreground),

@@ -178,7 +178,7 @@ def attributions(
         several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
         n_steps = 20 if several else 50
     predicted = attribute.predict(fitted, cells, members).cpu()
-    column = slots.prediction(key) if members is None else slots.level_prediction(key, level)
+    column = f"{slots.prediction(key)}{levels.ending(number)}"
     found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, column, classes)
     if inplace:
         rankings.check_writable(data, found.names, f"uns['{slots.attributions(asked.to)}']")

@@ -13,7 +13,7 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data
-from anvi._data.select import REST, Mask, check_samples, write_column
+from anvi._data.select import REST, Mask, check_samples
 from anvi._model import Model
 from anvi._posterior import differential
 from anvi._posterior.bound import N_PROPOSALS
@@ -187,11 +187,14 @@ def differential_expression(
     if not inplace:
         return {mod: rankings.ranking_table(ranking) for mod, ranking in by_mod.items()}
     data = slots.own(data, False)
+    found = asked.groups
     with slots.all_or_nothing(data):
         for mod, ranking in by_mod.items():
             part = slots.modality_of(data, mod)
             out = slots.Writer(part, part, None, part.obs_names.to_numpy())
-            ranking["params"] = write_column(out, asked.groups, f"{key_added}_groups") | ranking["params"]
+            ranking["params"] = (
+                rankings.write_groups(out, found.key, found.column, f"{key_added}_groups") | ranking["params"]
+            )
             out.uns(slot_of[mod], ranking)
             logger.info(f"written to '{mod}': {', '.join(out.written)}")
     return None
