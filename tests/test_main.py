@@ -148,7 +148,7 @@ REFUSED = {
     "no value": (2, "fit counts.h5mu out.h5mu --set n_hidden", "NAME=VALUE"),
     "a key of no file": (2, "predict fitted.h5mu out.h5mu --model-key totalanvi", "--model-key is for a --model"),
     "no such reference": (2, "map query.h5mu none out.h5mu", "there is no file none"),
-    "no such option": (1, "fit counts.h5mu out.h5mu --set n_hiden=5", "Did you mean n_hidden"),
+    "no such option": (1, "fit counts.h5mu out.h5mu --set n_hiden=5", "Did you mean 'n_hidden'"),
     "no such column": (1, "fit counts.h5mu out.h5mu --labels-key celltype", "labels_key='celltype'"),
     "no model": (1, "predict counts.h5mu out.h5mu", "There is no fitted model in this object"),
     "no such key": (1, "card fitted.h5mu --key scvi", "key='scvi' is no fitted model"),

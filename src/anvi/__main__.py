@@ -18,6 +18,8 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+import anvi as av
+
 ENDINGS = (".h5mu", ".h5ad")
 METHODS = ("scvi", "scanvi", "totalvi", "totalanvi")
 _USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
@@ -47,10 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         rank, n_processes = processes()
         if n_processes > 1 and options.command != "fit":
             raise UsageError(f"{options.command} runs in one process: start it without torchrun.")
-        from .settings import settings
-
         quiet = {"progress": False, "verbosity": 0} if options.quiet else {}
-        with warnings.catch_warnings(), settings.override(**quiet):
+        with warnings.catch_warnings(), av.settings.override(**quiet):
             warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
             warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
             warnings.showwarning = lambda message, *_: None if rank else print(f"anvi: {message}", file=sys.stderr)
@@ -89,9 +89,6 @@ def plain(value):
 
 def fit(options: Namespace) -> Answer:
     """Fit one of the four models to a file."""
-    import anvi as av
-
-    from ._backed import save_backed
     from ._runtime import processes
 
     verb = getattr(av.tl, options.method)
@@ -103,16 +100,13 @@ def fit(options: Namespace) -> Answer:
     if processes()[0]:  # the first has the answers
         return Answer("", {})
     model = av.get.model(data, key)
-    save_backed(data, options.out)
+    av.io.save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name, "info": model.info} | _classes(data, model, key)
     return Answer(f"{options.out}: {model!r}, {model.info['epochs']} epochs, under '{key}'", facts)
 
 
 def predict(options: Namespace) -> Answer:
     """Predict the classes of a file's cells."""
-    import anvi as av
-
-    from ._backed import save_backed
     from ._find import find_model, find_reference
 
     given = _given(options, av.tl.predict, "predict")
@@ -125,16 +119,13 @@ def predict(options: Namespace) -> Answer:
     model, key = find_model(data, asked)
     av.tl.predict(data, model=asked, **given)
     key = str(given.get("key_added", key)).removeprefix("X_")
-    save_backed(data, options.out)
+    av.io.save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name} | _classes(data, model, key)
     return Answer(f"{options.out}: {_told(facts)}", facts)
 
 
 def map_(options: Namespace) -> Answer:
     """Map a file's cells onto a fitted model."""
-    import anvi as av
-
-    from ._backed import save_backed
     from ._data import slots
     from ._find import find_reference
 
@@ -146,7 +137,7 @@ def map_(options: Namespace) -> Answer:
     key = str(given.get("key_added", reference.key)).removeprefix("X_")
     model = av.get.model(data, key)
     told = slots.home(data, model.setup).uns[key]["reference"]
-    save_backed(data, options.out)
+    av.io.save_backed(data, options.out)
     facts = {"file": str(options.out), "key": key, "model": model.name, "reference": told} | _classes(data, model, key)
     matched = f"{told['genes_matched']:.1f} % of the genes matched"
     return Answer(f"{options.out}: {matched}; {_told(facts)}", facts)
@@ -154,8 +145,6 @@ def map_(options: Namespace) -> Answer:
 
 def check(options: Namespace) -> Answer:
     """Say what a fit would make of a file."""
-    import anvi as av
-
     report = av.pp.check(_read(options.file), **_given(options, av.pp.check, "check"))
     facts = {"ok": report.ok, "facts": report.facts, "problems": report.problems, "notes": report.notes}
     if report.labels is not None:
@@ -169,8 +158,6 @@ def check(options: Namespace) -> Answer:
 
 def card(options: Namespace) -> Answer:
     """Write the model card of a fit."""
-    import anvi as av
-
     if options.out is not None:
         _check_place(options.out, options.overwrite)
     given = _given(options, av.io.model_card, "card")
@@ -198,8 +185,6 @@ def demo(options: Namespace) -> Answer:
 
     matplotlib.use("Agg")
     import scanpy as sc
-
-    import anvi as av
 
     begun = time.monotonic()
     mdata = av.datasets.synthetic_cite(options.cells)
@@ -236,8 +221,6 @@ def demo(options: Namespace) -> Answer:
 def _scores(mdata) -> list[str]:
     """Labels, foreground and hidden proteins against the truth, each beside a shuffled control."""
     from sklearn.metrics import roc_auc_score
-
-    import anvi as av
 
     rng, obs = np.random.default_rng(0), mdata.obs
     truth, predicted = obs["true_cell_type"].to_numpy(str), obs["totalanvi_prediction"].to_numpy(str)
@@ -338,9 +321,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
 
 
 def _add_fit(one: argparse.ArgumentParser) -> None:
-    import anvi as av
-
-    _add_files(one, "with counts")
+    _add_files(one)
     one.add_argument("--method", choices=METHODS, default="totalanvi", help="which model (default: totalanvi)")
     one.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other argument of the fit, value in JSON"
@@ -349,32 +330,24 @@ def _add_fit(one: argparse.ArgumentParser) -> None:
 
 
 def _add_predict(one: argparse.ArgumentParser) -> None:
-    import anvi as av
-
-    _add_files(one, "with counts")
+    _add_files(one)
     one.add_argument("--model", default=None, help="folder, fitted file, or key in the file; default: the one in it")
     one.add_argument("--model-key", default=None, help="key of the model in the fitted file; default: the one in it")
     _add_options(one, av.tl.predict, "data", "model", "inplace")
 
 
 def _add_map(one: argparse.ArgumentParser) -> None:
-    import anvi as av
-
-    _add_files(one, "with counts", reference="fitted file, or folder with a model")
+    _add_files(one, reference="fitted file, or folder with a model")
     one.add_argument("--model", default=None, help="key of the model in the reference")
     _add_options(one, av.tl.map_query, "query", "reference", "model", "copy")
 
 
 def _add_check(one: argparse.ArgumentParser) -> None:
-    import anvi as av
-
     one.add_argument("file", type=Path, help=".h5mu or .h5ad file")
     _add_options(one, av.pp.check, "data")
 
 
 def _add_card(one: argparse.ArgumentParser) -> None:
-    import anvi as av
-
     one.add_argument("source", type=Path, help="fitted file, or folder with a model")
     one.add_argument("--out", type=Path, default=None, help="file to write; default: stdout")
     one.add_argument("--overwrite", action="store_true", default=False, help="replace the file if it is there")
@@ -389,9 +362,9 @@ def _add_demo(one: argparse.ArgumentParser) -> None:
     one.add_argument("--epochs", type=int, default=60, help="longest fit, in epochs")
 
 
-def _add_files(one: argparse.ArgumentParser, what: str, **others: str) -> None:
+def _add_files(one: argparse.ArgumentParser, **others: str) -> None:
     """The files to read and the one to write."""
-    one.add_argument("file", type=Path, help=f".h5mu or .h5ad file {what}")
+    one.add_argument("file", type=Path, help=".h5mu or .h5ad file with counts")
     for name, text in others.items():
         one.add_argument(name, type=Path, help=text)
     one.add_argument("out", type=Path, help="file to write, of the same kind")
@@ -479,12 +452,10 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _read(path: Path):
-    from ._backed import open_backed
-
     if _existing(path).suffix not in ENDINGS or path.is_dir():
         raise UsageError(f"{path} must be a .h5mu or .h5ad file.")
     try:
-        return open_backed(path)
+        return av.io.open_backed(path)
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # of another's file
         raise ValueError(f"{path} cannot be read as a {path.suffix} file ({error}).") from error
 

@@ -203,7 +203,8 @@ class Threads:
         # not what was idle when the verb began: that may change
         limit = min(_CALLERS_THREADS.get() or torch.get_num_threads(), usable_cores())
         self.n = chosen or settings.n_threads or limit
-        self.candidates = [] if device.type != "cpu" or chosen or settings.n_threads else _halvings(limit)
+        halved = [limit >> i for i in range(limit.bit_length())][::-1]  # from one to the limit
+        self.candidates = [] if device.type != "cpu" or chosen or settings.n_threads else halved
         if len(self.candidates) == 1:
             self.candidates = []
         self.times: dict[int, list[float]] = {}
@@ -240,14 +241,6 @@ class Threads:
         if self.candidates and self.recent and statistics.median(self.recent) > SLOWER * self.usual:
             self.measuring = True
         self.recent = []
-
-
-def _halvings(limit: int) -> list[int]:
-    """The limit, half of it, and so on to one; from few to many."""
-    found = [limit]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found[::-1]
 
 
 # stopping ---------------------------------------------------------------------------------------------------------

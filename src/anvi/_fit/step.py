@@ -113,33 +113,18 @@ def arithmetic(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":  # which has no tf32
         yield
         return
-    with _PRODUCTS, _rounded(settings.precision == "tf32"):
-        yield
-
-
-@contextmanager
-def _rounded(tf32: bool) -> Iterator[None]:
-    if not tf32:
-        yield
-        return
-    products = torch.backends.cuda.matmul
+    tf32, products = settings.precision == "tf32", torch.backends.cuda.matmul
     # torch refuses the older name once somebody has used the newer one, which torch 2.6 does not have
     name, value = ("fp32_precision", "tf32") if hasattr(products, "fp32_precision") else ("allow_tf32", True)
-    before = getattr(products, name)
-    setattr(products, name, value)
-    try:
-        yield
-    finally:
-        setattr(products, name, before)
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    """For the forward pass alone: the backward pass takes each product in the precision of its forward one.
-
-    No cache of rounded weights: one that a captured step left behind would be memory of its graph.
-    """
-    enabled = settings.precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    with _PRODUCTS:
+        before = getattr(products, name) if tf32 else None
+        try:
+            if tf32:
+                setattr(products, name, value)
+            yield
+        finally:
+            if tf32:
+                setattr(products, name, before)
 
 
 def run_step(
@@ -207,7 +192,9 @@ def step(
     The terms of the minibatch and the detached loss.
     """
     network, draws = state.network, Draws(state.noise)
-    with _autocast(batch.label.device):
+    # for the forward pass alone: the backward pass takes each product in the precision of its forward one
+    rounded, kind = settings.precision == "bf16", batch.label.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=rounded, cache_enabled=False):
         terms = network.terms(batch, labelled, draws)
         counted = state.ranks.counted(batch.weight, terms.target_weight)
         total = objective = loss(terms, batch.weight, weights, network.config, counted)

@@ -114,22 +114,16 @@ def class_colors(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
     colors = {name: known[name] for name in names if name in known}
     if not rest:
         return colors
-    from matplotlib.colors import to_hex
+    from matplotlib.colors import to_hex, to_rgb
     from scanpy.plotting import palettes
 
     taken = {to_hex(color) for color in colors.values()}
     for palette in (palettes.default_20, palettes.default_28, palettes.default_102):
         free = [to_hex(color) for color in palette if to_hex(color) not in taken]
-        free.sort(key=_pale)  # stable: pale ones last, they look like cells without a label
+        free.sort(key=lambda color: min(to_rgb(color)) > 0.7)  # stable: pale ones, like cells without a label, last
         if len(free) >= len(rest):
             break
     return colors | {name: free[i % len(free)] for i, name in enumerate(rest)}
-
-
-def _pale(color: str) -> bool:
-    from matplotlib.colors import to_rgb
-
-    return min(to_rgb(color)) > 0.7
 
 
 def shorten(name: str, length: int = 32) -> str:

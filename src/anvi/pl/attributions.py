@@ -11,21 +11,11 @@ import numpy as np
 import pandas as pd
 
 from anvi._backed import on_file_to_look_at
-from anvi._data import containers, rankings
+from anvi._data import containers, rankings, slots
 from anvi._data.containers import Data, as_names
 from anvi._data.rankings import AttributionSlots
 
-from ._figure import (
-    UNLABELLED,
-    axes_for,
-    class_colors,
-    dot,
-    finish,
-    ink,
-    legend_beside,
-    shorten,
-    stored_colors,
-)
+from . import _figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,8 +124,8 @@ def attributions(
         raise ValueError(f"n_features={n_features!r} must be a whole number, at least 1.")
     key, parts = rankings.resolve_attributions(data, model)
     groupby, mods = str(parts[0].params["groupby"]), (parts[0].mod,)
-    known = stored_colors(data, groupby, mods) or stored_colors(parts[0].home, groupby)
-    colors = class_colors(parts[0].groups, known)
+    known = _figure.stored_colors(data, groupby, mods) or _figure.stored_colors(parts[0].home, groupby)
+    colors = _figure.class_colors(parts[0].groups, known)
     if cell is not None:
         fig, axes, own = _draw_cell(key, parts, str(cell), n_features or 10, colors, ax)
     else:
@@ -148,7 +138,7 @@ def attributions(
             chosen = [_choose(table, n_features) for table in tables]
             draw = _draw_heatmaps if kind == "heatmap" else _draw_dots
             fig, axes, own = draw(tables, chosen, colors, title, ax)
-    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
+    return _figure.finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _chosen(part: AttributionSlots, group: str | Sequence[str] | None) -> list[str]:
@@ -198,18 +188,18 @@ def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[s
     groups = list(tables[0].mean)
     rows = max(map(len, chosen))
     size = (0.26 * len(groups) + 1.9) * len(tables), ROW * rows + 1.6
-    fig, axes, own = axes_for(ax, len(tables), "the modalities", *size)
+    fig, axes, own = _figure.axes_for(ax, len(tables), "the modalities", *size)
     for one, table, names in zip(axes, tables, chosen, strict=True):
         values = table.mean.loc[names].to_numpy(dtype=float)
         limit = float(np.nanmax(np.abs(values), initial=1e-6))
-        one.set_facecolor(UNLABELLED)  # where nothing was measured
+        one.set_facecolor(_figure.UNLABELLED)  # where nothing was measured
         image = one.imshow(
             values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none", rasterized=True
         )
         absent = table.by_absence(names) & (np.abs(values) > 0.1 * limit)
         row, column = np.nonzero(absent)
         one.scatter(column, row, s=14, facecolors="none", edgecolors="black", linewidths=0.6)
-        one.set_yticks(range(len(names)), [shorten(name, 20) for name in names], fontsize=LABEL)
+        one.set_yticks(range(len(names)), [_figure.shorten(name, 20) for name in names], fontsize=LABEL)
         _name_classes(one, groups, colors, "x")
         one.tick_params(length=0)
         one.spines[:].set_visible(False)
@@ -225,7 +215,7 @@ def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[s
 
 def _name_classes(ax: Axes, groups: list[str], colors: dict[str, str], axis: Literal["x", "y"]) -> None:
     """Names of classes along an axis, each with a spot of its colour."""
-    names = [shorten(name, 24) for name in groups]
+    names = [_figure.shorten(name, 24) for name in groups]
     size = 8 if len(groups) <= 20 else 6.5
     places, outside = np.arange(len(groups)), np.full(len(groups), -0.012)
     spots = {"s": 26, "marker": "s", "c": [colors[name] for name in groups], "clip_on": False, "linewidths": 0}
@@ -244,7 +234,7 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
     groups = list(tables[0].mean)
     widths = [max(0.2 * len(names) + 0.4, 2.2) for names in chosen]  # at least that of the title
     size = sum(widths) + 2.2 + 0.9 * len(tables), 0.25 * len(groups) + 1.9
-    fig, axes, own = axes_for(ax, len(tables), "the modalities", *size)
+    fig, axes, own = _figure.axes_for(ax, len(tables), "the modalities", *size)
     if own:
         axes[0].get_gridspec().set_width_ratios(widths)
     for i, (one, table, names) in enumerate(zip(axes, tables, chosen, strict=True)):
@@ -255,7 +245,7 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
         edge = np.array([colors[groups[r]] if value > 0 else AGAINST for r, value in zip(row, shown, strict=True)])
         face = np.where(table.by_absence(names).T[row, column], "none", edge)
         one.scatter(column, row, s=150 * np.abs(shown) / largest, c=face, edgecolors=edge, linewidths=0.8)
-        one.set_xticks(range(len(names)), [shorten(name, 20) for name in names], rotation=90, fontsize=LABEL)
+        one.set_xticks(range(len(names)), [_figure.shorten(name, 20) for name in names], rotation=90, fontsize=LABEL)
         if i == 0 or not own:
             _name_classes(one, groups, colors, "y")
         else:  # the same rows as beside
@@ -267,10 +257,10 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
         one.spines[:].set_color("#cccccc")
         one.set_title(table.mod, fontsize=9, loc="left")
         grey = {"color": "#707070", "markeredgewidth": 0.8}
-        handles = [dot(f"{share * largest:.2g}", (150 * share) ** 0.5, **grey) for share in (0.1, 0.5, 1.0)]
-        handles += [dot("by absence", 75**0.5, markerfacecolor="none", **grey)]
-        handles += [dot("against", 75**0.5, **grey | {"color": AGAINST})]
-        legend_beside(one, handles, "logits")
+        handles = [_figure.dot(f"{share * largest:.2g}", (150 * share) ** 0.5, **grey) for share in (0.1, 0.5, 1.0)]
+        handles += [_figure.dot("by absence", 75**0.5, markerfacecolor="none", **grey)]
+        handles += [_figure.dot("against", 75**0.5, **grey | {"color": AGAINST})]
+        _figure.legend_beside(one, handles, "logits")
     if own:
         _entitle(fig, title)
     return fig, axes, own
@@ -282,7 +272,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
     rows = -(-len(groups) // beside)
     size = 2.0 * len(tables) * beside, (ROW * max(3, *n_bars) + 0.5) * rows + 0.6
     n_axes = len(groups) * len(tables)
-    fig, axes, own = axes_for(ax, n_axes, "the modalities of each class", *size, rows, beside * len(tables))
+    fig, axes, own = _figure.axes_for(ax, n_axes, "the modalities of each class", *size, rows, beside * len(tables))
     axes = np.array(axes, dtype=object).reshape(len(groups), len(tables))
     if own:
         _entitle(fig, f"{title} (pale: by absence)")
@@ -294,10 +284,10 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
             places = np.arange(len(names))
             one.barh(places, mean - presence, left=presence, color=colors[group], alpha=PALE)
             one.barh(places, presence, color=colors[group])
-            one.errorbar(mean, places, xerr=np.nan_to_num(error), fmt="none", ecolor=ink(), elinewidth=0.8)
-            _label_bars(one, [shorten(name, 14) for name in names], most)
+            one.errorbar(mean, places, xerr=np.nan_to_num(error), fmt="none", ecolor=_figure.ink(), elinewidth=0.8)
+            _label_bars(one, [_figure.shorten(name, 14) for name in names], most)
             one.set_title(
-                f"{shorten(group, 20)}: {table.mod}" if one is row[0] else table.mod, fontsize=8.5, loc="left"
+                f"{_figure.shorten(group, 20)}: {table.mod}" if one is row[0] else table.mod, fontsize=8.5, loc="left"
             )
             if not len(names):
                 one.text(0.5, 0.5, "not measured", transform=one.transAxes, ha="center", fontsize=8, color="grey")
@@ -307,7 +297,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
 def _label_bars(ax: Axes, names: Sequence[str], most: int) -> None:
     ax.set_yticks(range(len(names)), names, fontsize=LABEL)
     ax.set_ylim(max(most, 1) - 0.4, -0.6)
-    ax.axvline(0, color=ink(), linewidth=0.6)
+    ax.axvline(0, color=_figure.ink(), linewidth=0.6)
     ax.tick_params(axis="x", labelsize=7)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -326,8 +316,8 @@ def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, color
             found.append((part, table.loc[cell]))
     if not found:
         raise KeyError(f"cell: '{cell}' was not explained; pass n_cells=None to av.tl.attributions to explain all.")
-    what = found[0][0].explained_as(key, cell)
-    fig, axes, own = axes_for(ax, len(found), "the modalities", 2.8 * len(found), ROW * n + 1.1)
+    what = str(found[0][0].home.obs[slots.explained(key)][cell])
+    fig, axes, own = _figure.axes_for(ax, len(found), "the modalities", 2.8 * len(found), ROW * n + 1.1)
     if own:
         _entitle(fig, f"{cell}: why {what} (counts)")
     for one, (part, values) in zip(axes, found, strict=True):
@@ -335,7 +325,9 @@ def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, color
         shown = values[largest].sort_values(ascending=False)
         one.barh(range(len(shown)), shown, color=[colors.get(what, "#444444") if v > 0 else AGAINST for v in shown])
         counts = part.counts(cell, shown.index)
-        _label_bars(one, [f"{shorten(name, 14)} ({n:.4g})" for name, n in zip(shown.index, counts, strict=True)], n)
+        _label_bars(
+            one, [f"{_figure.shorten(name, 14)} ({n:.4g})" for name, n in zip(shown.index, counts, strict=True)], n
+        )
         missing = int(values.isna().sum())
         title = f"{part.mod}, {values.sum():+.1f} in all" + (f", {missing} not measured" if missing else "")
         one.set_title(title, fontsize=8.5, loc="left")

@@ -92,17 +92,20 @@ def confusion(
     table = _count(fit, labels_key, split, level)
     n_rows, n_columns = table.shape
     fig, (ax,), own = axes_for(ax, 1, "the matrix", _side(n_columns) + 3.2, _side(n_rows) + 1.6)
-    recall = _recall(table)
+    # share of each true class that was recognised: NaN where it has no cell, 0 where the model does not know it
+    right = np.array([table.loc[name, name] if name in table.columns else 0 for name in table.index], dtype=float)
+    n_true = table.sum(axis=1).to_numpy(dtype=float)
+    recall = np.divide(right, n_true, out=np.full(len(table), np.nan), where=n_true > 0)
     image = _draw_matrix(ax, table, normalize)
     _draw_recall(ax, recall)
     if max(table.shape) > MAX_NUMBERS:
         bar = fig.colorbar(image, ax=ax, shrink=0.35, anchor=(0, 1), aspect=18, pad=0.02)
         bar.set_label("share of the row" if normalize else "cells", fontsize=9)
         bar.outline.set_visible(False)
-    n, right = table.to_numpy().sum(), recall * table.sum(axis=1).to_numpy()
+    n = table.to_numpy().sum()
     ax.set_title(
         f"{fit.key}{'' if level is None else f', {level}'}, {'all' if split is None else split} cells\n"
-        f"{n:,} labelled, accuracy {np.nansum(right) / n:.2f}, mean recall {np.nanmean(recall):.2f}",
+        f"{n:,} labelled, accuracy {right.sum() / n:.2f}, mean recall {np.nanmean(recall):.2f}",
         fontsize=10,
     )
     return finish(fig, ax, show=show, save=save, return_fig=return_fig, own=own)
@@ -139,13 +142,6 @@ def _count(fit: Fit, labels_key: str | None, split: str | None, level: str | Non
     return counts.reindex(index=rows, columns=classes, fill_value=0)
 
 
-def _recall(table: pd.DataFrame) -> np.ndarray:
-    """Share of each true class that was recognised: NaN where it has no cell, 0 where the model does not know it."""
-    right = np.array([table.loc[name, name] if name in table.columns else 0 for name in table.index], dtype=float)
-    n = table.sum(axis=1).to_numpy(dtype=float)
-    return np.divide(right, n, out=np.full(len(n), np.nan), where=n > 0)
-
-
 def _draw_matrix(ax: Axes, table: pd.DataFrame, normalize: bool) -> AxesImage:
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
@@ -164,8 +160,7 @@ def _draw_matrix(ax: Axes, table: pd.DataFrame, normalize: bool) -> AxesImage:
     rows = [f"{shorten(name)} ({int(total):,})" for name, total in zip(table.index, n[:, 0], strict=True)]
     ax.set_yticks(range(n_rows), rows, fontsize=size)
     ax.tick_params(length=0)
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true (cells)")
+    ax.set(xlabel="predicted", ylabel="true (cells)")
     # thin lines between cells, so that a value can be followed to its row and column
     ax.set_xticks(np.arange(0.5, n_columns - 1), minor=True)
     ax.set_yticks(np.arange(0.5, n_rows - 1), minor=True)

@@ -189,17 +189,14 @@ def _diagonal(ax: Axes, data: pd.Series, model: pd.Series, *, log: bool) -> None
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     low, high = (values.min(), values.max()) if len(values) else (0.1, 1.0)
     if log:
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+        ax.set(xscale="log", yscale="log")
         low, high = low / 1.15, high * 1.15
         _few_ticks(ax, low, high)
     else:
         margin = 0.04 * (high - low) or 0.05
         low, high = low - margin, high + margin
     ax.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    ax.set_box_aspect(1)
+    ax.set(xlim=(low, high), ylim=(low, high), box_aspect=1)
     ax.set_xlabel("data", fontsize=9)
     ax.set_ylabel("drawn", fontsize=9)
 
@@ -240,8 +237,7 @@ def _draw_intervals(ax: Axes, table: pd.DataFrame) -> None:
     inside = table[table["statistic"].astype(str) == "inside"]
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, zorder=0)
     ax.plot(inside["level"], inside["all"], "o-", color="#1f77b4", markersize=4)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1.03)
+    ax.set(xlim=(0, 1), ylim=(0, 1.03))
     ax.set_xlabel("level of the interval", fontsize=9)
     ax.set_ylabel("share of counts inside", fontsize=9)
     ax.set_box_aspect(1)

@@ -208,8 +208,7 @@ def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
     ax.axvline(0, color="#d0d0d0", linewidth=0.6, zorder=0)
     reach = max(float(np.nanmax(np.abs(lfc), initial=0.0)), 0.5)
     top = max(float(np.nanmax(height, initial=0.0)), -np.log10(fdr)) * 1.06
-    ax.set_xlim(-1.85 * reach, 1.85 * reach)  # the names stand at both sides
-    ax.set_ylim(-0.04 * top, top)
+    ax.set(xlim=(-1.85 * reach, 1.85 * reach), ylim=(-0.04 * top, top))  # the names stand at both sides
     order = np.flatnonzero(called)  # features come by descending score
     names = [shorten(str(name), 14) for name in table["names"]]
     _name(ax, [i for i in order if lfc[i] > 0][:n_names], names, lfc, height, HIGHER, right=True)
@@ -292,8 +291,7 @@ def _dot(ax: Axes, panel: _Panel, features: list[str]) -> None:
         edgecolors=np.where(called, ink(), "none"),
         linewidths=0.6,
     )
-    ax.set_xlim(-0.7, len(features) - 0.3)
-    ax.set_ylim(len(panel.groups) - 0.3, -0.7)
+    ax.set(xlim=(-0.7, len(features) - 0.3), ylim=(len(panel.groups) - 0.3, -0.7))
     font = 8 if len(panel.groups) <= 60 else 5
     ax.set_yticks(range(len(panel.groups)), [shorten(group, 24) for group in panel.groups], fontsize=font)
     if len(features) <= MAX_NAMES:

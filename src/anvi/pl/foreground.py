@@ -86,7 +86,10 @@ def foreground(
     >>> axes = av.pl.foreground(mdata, proteins=["P01", "P02"], show=False)
     """
     fit = fit_or_prefix(data, model, "obsm", slots.prot_foreground(""), joint=True)
-    table = _probabilities(fit)
+    slot = slots.prot_foreground(fit.key)
+    if slot not in fit.home.obsm:
+        raise missing(f"{fit.where}.obsm['{slot}']", f"run av.tl.foreground(data, model='{fit.key}')")
+    table = slots.table(fit.home, slot, map(str, fit.setup.get("proteins", ())))  # (cells, proteins)
     counts = _measured_counts(fit).reindex(index=table.index, columns=table.columns)
     chosen = _chosen(table, counts, proteins)
     n_rows = -(-len(chosen) // COLUMNS)
@@ -102,14 +105,6 @@ def foreground(
             one.set_xlabel("count + 1", fontsize=8)
         _legend(fig, fit.key)
     return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
-
-
-def _probabilities(fit: Fit) -> pd.DataFrame:
-    """Foreground probabilities `(cells, proteins)` with the exact names of the proteins."""
-    slot = slots.prot_foreground(fit.key)
-    if slot not in fit.home.obsm:
-        raise missing(f"{fit.where}.obsm['{slot}']", f"run av.tl.foreground(data, model='{fit.key}')")
-    return slots.table(fit.home, slot, map(str, fit.setup.get("proteins", ())))
 
 
 def _measured_counts(fit: Fit) -> pd.DataFrame:

@@ -14,19 +14,7 @@ from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, missing, resolve_fit
 
-from ._figure import (
-    UNLABELLED,
-    axes_for,
-    class_colors,
-    coordinates,
-    dot,
-    find_basis,
-    finish,
-    no_basis,
-    point_style,
-    shorten,
-    stored_colors,
-)
+from . import _figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,14 +98,14 @@ def predictions(
         raise ValueError(f"No cell has coordinates in {' and '.join(axis_names)}: they are NaN throughout.")
     n_panels = 2 if labels is None else 3
     what = "labels, prediction, confidence" if n_panels == 3 else "prediction, confidence"
-    fig, axes, own = axes_for(ax, n_panels, what, PANEL * n_panels + 1.2, PANEL + 0.3)
+    fig, axes, own = _figure.axes_for(ax, n_panels, what, PANEL * n_panels + 1.2, PANEL + 0.3)
     prediction, confidence, plane = prediction[shown], confidence[shown], plane[shown]
     labels = None if labels is None else labels[shown]
     colors = _colors(fit, labels_key, labels, prediction)
     order = np.random.default_rng(0).permutation(len(plane))  # the last class in the file must not hide the others
     if labels is not None:
         _draw_classes(axes[0], plane, labels, colors, order)
-        axes[0].set_title(f"{shorten(labels_key)} ({labels.notna().sum():,} of {len(labels):,} labelled)")
+        axes[0].set_title(f"{_figure.shorten(labels_key)} ({labels.notna().sum():,} of {len(labels):,} labelled)")
     _draw_classes(axes[-2], plane, prediction, colors, order)
     axes[-2].set_title(f"{fit.key} prediction")
     _draw_confidence(axes[-1], plane, confidence)
@@ -131,7 +119,7 @@ def predictions(
     if own:  # the legend takes no room from the panels
         width = legend.get_window_extent().width / fig.dpi
         fig.set_figwidth((PANEL + 0.1) * n_panels + 0.9 + width)
-    return finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
+    return _figure.finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
 
 
 def _labels(fit: Fit, labels_key: str | None) -> tuple[str | None, pd.Series | None]:
@@ -149,13 +137,13 @@ def _labels(fit: Fit, labels_key: str | None) -> tuple[str | None, pd.Series | N
 
 def _plane(fit: Fit, basis: str | None) -> tuple[np.ndarray, tuple[str, str]]:
     """Two coordinates per cell of `fit.home`, and what to write at the axes."""
-    found = find_basis(fit.data, basis or "umap", fit.home)
+    found = _figure.find_basis(fit.data, basis or "umap", fit.home)
     if found is None and basis is not None:
-        raise no_basis(basis)
+        raise _figure.no_basis(basis)
     if found is None:
         return _principal_plane(fit)
     part, slot = found
-    table = coordinates(part, slot).reindex(fit.home.obs_names)
+    table = _figure.coordinates(part, slot).reindex(fit.home.obs_names)
     if table.shape[1] < 2:
         raise ValueError(f"basis='{basis or slot}' has {table.shape[1]} column; two are needed.")
     name = slot.removeprefix("X_")
@@ -168,7 +156,7 @@ def _principal_plane(fit: Fit) -> tuple[np.ndarray, tuple[str, str]]:
     slot = slots.latent(fit.key)
     if slot not in fit.home.obsm:
         raise missing(f"obsm['X_umap'] and no {fit.where}.obsm['{slot}']", f"run av.tl.latent(data, model='{fit.key}')")
-    latent = coordinates(fit.home, slot).to_numpy()
+    latent = _figure.coordinates(fit.home, slot).to_numpy()
     inside = np.isfinite(latent).all(1)
     if not inside.any():
         raise ValueError(f"{fit.where}.obsm['{slot}'] is NaN throughout.")
@@ -188,28 +176,28 @@ def _principal_plane(fit: Fit) -> tuple[np.ndarray, tuple[str, str]]:
 def _colors(fit: Fit, labels_key: str | None, labels: pd.Series | None, prediction: pd.Series) -> dict[str, str]:
     """A colour for each class that is drawn: the model's classes in their order, then labels that it does not know."""
     drawn = set(prediction.dropna().unique()) | (set() if labels is None else set(labels.dropna().unique()))
-    known = stored_colors(fit.home, slots.prediction(fit.key))
+    known = _figure.stored_colors(fit.home, slots.prediction(fit.key))
     if labels_key is not None:
-        known |= stored_colors(fit.data, labels_key, fit.mods)
+        known |= _figure.stored_colors(fit.data, labels_key, fit.mods)
     every = [*fit.classes, *sorted(drawn.difference(fit.classes))]
     # classes that are not drawn still take their colour, so that it stays the same in a subset
-    return {name: color for name, color in class_colors(every, known).items() if name in drawn}
+    return {name: color for name, color in _figure.class_colors(every, known).items() if name in drawn}
 
 
 def _draw_classes(ax: Axes, plane: np.ndarray, values: pd.Series, colors: dict[str, str], order: np.ndarray) -> None:
     from matplotlib.colors import to_rgba_array
 
-    style = point_style(len(plane))
+    style = _figure.point_style(len(plane))
     codes = pd.Index(list(colors)).get_indexer(np.asarray(values, dtype=object))  # -1: no label
-    ax.scatter(*plane[codes < 0].T, c=UNLABELLED, **(style | {"alpha": 1.0}))
+    ax.scatter(*plane[codes < 0].T, c=_figure.UNLABELLED, **(style | {"alpha": 1.0}))
     order = order[codes[order] >= 0]
     ax.scatter(*plane[order].T, c=to_rgba_array(list(colors.values()))[codes[order]], **style)
 
 
 def _draw_confidence(ax: Axes, plane: np.ndarray, confidence: np.ndarray) -> None:
-    style = point_style(len(plane)) | {"alpha": 1.0}  # see-through colours could not be read off the bar
+    style = _figure.point_style(len(plane)) | {"alpha": 1.0}  # see-through colours could not be read off the bar
     grey = np.isnan(confidence)
-    ax.scatter(*plane[grey].T, c=UNLABELLED, **style)
+    ax.scatter(*plane[grey].T, c=_figure.UNLABELLED, **style)
     order = np.flatnonzero(~grey)
     order = order[np.argsort(-confidence[order], kind="stable")]
     points = ax.scatter(*plane[order].T, c=confidence[order], vmin=0, vmax=1, cmap="viridis", **style)
@@ -219,12 +207,12 @@ def _draw_confidence(ax: Axes, plane: np.ndarray, confidence: np.ndarray) -> Non
 
 def _legend(ax: Axes, colors: dict[str, str], grey: bool):
     """Classes in columns on the right of an Axes."""
-    entries = {shorten(name): color for name, color in colors.items()}
+    entries = {_figure.shorten(name): color for name, color in colors.items()}
     if len(entries) < len(colors):
         entries = dict(colors)  # two names became the same
     if grey:
-        entries["no label" if "no label" not in entries else "(no label)"] = UNLABELLED
-    handles = [dot(name, 6, color=color) for name, color in entries.items()]
+        entries["no label" if "no label" not in entries else "(no label)"] = _figure.UNLABELLED
+    handles = [_figure.dot(name, 6, color=color) for name, color in entries.items()]
     return ax.legend(
         handles=handles,
         loc="center left",

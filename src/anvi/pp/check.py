@@ -118,7 +118,12 @@ def check(
     True
     """
     source = Source(data)
-    report = Report(facts=[_shape(source), _versions()])
+    shape = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in source.mods.items())
+    shape = f"MuData: {source.data.n_obs} cells; {shape}"
+    if source.alone:
+        shape = f"AnnData: {source.data.n_obs} cells x {source.data.n_vars} features"
+    packages = [f"{name} {version(name)}" for name in ("anvi", "torch", "mudata", "anndata")]
+    report = Report(facts=[shape, f"{', '.join(packages)}, Python {platform.python_version()}"])
     mods = (rna_mod, prot_mod)
     proteins = prot_obsm is not None if source.alone else prot_mod in source.mods
     where = {
@@ -148,7 +153,11 @@ def check(
         )
         if coarse := int((known.row > len(setup.classes)).sum()):
             report.facts.append(f"{coarse} of these have a coarse label alone")
-        _label_notes(report)
+        rare = report.labels[report.labels < FEW_CELLS]
+        if len(rare):
+            report.notes.append(f"fewer than {FEW_CELLS} labelled cells of " + ", ".join(map(repr, rare.index)))
+        if any("/" in name for name in report.labels.index):
+            report.notes.append("class names with '/' are written with '|' in the columns of obsm")
     if not setup:
         return report
     rna, name = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
@@ -169,7 +178,11 @@ def check(
     if cells and setup.joint:
         n_some = int(cells.measured.any(1).sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")
-    _name_notes(report, source, mods)
+    if all(mod in source.mods for mod in mods):
+        shared = source.mods[rna_mod].var_names.intersection(source.mods[prot_mod].var_names)
+        if len(shared):
+            told = f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here"
+            report.notes.append(told)
     return report
 
 
@@ -182,32 +195,3 @@ def _tried(report: Report, step: Callable):
         if text not in report.problems:
             report.problems.append(text)
         return None
-
-
-def _versions() -> str:
-    names = ("anvi", "torch", "mudata", "anndata")
-    return ", ".join(f"{name} {version(name)}" for name in names) + f", Python {platform.python_version()}"
-
-
-def _shape(source: Source) -> str:
-    if source.alone:
-        return f"AnnData: {source.data.n_obs} cells x {source.data.n_vars} features"
-    parts = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in source.mods.items())
-    return f"MuData: {source.data.n_obs} cells; {parts}"
-
-
-def _label_notes(report: Report) -> None:
-    rare = report.labels[report.labels < FEW_CELLS]
-    if len(rare):
-        report.notes.append(f"fewer than {FEW_CELLS} labelled cells of " + ", ".join(map(repr, rare.index)))
-    if any("/" in name for name in report.labels.index):
-        report.notes.append("class names with '/' are written with '|' in the columns of obsm")
-
-
-def _name_notes(report: Report, source: Source, mods: tuple[str, ...]) -> None:
-    if all(mod in source.mods for mod in mods):
-        shared = source.mods[mods[0]].var_names.intersection(source.mods[mods[1]].var_names)
-        if len(shared):
-            report.notes.append(
-                f"{len(shared)} names are both a gene and a protein ({', '.join(shared[:3])}): fine here"
-            )

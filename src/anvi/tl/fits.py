@@ -8,7 +8,7 @@ from anvi._backed import on_file_together
 from anvi._data.containers import Data
 from anvi._data.setup import Antibodies, Genes
 from anvi._model import Model
-from anvi.nn.config import Dispersion, GeneLikelihood
+from anvi.nn.config import PRESETS, Dispersion, GeneLikelihood
 
 from ._fit import Callback, Options, RandomState, run_fit
 
@@ -54,7 +54,7 @@ MODS = """rna_mod, prot_mod
     Names of the modalities of a MuData.
 prot_obsm
     For an AnnData: where in obsm the protein counts are; a DataFrame, or an array with its names in
-    `uns[f"{{prot_obsm}}_names"]`.
+    `uns[f"{prot_obsm}_names"]`.
 proteins
     "all"; "targets": without isotype controls and tags of samples, which are told by their names; or a list
     of names."""
@@ -123,34 +123,19 @@ FloatingPointError
     If the loss becomes non-finite and stays so after several retries at lower rates."""
 
 
-def documented(**values: str) -> Callable:
-    """Fill the shared texts, themselves filled with `values`, into a docstring; indented as the docstring is."""
-
-    def fill(function: Callable) -> Callable:
-        texts = {
-            "data": DATA,
-            "rna_data": RNA_DATA,
-            "labels": LABELS,
-            "panels": PANELS,
-            "rna_mod": RNA_MOD,
-            "mods": MODS.replace("{{", "{").replace("}}", "}"),
-            "fit": FIT.format(**values) if values else FIT,
-            "raises": RAISES,
-        }
-        for name, text in texts.items():
-            function.__doc__ = function.__doc__.replace("{" + name + "}", text.replace("\n", "\n    "))
-        return function
-
-    return fill
+def documented(function: Callable) -> Callable:
+    """Fill the shared texts into the docstring of a fit; indented as the docstring is."""
+    name, preset = function.__name__, PRESETS[function.__name__]
+    values = {"name": name, "n_latent": preset["n_latent"], "likelihood": preset["gene_likelihood"]}
+    values["normal"] = ', "normal"' if name == "scvi" else ""
+    values["label_dispersion"] = '"gene-label", ' if name.endswith("anvi") else ""
+    texts = {"data": DATA, "rna_data": RNA_DATA, "labels": LABELS, "panels": PANELS, "rna_mod": RNA_MOD, "mods": MODS}
+    for slot, text in (texts | {"fit": FIT.format(**values), "raises": RAISES}).items():
+        function.__doc__ = function.__doc__.replace("{" + slot + "}", text.replace("\n", "\n    "))
+    return function
 
 
-@documented(
-    name="scanvi",
-    n_latent="10",
-    likelihood="zinb",
-    normal="",
-    label_dispersion='"gene-label", ',
-)
+@documented
 @on_file_together
 def scanvi(
     data: Data,
@@ -244,13 +229,7 @@ def scanvi(
     return run_fit("scanvi", **locals())
 
 
-@documented(
-    name="scvi",
-    n_latent="10",
-    likelihood="zinb",
-    normal=', "normal"',
-    label_dispersion="",
-)
+@documented
 @on_file_together
 def scvi(
     data: Data,
@@ -320,13 +299,7 @@ def scvi(
     return run_fit("scvi", **locals())
 
 
-@documented(
-    name="totalanvi",
-    n_latent="20",
-    likelihood="nb",
-    normal="",
-    label_dispersion='"gene-label", ',
-)
+@documented
 @on_file_together
 def totalanvi(
     data: Data,
@@ -429,13 +402,7 @@ def totalanvi(
     return run_fit("totalanvi", **locals())
 
 
-@documented(
-    name="totalvi",
-    n_latent="20",
-    likelihood="nb",
-    normal="",
-    label_dispersion="",
-)
+@documented
 @on_file_together
 def totalvi(
     data: Data,
