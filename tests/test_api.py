@@ -424,15 +424,15 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_383,
-    "_data": 3_977,
+    "_data": 3_964,
     "_fit": 1_191,
     "_posterior": 2_138,
     "io": 1_071,
-    "metrics": 1_003,
+    "metrics": 994,
     "nn": 1_597,
     "pl": 2_105,
     "pp": 393,
-    "tl": 1_931,
+    "tl": 1_847,
 }
 
 

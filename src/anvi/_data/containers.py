@@ -544,6 +544,12 @@ def _list(names, most: int | None = 12) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names[:most]) < len(names) else "") if names else "none"
 
 
+def check_natural(number: int, argument: str) -> None:
+    """Raise a ValueError unless something is a whole number above 0."""
+    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{argument}={number!r} must be a whole number, at least 1.")
+
+
 def did_you_mean(name: str, there: Iterable[str], cutoff: float = 0.6) -> str:
     """Names that look like one that is not there, as a question behind an error; "" where none does."""
     near = difflib.get_close_matches(name, list(there), n=3, cutoff=cutoff)

@@ -168,13 +168,6 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     return Batches(tuple(map(setup.batches.index, names)), None if single else names)
 
 
-def check_samples(n_samples: int) -> int:
-    """A number of samples, or a ValueError."""
-    if not isinstance(n_samples, int | np.integer) or isinstance(n_samples, bool) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} must be a whole number, at least 1.")
-    return int(n_samples)
-
-
 class Contrast(NamedTuple):
     """What is explained, as class codes."""
 

@@ -7,7 +7,7 @@ mirrored as `rna:...`. An AnnData gets the same names in itself.
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -60,21 +60,9 @@ rna_view = "{}_rna_view".format  # obsm (float32 array): what proteins are imput
 library = "{}_library".format  # obs (float32): summed RNA counts
 mask_code = "{}_measured".format  # obs (categorical): which proteins were measured in a cell whose counts are gone
 
-OF_QUESTIONS = (
-    denoised,
-    rna_denoised,
-    prot_denoised,
-    prot_lower,
-    prot_upper,
-    foreground,
-    prot_foreground,
-    correlation,
-    qz_mean,
-    qz_var,
-    rna_view,
-    attributions,
-    explained,
-)
+OF_QUESTIONS: tuple[Callable[..., str], ...] = (denoised, rna_denoised, prot_denoised, prot_lower, prot_upper)
+OF_QUESTIONS += (foreground, prot_foreground, correlation)
+OF_QUESTIONS += (qz_mean, qz_var, rna_view, attributions, explained)
 """Slots that questions to a fit are answered in; a new fit under the key removes them."""
 
 

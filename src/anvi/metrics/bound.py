@@ -11,14 +11,13 @@ from torch import Tensor
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.bound import Marginal, bound, marginal
 from anvi._posterior.encode import CHUNK
 from anvi._runtime import verb
 from anvi.settings import with_bar
 from anvi.tl._ask import Context, ask
-from anvi.tl._fit import RandomState, seed_of
+from anvi.tl._fit import RandomState
 
 logger = logging.getLogger("anvi")
 
@@ -90,10 +89,9 @@ def elbo(
     >>> list(av.metrics.elbo(mdata, split="validation"))[:4]
     ['elbo', 'reconstruction_rna', 'reconstruction_protein', 'kl_z']
     """
-    n_samples = check_samples(n_samples)
-    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=use_labels, counts=True)
+    asked = ask(**locals(), labels=use_labels, counts=True)
     index = _cells_of(asked, split)
-    found = bound(asked.model, asked.cells, index, n_samples, seed_of(random_state))
+    found = bound(asked.model, asked.cells, index, n_samples, asked.seed)
     present = {name: values for name, values in found._asdict().items() if values is not None}
     return _answer(asked, index, present, per_cell)
 
@@ -156,10 +154,9 @@ def reconstruction_error(
     >>> sorted(av.metrics.reconstruction_error(mdata))
     ['protein', 'rna']
     """
-    n_samples = check_samples(n_samples)
-    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=None, counts=True)
+    asked = ask(**locals(), labels=None, counts=True)
     index = _cells_of(asked, split)
-    found = bound(asked.model, asked.cells, index, n_samples, seed_of(random_state))
+    found = bound(asked.model, asked.cells, index, n_samples, asked.seed)
     rna = True if asked.cells.has_rna is None else asked.cells.has_rna[index].cpu().numpy()
     present = {"rna": np.where(rna, found.reconstruction_rna, np.nan)}
     if found.reconstruction_protein is not None:
@@ -240,11 +237,9 @@ def marginal_likelihood(
     >>> likelihood > av.metrics.elbo(mdata, use_labels=False, n_samples=10)["elbo"]
     True
     """
-    n_samples = check_samples(n_samples)
-    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, labels=use_labels, counts=True)
+    asked = ask(**locals(), labels=use_labels, counts=True)
     index = _cells_of(asked, split)
-    seed = seed_of(random_state)
-    parts = (marginal(asked.model, asked.cells, some, n_samples, seed) for some in index.split(CHUNK))
+    parts = (marginal(asked.model, asked.cells, some, n_samples, asked.seed) for some in index.split(CHUNK))
     parts = list(with_bar(parts, len(index), "marginal likelihood", lambda part: len(part.log_likelihood)))
     found = dict(zip(Marginal._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     return _answer(asked, index, found, per_cell)

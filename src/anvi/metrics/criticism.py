@@ -15,12 +15,11 @@ from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import stored_fits
 from anvi._data.labels import labels_at
-from anvi._data.select import check_samples
-from anvi._find import find_model, key_to_write
+from anvi._find import find_model
 from anvi._model import Model
 from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
-from anvi.tl._fit import RandomState, seed_of
+from anvi.tl._fit import RandomState
 
 from . import _ppc
 
@@ -117,19 +116,16 @@ def criticism(
     >>> list(verdict.columns)[:3]
     ['modality', 'metric', 'statistic']
     """
-    n_samples = check_samples(n_samples)
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
     metrics, rules = _check_metrics(metrics, definition), _ppc.DEFINITIONS[definition]
-    asked = ask(data, model, where=(rna_mod, prot_mod, prot_obsm), device=device, counts=True)
+    asked = ask(**locals(), counts=True)
     groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
         metrics = tuple(name for name in metrics if name != "de")
         if not metrics:
             raise ValueError("There are no groups to compare, and nothing else was asked for; name them: groupby=...")
-    seed, split = seed_of(random_state), _split(data, asked)
-    if inplace:
-        key = key_to_write(data, asked.model, asked.key, key_added)
+    seed, split = asked.seed, _split(data, asked)
     keep = _cells_to_keep(asked, groups, None if rules.every_cell else max_cells, seed, rules)
     calibration = rules.calibration if "calibration" in metrics else None
     found = _ppc.gather(
@@ -159,7 +155,7 @@ def criticism(
     }
     data = slots.own(data, False)
     with slots.writer(data, setup, asked.cells.names) as out:
-        out.params(key, "criticism", {**result, "params": params})
+        out.params(asked.to, "criticism", {**result, "params": params})
     return None
 
 

@@ -120,8 +120,8 @@ def attributions(
     containers.check_type(data)
     if kind not in ("heatmap", "bar", "dot"):
         raise ValueError(f"kind='{kind}' is not one of 'heatmap', 'bar', 'dot'.")
-    if n_features is not None and (not isinstance(n_features, int | np.integer) or n_features < 1):
-        raise ValueError(f"n_features={n_features!r} must be a whole number, at least 1.")
+    if n_features is not None:
+        containers.check_natural(n_features, "n_features")
     key, parts = rankings.resolve_attributions(data, model)
     groupby, mods = str(parts[0].params["groupby"]), (parts[0].mod,)
     known = _figure.stored_colors(data, groupby, mods) or _figure.stored_colors(parts[0].home, groupby)

@@ -13,7 +13,7 @@ import torch
 
 from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, Source, cell_names, lend_rna, no_obsm_beside
+from anvi._data.containers import Data, Source, cell_names, check_natural, lend_rna, no_obsm_beside
 from anvi._data.fits import check_no_own
 from anvi._data.minified import is_minified, read_stored
 from anvi._data.select import Batches, Features, Groups, Mask, find_batches, find_features, find_groups
@@ -136,13 +136,16 @@ class Context:
 
 def ask(
     data: Data,
-    model: str | Path | Model | None,
+    model: str | Path | Model | None = None,
     *,
     features: Sequence[str] | None = None,
     modality: str | None = None,
     transform_batch: str | Sequence[str] | None = None,
+    n_samples: int | None = None,
     grouping: tuple[str | None, str | Sequence[str] | Mapping[str, Mask], str] | None = None,
-    where: tuple[str | None, str | None, str | None] = (None, None, None),
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     device: str = "auto",
     random_state: RandomState = 0,
     key_added: str | None = None,
@@ -150,8 +153,11 @@ def ask(
     labels: bool | None = False,
     counts: bool = False,
     answer: str | None = None,
+    **own,
 ) -> Context:
     """Settle a question: find the model, features, batches and groups, and read the cells as the model wants them.
+
+    A verb hands on all of its arguments at its beginning, `ask(**locals())`.
 
     Parameters
     ----------
@@ -161,10 +167,12 @@ def ask(
         Key, folder, :class:`~anvi.Model`, or None for the only fitted model in `data`.
     features, modality, transform_batch
         As in the verbs.
+    n_samples
+        How many samples are drawn of each cell, if any are; checked here.
     grouping
         `groupby`, `groups` and `reference` of a comparison; None: nothing is compared.
-    where
-        `rna_mod`, `prot_mod` and `prot_obsm` of the verbs: where RNA and proteins are in `data`.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`.
     device
         "auto" or a torch device.
     random_state
@@ -177,6 +185,8 @@ def ask(
         What the answer is noted as in `uns`, so that what else lies in its slots is known to be the user's.
     counts
         Whether the question is about the counts themselves, so that the posterior in minified data is no answer.
+    **own
+        Further arguments of the verb, which are its own matter.
 
     Raises
     ------
@@ -185,7 +195,9 @@ def ask(
         `tl.minify` has dropped.
     """
     # which model, which features, batches and groups: wrong arguments are told before anything is read
-    source, (rna_mod, prot_mod, prot_obsm) = Source(data), where
+    source = Source(data)
+    if n_samples is not None:
+        check_natural(n_samples, "n_samples")
     fitted, key = find_model(source, model)
     no_obsm_beside(source, prot_obsm)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)

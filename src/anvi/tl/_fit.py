@@ -45,15 +45,8 @@ logger = logging.getLogger("anvi")
 
 RandomState = int | np.random.Generator | None
 Callback = Callable[[dict[str, float]], object]
-OF_LABELS = (
-    "linear_classifier",
-    "label_prior",
-    "dropout_u",
-    "classification_ratio",
-    "labelled_batch_size",
-    "label_smoothing",
-    "n_neighbors",
-)
+OF_LABELS = ("linear_classifier", "label_prior", "dropout_u", "classification_ratio", "labelled_batch_size")
+OF_LABELS += ("label_smoothing", "n_neighbors")
 OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "hide_rna", "efficiency")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from anvi._backed import on_file
 from anvi._data import rankings, slots
-from anvi._data.containers import Data, Source
+from anvi._data.containers import Data, Source, check_natural
 from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
 from anvi._model import Model
 from anvi._posterior import attribute
@@ -149,20 +149,12 @@ def attributions(
     >>> mdata["prot"].varm["totalanvi_attributions"].shape
     (20, 6)
     """
-    _check_number(1 if n_steps is None else n_steps, "n_steps")
-    _check_number(1 if n_cells is None else n_cells, "n_cells")
+    for argument, number in {"n_steps": n_steps, "n_cells": n_cells}.items():
+        if number is not None:
+            check_natural(number, argument)
     if not isinstance(baseline, str):
-        _check_number(baseline, "baseline")
-    asked = ask(
-        data,
-        model,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
-        key_added=key_added,
-        inplace=inplace,
-        counts=True,
-    )
+        check_natural(baseline, "baseline")
+    asked = ask(**locals(), counts=True)
     fitted, key, setup, cells, seed = asked.model, asked.key, asked.setup, asked.cells, asked.seed
     if not fitted.config.has_labels:
         raise ValueError(
@@ -240,11 +232,6 @@ def _by_modality(
         home = source.modality(setup.prot_mod, "prot_mod")
         found.append(rankings.AttributionSlots(setup.prot_mod, home, stored, beside=source.alone))
     return found
-
-
-def _check_number(number: int, argument: str) -> None:
-    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"{argument}={number!r} must be a whole number, at least 1.")
 
 
 def _tell_if_incomplete(summary: attribute.Summary, n_steps: int) -> None:

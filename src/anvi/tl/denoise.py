@@ -12,7 +12,6 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior import expected
 from anvi._posterior.expected import Sweep, expected_expression
@@ -149,23 +148,11 @@ def denoise(
     >>> av.tl.denoise(mdata, features=["G001", "P01"]).columns.tolist()
     ['G001', 'P01']
     """
-    n_samples, library_size = check_samples(n_samples), _check_library(library_size)
+    library_size = _check_library(library_size)
     decodes_own = transform_batch is None and n_samples == 1 and return_mean
     _check_interval(return_interval, decodes_own and features is None)
     inplace = inplace and return_mean and features is None
-    asked = ask(
-        data,
-        model,
-        features=features,
-        modality=modality,
-        transform_batch=transform_batch,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
-        key_added=key_added,
-        inplace=inplace,
-        answer="denoise",
-    )
+    asked = ask(**locals(), answer="denoise")
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=asked.seed)
     answer = expected_expression(
         asked.model,
@@ -341,18 +328,7 @@ def foreground(
     >>> mdata.obsm["totalvi_prot_foreground"].shape
     (300, 20)
     """
-    n_samples = check_samples(n_samples)
-    asked = ask(
-        data,
-        model,
-        transform_batch=transform_batch,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
-        key_added=key_added,
-        inplace=inplace,
-        answer="foreground",
-    )
+    asked = ask(**locals(), answer="foreground")
     if not asked.model.config.has_protein:
         raise ValueError(
             f"The model '{asked.key}' ({asked.model.name}) has no proteins; fit tl.totalvi or tl.totalanvi to tell "

@@ -13,7 +13,7 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data
-from anvi._data.select import REST, Mask, check_samples
+from anvi._data.select import REST, Mask
 from anvi._model import Model
 from anvi._posterior import differential
 from anvi._posterior.bound import N_PROPOSALS
@@ -162,17 +162,12 @@ def differential_expression(
     >>> list(tables)
     ['rna', 'prot']
     """
-    how = _How(mode, delta, fdr, batch_correction, pseudocounts, check_samples(n_samples), weights)
+    how = _How(mode, delta, fdr, batch_correction, pseudocounts, n_samples, weights)
     how.check()
     key_added = slots.clean_key(key_added)
     asked = ask(
-        data,
-        model,
-        modality=modality,
+        **locals() | {"inplace": False},  # what is written has a key of its own
         grouping=(groupby, groups, reference),
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
         labels=None,  # importance weights need the likelihood, which may be by label
         counts=weights == "importance" or pseudocounts == "scvi",
     )

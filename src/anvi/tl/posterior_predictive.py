@@ -13,7 +13,6 @@ import torch
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
@@ -102,21 +101,10 @@ def posterior_predictive(
     >>> av.tl.posterior_predictive(mdata, n_samples=3)["prot"].shape
     (3, 300, 20)
     """
-    n_samples = check_samples(n_samples)
     out = None if out is None else Path(out).expanduser()
     if out is not None and out.exists():
         raise FileExistsError(f"out='{out}' is there already; delete it or name another store.")
-    asked = ask(
-        data,
-        model,
-        features=features,
-        modality=modality,
-        transform_batch=transform_batch,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
-        labels=None,
-    )
+    asked = ask(**locals(), labels=None)
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)
     axes, obs, cells = Axes(asked.batches.names, n_samples), asked.obs_names, asked.cells
     index = pd.Index(cells.names).get_indexer(obs)  # (obs,) -1: outside the model
@@ -273,25 +261,12 @@ def feature_correlation(
     >>> av.tl.feature_correlation(mdata, features=["G001", "G002", "P01"]).shape
     (3, 3)
     """
-    n_samples = check_samples(n_samples)
     if method not in ("spearman", "pearson"):
         raise ValueError(f"method='{method}' is neither 'spearman' nor 'pearson'.")
     if n_cells is not None and n_cells < 3:
         raise ValueError(f"n_cells={n_cells} must be at least 3, or None for all cells.")
     inplace = inplace and features is None
-    asked = ask(
-        data,
-        model,
-        features=features,
-        transform_batch=transform_batch,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=random_state,
-        key_added=key_added,
-        inplace=inplace,
-        answer="correlation",
-        labels=None,
-    )
+    asked = ask(**locals(), answer="correlation", labels=None)
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)
     cells, setup = asked.cells, asked.setup
     index = np.arange(len(cells))

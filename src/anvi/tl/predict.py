@@ -10,7 +10,6 @@ from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.labels import known_labels
 from anvi._data.predictions import write_predictions
-from anvi._data.select import check_samples
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_VALIDATION, limits, novelties, prediction_sets
@@ -118,16 +117,8 @@ def predict(
     >>> av.tl.predict(mdata, inplace=False).shape
     (300, 6)
     """
-    asked = ask(
-        data,
-        model,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=0 if use_posterior_mean else random_state,
-        key_added=key_added,
-        inplace=inplace,
-        answer="predict",
-    )
+    random_state = 0 if use_posterior_mean else random_state
+    asked = ask(**locals(), answer="predict")
     fitted, cells, key = asked.model, asked.cells, asked.key
     if false_rejects is not None and not (_is_number(false_rejects) and 0 <= false_rejects < 1):
         raise ValueError(f"false_rejects={false_rejects!r:.80} is a share of cells: at least 0 and below 1.")
@@ -243,18 +234,9 @@ def latent(
     >>> av.tl.latent(mdata, n_samples=3).dims
     ('sample', 'obs', 'latent')
     """
-    n_samples = None if n_samples is None else check_samples(n_samples)
     inplace = inplace and n_samples is None
-    asked = ask(
-        data,
-        model,
-        where=(rna_mod, prot_mod, prot_obsm),
-        device=device,
-        random_state=0 if n_samples is None else random_state,
-        key_added=key_added,
-        inplace=inplace,
-        answer="latent",
-    )
+    random_state = 0 if n_samples is None else random_state
+    asked = ask(**locals(), answer="latent")
     if n_samples is not None:
         import xarray as xr
 
