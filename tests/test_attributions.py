@@ -440,12 +440,13 @@ def test_planted_markers_are_found_and_depth_and_batch_are_not():
     area = auroc(found, truth)
     assert (area >= 0.95).all(axis=None), area  # of each class, in each modality
     ranks = found["rna_presence"].to_pandas().T.rank(pct=True)
-    # a gene of no meaning is anywhere between 0 and 1; markers are the upper 5 %
-    assert ranks.loc["DEPTH"].max() < 0.75 and ranks.loc["DEPTH"].mean() < 0.5
+    # the ranks of a gene of no meaning lie anywhere between 0 and 1: .25 from the middle on average, of six classes by
+    # chance up to .25 + 2 * .144 / sqrt(6); one that always speaks for or against a class lies at the ends
+    assert (ranks.loc["DEPTH"] - 0.5).abs().mean() < 0.37
     assert ranks.loc[batch_genes].mean().mean() < 0.55
     assert (ranks.loc[batch_genes] > 0.95).mean(axis=None) < 0.025  # half of what chance would put among the markers
     zero = av.tl.attributions(both, baseline="zero", inplace=False)["rna_presence"].to_pandas().T.rank(pct=True)
-    assert zero.loc["DEPTH"].max() > 0.9  # what the other baselines are for
+    assert (zero.loc["DEPTH"] - 0.5).abs().mean() > 0.37  # what the other baselines are for
 
 
 @pytest.mark.slow

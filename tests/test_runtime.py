@@ -225,6 +225,14 @@ def press_in_epoch(monkeypatch, epoch, times=1):
     monkeypatch.setattr(loop, "run_step", step)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_the_foreground():
+    """A shell starts what runs in the background deaf to Ctrl-C, which processes hand on to those that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_ends_a_fit_with_its_best_weights(monkeypatch, caplog):
     mdata = cite(600)
     press_in_epoch(monkeypatch, epoch=2)

@@ -78,8 +78,8 @@ def minify(
     >>> small = av.tl.minify(mdata, copy=True)
     >>> small["rna"].X.nnz
     0
-    >>> (av.tl.latent(small, inplace=False) == av.tl.latent(mdata, inplace=False)).all()
-    np.True_
+    >>> bool((av.tl.latent(small, inplace=False) == av.tl.latent(mdata, inplace=False)).all())
+    True
     """
     asked = ask(data, model, counts=True)
     _check(data, asked, keep_counts)
