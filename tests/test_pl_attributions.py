@@ -153,7 +153,7 @@ def test_a_contrast_says_so():
         ({"n_features": 0}, ValueError, "n_features=0 must be a whole number"),
         ({"kind": "bar", "n_features": -1}, ValueError, "n_features=-1 must be a whole number"),
         ({"cell": "nobody"}, KeyError, "'nobody' was not explained"),
-        ({"model": "other"}, KeyError, "under 'other'; there are: 'totalanvi'"),
+        ({"model": "other"}, KeyError, "'other' is no attribution of this object; there are: 'totalanvi'"),
     ],
 )
 def test_what_is_not_there_is_said(written, options, error, match):
