@@ -1,5 +1,6 @@
 """The four fits: tl.totalanvi, tl.totalvi, tl.scanvi, tl.scvi, with the parameter texts that they share."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
@@ -124,14 +125,15 @@ FloatingPointError
 
 
 def documented(function: Callable) -> Callable:
-    """Fill the shared texts into the docstring of a fit; indented as the docstring is."""
+    """Fill the shared texts into the docstring of a fit, without its indentation, which Python 3.13 takes off."""
     name, preset = function.__name__, PRESETS[function.__name__]
     values = {"name": name, "n_latent": preset["n_latent"], "likelihood": preset["gene_likelihood"]}
     values["normal"] = ', "normal"' if name == "scvi" else ""
     values["label_dispersion"] = '"gene-label", ' if name.endswith("anvi") else ""
     texts = {"data": DATA, "rna_data": RNA_DATA, "labels": LABELS, "panels": PANELS, "rna_mod": RNA_MOD, "mods": MODS}
+    function.__doc__ = inspect.cleandoc(function.__doc__)
     for slot, text in (texts | {"fit": FIT.format(**values), "raises": RAISES}).items():
-        function.__doc__ = function.__doc__.replace("{" + slot + "}", text.replace("\n", "\n    "))
+        function.__doc__ = function.__doc__.replace("{" + slot + "}", text)
     return function
 
 
