@@ -38,6 +38,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(_stream, "BLOCK", 32)
     monkeypatch.setattr(_stream, "CHUNKS", 1)
     monkeypatch.setattr(_stream, "MIXED", 128)
+    monkeypatch.setattr(_stream, "KEPT", 32, raising=False)
 
 
 def in_chunks(group):
@@ -177,7 +178,7 @@ def test_what_the_smallest_type_does_not_hold(tmp_path):
     anndata.AnnData(sparse.csr_matrix(x)).write_h5ad(tmp_path / "data.h5ad")
     data = open_backed(tmp_path / "data.h5ad")
     streamed = read_cells(data, find_setup(data, proteins=False), most=0).x
-    kinds = {str(streamed.read(slice(start, start + 32))[1].dtype) for start in (0, 64, 128)}
+    kinds = {str(streamed.read(slice(start, start + 32)).values.numpy().dtype) for start in (0, 64, 128)}
     assert kinds == {"uint8", "uint16", "float32"}
     assert np.array_equal(streamed.dense(torch.arange(200))[0].numpy(), x)
     streamed.hold(torch.tensor([150, 3]))
@@ -214,6 +215,18 @@ def test_an_epoch_reads_every_block_once_and_has_every_cell_once(read):
         assert sorted(rows.start for rows in seen) == cells.x.edges[:-1].tolist(), epoch
         weight, index = torch.cat([c.weight for c in steps]), torch.cat([c.index for c in steps])
         assert sorted(index[weight == 1].tolist()) == train.tolist()
+
+
+def test_a_set_whose_cells_are_all_held_is_passed_over(read):
+    x = read[0].x
+    sets = x.shuffled(torch.Generator().manual_seed(0))[::-1]
+    rows = [torch.cat([torch.arange(*x.edges[block : block + 2]) for block in blocks]) for blocks in sets]
+    x.hold(rows[0])
+    seen = counted(x)
+    with x.ahead(sets):
+        for some in [part for one in rows for part in one[torch.randperm(len(one))].split(16)]:
+            x.entries(some)
+    assert sorted(part.start for part in seen) == x.edges[:-1].tolist()
 
 
 def test_cells_of_far_blocks_meet(read):
@@ -392,7 +405,7 @@ def no_such_gene(piece):
     "spoil, error, match",
     [
         (unreadable, OSError, r"mdata\['rna'\].X cannot be read from its file any more: inflate"),
-        (another_count, ValueError, r"mdata\['rna'\].X is not what it was when this fit began \(cell '.*'\)"),
+        (another_count, ValueError, r"mdata\['rna'\].X is not what it was when this began \(cell '.*'\)"),
         (no_such_gene, ValueError, r"mdata\['rna'\].X is corrupt: it has an entry at place 1000000 of 40"),
     ],
 )

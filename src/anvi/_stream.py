@@ -2,7 +2,8 @@
 
 What is streamed is read by blocks of consecutive rows. An epoch goes through the blocks in random order: some of them
 at a time are in memory together, where their cells are shuffled, while a thread reads the next ones. Cells that are
-needed again and again (validation, labelled cells by class) are held. Anything else is read when it is asked for.
+needed again and again (validation, labelled cells by class) are held. Anything else is read when it is asked for, so
+that a question that goes through its cells in the order of the file reads each block once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ CHUNKS = 8
 """Chunks of a block, at least: the last one, which a row may go on into, is unpacked twice."""
 MIXED = 65_536
 """Rows whose blocks are in memory together, about, and shuffled; there are two such sets, one being read."""
+KEPT = 4_096
+"""Rows that were read last and stay in memory, at least: a question may ask for a chunk of its cells several times."""
 MOST = 32_000_000
 """Counts in such a set, at most, however wide the rows: 128 MB at 4 bytes."""
 
@@ -58,6 +61,12 @@ class CSR(NamedTuple):
     def total(self) -> float:
         """The sum of all counts."""
         return float(self.values.sum(dtype=torch.float64))
+
+    def sum_of(self, rows: Tensor) -> Tensor:
+        """Sums of some rows, float64, on the CPU."""
+        up_to = torch.from_numpy(np.append(0.0, np.cumsum(self.values.cpu().numpy(), dtype=np.float64)))
+        start, stop = (self.indptr[some].cpu() for some in (rows, rows + 1))
+        return up_to[stop] - up_to[start]
 
     def to(self, device: torch.device) -> "CSR":
         """The same counts on a device."""
@@ -140,33 +149,48 @@ class Streamed:
     Parameters
     ----------
     read
-        Columns and counts of a slice of rows, compact and checked.
-    indptr
-        `(rows + 1,)` where each row would begin, were they in memory.
+        Counts of a slice of rows, compact and checked.
     edges
         `(blocks + 1,)` rows at which blocks begin, and the end of the last.
-    n_columns, total
-        Columns, and the sum of all counts.
+    n_columns
+        Columns.
+    sums
+        `(rows + 1,)` sum of each row, NaN until it is read for the first time; 0 of one without an entry behind them.
+    indptr
+        `(rows + 1,)` where each row would begin, were they in memory; None if they have not all been read.
     """
 
     def __init__(
         self,
-        read: Callable[[slice], tuple[np.ndarray, np.ndarray]],
-        indptr: Tensor,
+        read: Callable[[slice], CSR],
         edges: Tensor,
         n_columns: int,
-        total: float,
+        sums: Tensor,
+        indptr: Tensor | None = None,
     ):
-        self.read, self.edges, self.n_columns, self.total = read, edges, n_columns, total
-        self.indptr = torch.cat([indptr, indptr[-1:]])  # one more row, without an entry
+        self.read, self.edges, self.n_columns, self.sums = read, edges, n_columns, sums
+        self.indptr = None if indptr is None else torch.cat([indptr, indptr[-1:]])  # one more row, without an entry
         self.n_blocks = len(edges) - 1
         self._stopped = Event()
         self._nothing = self._load(())
-        self._held_at = torch.full((len(indptr),), -1, dtype=torch.int32)  # (rows,) row in what is held; -1: not held
+        self._held_at = torch.full((int(edges[-1]) + 1,), -1, dtype=torch.int32)  # (rows,) row in what is held, or -1
         self._held_at[-1] = 0
-        self._held, self._buffer, self._last = self._nothing.counts, self._nothing, (-1, self._nothing)
+        self._held, self._buffer = self._nothing.counts, self._nothing
+        self._recent: dict[int, Buffer] = {}  # the blocks that were read last, the newest behind the others
         self._coming: Iterator[Buffer] = iter(())
         self._planned: list[list[int]] = []
+
+    @property
+    def total(self) -> float:
+        """The sum of all counts."""
+        return float(self.sum_of(torch.arange(len(self.sums))).sum())
+
+    def sum_of(self, rows: Tensor) -> Tensor:
+        """Sums of some rows, float64, on the CPU; those that have not been read are read."""
+        rows = rows.cpu()
+        for block in self.block_of(rows[self.sums[rows].isnan()]).unique().tolist():
+            self._block(block)
+        return self.sums[rows]
 
     def to(self, device: torch.device) -> "Streamed":
         """Itself: entries go where the rows are that are asked for."""
@@ -218,19 +242,31 @@ class Streamed:
             start, stop = self.edges[block : block + 2].tolist()
             offset[block] = n_rows - start
             n_rows += stop - start
-            n_entries += int(self.indptr[stop] - self.indptr[start])
+            n_entries += 0 if self.indptr is None else int(self.indptr[stop] - self.indptr[start])
         offset[-1] = n_rows - int(self.edges[-1])
 
         def read() -> Iterator[CSR]:
             for block in some:
                 if self._stopped.is_set():
                     return
-                start, stop = self.edges[block : block + 2].tolist()
-                columns, values = map(torch.from_numpy, self.read(slice(start, stop)))
-                indptr = self.indptr[start : stop + 1]
-                yield CSR(indptr - indptr[0], columns, values, self.n_columns)
+                yield self.read(slice(*self.edges[block : block + 2].tolist()))
 
-        return Buffer(_joined(read(), n_entries, self.n_columns).with_empty_row(), offset)
+        if len(some) == 1:
+            counts = self.read(slice(*self.edges[some[0] : some[0] + 2].tolist()))
+        else:
+            counts = _joined(read(), self.n_columns, n_entries)
+        return Buffer(counts.with_empty_row(), offset)
+
+    def _block(self, number: int) -> Buffer:
+        """One block; the ones that were read before it stay in memory, too, as far as `KEPT` says."""
+        if number not in self._recent:
+            n_rows = 0
+            for earlier in reversed(list(self._recent)):
+                n_rows += len(self._recent[earlier].counts.indptr)
+                if n_rows - len(self._recent[earlier].counts.indptr) >= KEPT:
+                    del self._recent[earlier]  # before the next one is read
+            self._recent[number] = self._load([number])
+        return self._recent[number]
 
     def hold(self, rows: Tensor) -> None:
         """Keep some rows in memory from now on."""
@@ -238,8 +274,10 @@ class Streamed:
         new = new[self._held_at[new] < 0]
         if not len(new):
             return
-        before, more = self._held, int((self.indptr[new + 1] - self.indptr[new]).sum())
-        self._held = _joined(chain([before], self._parts(new)), len(before.values) + more, self.n_columns)
+        before, n_entries = self._held, None
+        if self.indptr is not None:
+            n_entries = len(before.values) + int((self.indptr[new + 1] - self.indptr[new]).sum())
+        self._held = _joined(chain([before], self._parts(new)), self.n_columns, n_entries)
         self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + (len(before.indptr) - 1)
 
     def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
@@ -257,35 +295,39 @@ class Streamed:
     def _found(self, rows: Tensor) -> tuple[CSR, Tensor]:
         """Counts that have some rows, and where."""
         block = self.block_of(rows)
-        while True:
-            place = rows + self._buffer.offset[block]
-            if bool((place >= 0).all()):
-                return self._buffer.counts, place
-            if not self._planned or not set(block.tolist()) <= {*self._planned[0], self.n_blocks}:
+        place = rows + self._buffer.offset[block]
+        if bool((place < 0).any()):
+            # all cells of a set may be held, so that nobody asks for its blocks: then it is passed over
+            asked = {*block.tolist()} - {self.n_blocks}
+            ahead = next((i for i, planned in enumerate(self._planned, 1) if asked <= {*planned}), 0)
+            if not ahead:
                 return self._gathered(rows), torch.arange(len(rows))
-            self._planned.pop(0)
-            self._buffer = self._nothing  # let go before the next one is read
-            self._buffer = next(self._coming)
+            for _ in range(ahead):
+                self._buffer = self._nothing  # let go before the next one is read
+                self._buffer = next(self._coming)
+            del self._planned[:ahead]
+            place = rows + self._buffer.offset[block]
+        return self._buffer.counts, place
 
     def _gathered(self, rows: Tensor) -> CSR:
         """Read some rows now."""
         ascending, order = rows.sort()
-        n_entries = int((self.indptr[rows + 1] - self.indptr[rows]).sum())
-        found = _joined(self._parts(ascending), n_entries, self.n_columns)
+        found = _joined(self._parts(ascending), self.n_columns)
         return found if torch.equal(order, torch.arange(len(order))) else found.rows(order.argsort())
 
     def _parts(self, rows: Tensor) -> Iterator[CSR]:
         """Read some rows in ascending order, block by block, each block once."""
         block, times = self.block_of(rows).unique_consecutive(return_counts=True)
         for number, some in zip(block.tolist(), rows.split(times.tolist()), strict=True):
-            if self._last[0] != number:
-                self._last = (number, self._load([number]))
-            counts, offset = self._last[1]
+            counts, offset = self._block(number)
             yield counts.rows(some + offset[number])
 
 
-def _joined(parts: Iterable[CSR], n_entries: int, n_columns: int) -> CSR:
+def _joined(parts: Iterable[CSR], n_columns: int, n_entries: int | None = None) -> CSR:
     """The rows of several parts, one below the other, in types that hold all; a part at a time is in memory twice."""
+    if n_entries is None:
+        parts = list(parts)
+        n_entries = sum(len(part.values) for part in parts)
     length, end = [torch.zeros(1, dtype=torch.int64)], 0
     columns, values = np.zeros(n_entries, dtype=np.int16), np.zeros(n_entries, dtype=np.uint8)
     for part in parts:

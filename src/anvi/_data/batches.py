@@ -49,7 +49,7 @@ def take(
         panel=None if cells.panel is None else cells.panel[index],
         codes=None if cells.codes is None else cells.codes[index],
         continuous=None if cells.continuous is None else cells.continuous[index],
-        log_library=cells.log_library[index],
+        log_library=cells.sizes(index),
         label=cells.label[index],
         weight=torch.ones(len(index), device=index.device) if weight is None else weight,
         n_labelled=n_labelled,

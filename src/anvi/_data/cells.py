@@ -56,7 +56,7 @@ class Cells:
     panel: Tensor | None  # (cells,) codes
     codes: Tensor | None  # (cells, injected covariates) rows of the covariate table
     continuous: Tensor | None  # (cells, continuous covariates)
-    log_library: Tensor  # (cells, 1)
+    log_library: Tensor  # (cells, 1) NaN where it is known only when the counts are read: ask `sizes`
     label: Tensor  # (cells,) class codes, -1 for unlabelled
     q_mean: Tensor | None = None  # (cells, latent) stored posterior mean, where the counts are gone (minified data)
     q_var: Tensor | None = None  # (cells, latent) stored posterior variance
@@ -64,6 +64,7 @@ class Cells:
     label_table: Tensor | None = None  # (distinct labels, classes) bool, what each leaves open; None: one class, or all
     label_row: Tensor | None = None  # (cells,) row of each cell in label_table
     has_rna: Tensor | None = None  # (cells,) bool; None: all cells have
+    rank: Tensor | None = None  # (cells,) place of each cell by name; None: they are in this order
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,6 +73,15 @@ class Cells:
     def streamed(self) -> bool:
         """Whether RNA counts stay in their file."""
         return isinstance(self.x, Streamed)
+
+    def sizes(self, index: Tensor | None = None) -> Tensor:
+        """Log library sizes of some cells, or all `(cells, 1)`; counts that have not been read yet are read."""
+        index = torch.arange(len(self), device=self.label.device) if index is None else index
+        found = self.log_library[index]
+        if self.streamed and bool((unknown := found.isnan().squeeze(1)).any()):
+            sums = self.x.sum_of(self.x_row[index[unknown]]).numpy()
+            found[unknown] = torch.from_numpy(np.log(sums).astype(np.float32))[:, None].to(found.device)
+        return found
 
     def proteins(self, index: Tensor) -> Tensor:
         """Protein counts of some cells `(cells, proteins)`, as float32."""
@@ -96,8 +106,19 @@ class Cells:
         return replace(self, x=self.x.to(device), **moved)
 
 
+def in_order(index: Tensor, rank: Tensor | None) -> Tensor:
+    """The same cells in the order of their names, so that what is drawn of them does not depend on another order."""
+    return index if rank is None else index[rank.to(index.device)[index].argsort()]
+
+
 def read_cells(
-    data: Source | Data, setup: Setup, *, labels: bool = False, stored: Stored | None = None, most: float = math.inf
+    data: Source | Data,
+    setup: Setup,
+    *,
+    labels: bool = False,
+    stored: Stored | None = None,
+    most: float = math.inf,
+    asked: bool = False,
 ) -> Cells:
     """Read a data set as a setup says; used for the fitted object and for any new one.
 
@@ -113,6 +134,9 @@ def read_cells(
         What is known of the cells of minified data; counts are then not looked for.
     most
         Bytes that RNA counts from a file may take in memory; if they would take more, they stay there.
+    asked
+        Whether the cells are asked about, not fitted: counts in a file stay there, and are read, and checked, when they
+        are needed.
 
     Raises
     ------
@@ -129,17 +153,22 @@ def read_cells(
         raise ValueError(f"{where} has no cells.")
     x: CSR | Streamed
     if stored is None:
-        x, library = _read_rna(source, setup, most)
+        x, library = _read_rna(source, setup, most, asked)
     else:  # a single row without an entry, which is everybody's
         x = CSR(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.int32), torch.zeros(0), len(setup.genes))
     names = np.asarray(every, dtype=object)
-    names = names if isinstance(x, Streamed) else np.sort(names)
+    x_row, rank = np.arange(len(names)), None  # those with RNA come first
+    if not isinstance(x, Streamed):
+        names = np.sort(names)
+        x_row = rna.obs_names.get_indexer(names)
+    elif asked and not every.is_monotonic_increasing:
+        rank = torch.from_numpy(names.argsort().argsort())
     cells = pd.Index(names)
     if stored is None:
-        x_row = rna.obs_names.get_indexer(names)
-        has_rna, library = x_row >= 0, np.append(library, 0)[x_row]
+        has_rna = (x_row >= 0) & (x_row < rna.n_obs)
         if not has_rna.all():  # a row without an entry behind the last, which is that of all cells with proteins alone
             x, x_row = x.with_empty_row(), np.where(has_rna, x_row, rna.n_obs)
+        library = library[x_row]
     else:
         x_row, library, has_rna = np.zeros(len(cells), dtype=np.int64), stored.library, stored.library > 0
     batch = _codes(source, setup.batch_key, setup.batches, "batch_key", setup, cells)
@@ -169,12 +198,13 @@ def read_cells(
         q_var=None if stored is None else torch.from_numpy(stored.q_var),
         rna_view=None if stored is None or stored.rna_view is None else torch.from_numpy(stored.rna_view),
         has_rna=None if has_rna.all() else torch.from_numpy(has_rna),
+        rank=rank,
         **parts,
     )
 
 
-def _read_rna(source: Source, setup: Setup, most: float) -> tuple[CSR | Streamed, np.ndarray]:
-    """Counts of the setup's genes, compact or left where they are, and their sum in each row; some rows at a time."""
+def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[CSR | Streamed, np.ndarray]:
+    """Counts of the setup's genes, compact or left where they are, and sums: NaN of what is not read, 0 behind all."""
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
     stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
@@ -184,21 +214,51 @@ def _read_rna(source: Source, setup: Setup, most: float) -> tuple[CSR | Streamed
         raise ValueError(_why_not_streamed(source, slot, in_file(stored)))
     genes = pd.Index(setup.genes)
     column = _columns_of(genes, rna, where)
-    length, library = np.zeros(rna.n_obs + 1, dtype=np.int64), np.zeros(rna.n_obs)
-    indices = np.empty(0, dtype=np.int16 if len(setup.genes) <= 2**15 else np.int32)
-    values = np.empty(0, dtype=np.uint8)
-    keeps, kind = not can_stay or most > 0, indices.dtype
+    choice = "" if len(genes) == rna.n_vars else _in_code(rna, genes)
+    length, library = np.zeros(rna.n_obs + 1, dtype=np.int64), np.append(np.full(rna.n_obs, np.nan), 0.0)
+    kind = np.int16 if len(genes) <= 2**15 else np.int32
 
-    def chosen(piece) -> sparse.csr_matrix:
-        return canonical(piece if column is None else piece[:, column], slot)  # of the others nothing is copied
+    def noted(rows: slice, piece) -> sparse.csr_matrix:
+        """Counts of some rows: checked when they are read first, and then those that they were."""
+        counts = canonical(piece if column is None else piece[:, column], slot)  # of the others nothing is copied
+        lengths, sums = np.diff(counts.indptr), np.asarray(counts.sum(1), dtype=np.float64).ravel()
+        here, names = slice(rows.start + 1, rows.stop + 1), rna.obs_names[rows]
+        if np.isnan(library[rows]).any():
+            if setup.counts:
+                check_counts(counts, names, genes, slot, rna, mod=mod, seen=containers.how_far(rows, rna.n_obs))
+            length[here], library[rows] = lengths, sums
+        changed = (lengths != length[here]) | ~np.isclose(sums, library[rows], rtol=1e-5, equal_nan=True)
+        if changed.any():
+            raise ValueError(
+                f"{slot} is not what it was when this began (cell '{names[changed.argmax()]}'): something has written "
+                "into its file. Start again, with a copy that nobody writes to."
+            )
+        return counts
 
+    def streamed(indptr: Tensor | None) -> Streamed:
+        """Counts that stay in their file; without an index pointer they are read for the first time."""
+        edges, read = containers.in_blocks(stored, slot, in_order=indptr is None)
+
+        def compactly(rows: slice) -> CSR:
+            try:
+                piece = containers.whole(read(rows), slot)
+            except OSError as error:
+                raise OSError(f"{slot} cannot be read from its file any more: {error}") from error
+            counts = noted(rows, piece)
+            if indptr is None:
+                check_no_empty_cells(library[rows], rna.obs_names[rows], slot, choice)
+                _check_normal(library[rows], setup)
+            parts = counts.indptr.astype(np.int64), counts.indices.astype(kind, copy=False), compact(counts.data)
+            start, columns, values = map(torch.from_numpy, parts)
+            return CSR(start, columns, values, len(genes))
+
+        return Streamed(compactly, torch.from_numpy(edges), len(genes), torch.from_numpy(library), indptr)
+
+    if asked and can_stay and (len(setup.log_library) == len(setup.batches) or not _some_without_rna(source, setup)):
+        return streamed(None), library
+    indices, values, keeps = np.empty(0, dtype=kind), np.empty(0, dtype=np.uint8), not can_stay or most > 0
     for rows, piece in by_rows(stored, slot):
-        counts = chosen(piece)
-        if setup.counts:
-            names, seen = rna.obs_names[rows], containers.how_far(rows, rna.n_obs)
-            check_counts(counts, names, genes, slot, rna, mod=mod, seen=seen)
-        length[rows.start + 1 : rows.stop + 1] = np.diff(counts.indptr)
-        library[rows] = np.asarray(counts.sum(1)).ravel()
+        counts = noted(rows, piece)
         if keeps:
             indices, values = _longer(indices, counts.indices), _longer(values, compact(counts.data))
             would_take = (indices.nbytes + values.nbytes) * rna.n_obs / rows.stop
@@ -210,33 +270,17 @@ def _read_rna(source: Source, setup: Setup, most: float) -> tuple[CSR | Streamed
                 "they are read once"
             )
             indices, values = indices[:0].copy(), values[:0].copy()
-    check_no_empty_cells(library, rna.obs_names, slot, "" if len(genes) == rna.n_vars else _in_code(rna, genes))
-    indptr = length.cumsum()
-    if keeps:
-        start, columns, counts_of_all = (torch.from_numpy(part) for part in (indptr, indices, values))
-        return CSR(start, columns, counts_of_all, len(genes)), library
-    edges, read = containers.in_blocks(stored, slot)
+    check_no_empty_cells(library[:-1], rna.obs_names, slot, choice)
+    indptr = torch.from_numpy(length.cumsum())
+    if not keeps:
+        return streamed(indptr), library
+    return CSR(indptr, torch.from_numpy(indices), torch.from_numpy(values), len(genes)), library
 
-    def read_again(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Columns and counts of rows that have been checked, as they were then."""
-        try:
-            counts = chosen(containers.whole(read(rows), slot))
-        except OSError as error:
-            raise OSError(f"{slot} cannot be read from its file any more: {error}") from error
-        sums = np.asarray(counts.sum(1)).ravel()
-        changed = (counts.indptr[1:] != indptr[rows.start + 1 : rows.stop + 1] - indptr[rows.start]) | (
-            ~np.isclose(sums, library[rows], rtol=1e-5)
-        )
-        if changed.any():
-            cell = rna.obs_names[rows][changed.argmax()]
-            raise ValueError(
-                f"{slot} is not what it was when this fit began (cell '{cell}'): something has written into its file. "
-                "Start again, with a copy that nobody writes to."
-            )
-        return counts.indices.astype(kind, copy=False), compact(counts.data)
 
-    total = float(library.sum())
-    return Streamed(read_again, torch.from_numpy(indptr), torch.from_numpy(edges), len(genes), total), library
+def _some_without_rna(source: Source, setup: Setup) -> bool:
+    """Whether some cells have proteins alone."""
+    rna = source.modality(setup.rna_mod, "rna_mod")
+    return len(cell_names(source, setup.rna_mod, setup.mod_beside)) > rna.n_obs
 
 
 def _why_not_streamed(source: Source, slot: str, by_columns: bool) -> str:
@@ -340,13 +384,18 @@ def _log_library(
                 f"size_factor_key: '{setup.size_factor_key}' must be positive, cell '{cells[library <= 0][0]}' is not."
             )
         library = library * np.float32(setup.size_factor_scale)
-    elif not setup.counts and (library <= 0).any():
-        raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
     elif not has_rna.all():  # nothing is known of a cell's own: that of the average cell of its batch
         log_library = np.log(np.where(has_rna, library, 1))
         means = library_means(setup, log_library[has_rna], batch.numpy()[has_rna])
         library = np.exp(np.where(has_rna, log_library, np.array(means)[batch.numpy()]))
+    _check_normal(library, setup)
     return torch.from_numpy(np.log(library).astype(np.float32))[:, None]
+
+
+def _check_normal(library: np.ndarray, setup: Setup) -> None:
+    """Raise a ValueError if the logarithm of a library size is asked for and there is none."""
+    if not setup.counts and setup.size_factor_key is None and (library <= 0).any():
+        raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
 
 
 def library_means(setup: Setup, log_library: np.ndarray, batch: np.ndarray) -> tuple[float, ...]:

@@ -304,8 +304,17 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
     ------
     Which rows, and these rows as they are stored.
     """
-    n_rows, n_columns = matrix.shape
     indptr = _pointer(matrix, where)
+    edges, read = _edges(matrix, indptr), row_reader(matrix, where, indptr)
+    rows, n_rows = map(slice, edges[:-1].tolist(), edges[1:].tolist()), matrix.shape[0]
+    parts = ((part, read(part)) for part in rows)
+    bar = in_file(matrix) and n_rows > 0
+    yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+
+
+def _edges(matrix, indptr: np.ndarray | None) -> np.ndarray:
+    """Rows at which pieces of a matrix begin, and the end `(pieces + 1,)`."""
+    n_rows, n_columns = matrix.shape
     if indptr is not None:
         ends = np.searchsorted(indptr, np.arange(PIECE, indptr[-1], PIECE), side="right")
     else:
@@ -315,11 +324,7 @@ def pieces(matrix, where: str) -> Iterator[tuple[slice, Any]]:
             chunk = max(np.atleast_1d(chunks[0]))
             step = -(-step // chunk) * chunk
         ends = np.arange(step, n_rows, step)
-    edges = np.unique([0, *np.minimum(ends, n_rows), n_rows])
-    rows, read = map(slice, edges[:-1].tolist(), edges[1:].tolist()), row_reader(matrix, where, indptr)
-    parts = ((part, read(part)) for part in rows)
-    bar = in_file(matrix) and n_rows > 0
-    yield from with_bar(parts, n_rows, f"reading {where}", lambda one: one[0].stop - one[0].start) if bar else parts
+    return np.unique([0, *np.minimum(ends, n_rows), n_rows])
 
 
 def _pointer(matrix, where: str) -> np.ndarray | None:
@@ -350,9 +355,14 @@ def row_reader(matrix, where: str, indptr: np.ndarray | None) -> Callable[[slice
     return read
 
 
-def in_blocks(matrix, where: str) -> tuple[np.ndarray, Callable[[slice], Any]]:
-    """Rows at which blocks of a matrix in a file begin, and the end `(blocks + 1,)`; and what reads rows of it."""
+def in_blocks(matrix, where: str, *, in_order: bool) -> tuple[np.ndarray, Callable[[slice], Any]]:
+    """Rows at which blocks of a matrix in a file begin, and the end `(blocks + 1,)`; and what reads rows of it.
+
+    What is read in its order comes in the pieces of :func:`pieces`, else in small blocks that can be shuffled.
+    """
     indptr = _pointer(matrix, where)
+    if in_order:
+        return _edges(matrix, indptr), row_reader(matrix, where, indptr)
     chunks = (matrix if indptr is None else matrix.group["data"]).chunks or (1,)  # not in chunks: every value is one
     return block_edges(matrix.shape[0], chunks[0], indptr), row_reader(matrix, where, indptr)
 
@@ -578,4 +588,6 @@ def cell_names(source: Source, rna_mod: str, prot_mod: str | None) -> pd.Index:
     if source.alone or prot_mod not in source.mods:
         return rna
     prot = source.mods[prot_mod].obs_names
+    if rna.equals(prot):  # a million names are not sorted for nothing
+        return rna
     return rna.append(prot[~prot.isin(rna)]) if len(prot.difference(rna)) else rna

@@ -423,6 +423,7 @@ def attributions_dataset(parts: Sequence[AttributionSlots], single: Sequence[pd.
         cells = pd.Index(np.unique(np.concatenate([table.index.to_numpy(dtype=object) for table in single])))
         coords["obs"] = cells.to_numpy(dtype=object)
         for part, table in zip(parts, single, strict=True):
-            variables[f"{part.mod}_per_cell"] = (("obs", f"{part.mod}_var"), table.reindex(cells).to_numpy())
+            values = table.reindex(index=cells, columns=coords[f"{part.mod}_var"]).to_numpy()
+            variables[f"{part.mod}_per_cell"] = ("obs", f"{part.mod}_var"), values
     asked = ("groupby", "target", "against", "baseline", "n_steps", "random_state")
     return xr.Dataset(variables, coords, {name: first.params.get(name) for name in asked})  # anndata 0.11 wrote no None

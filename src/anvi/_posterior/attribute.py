@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anvi._data import rankings
 from anvi._data.batches import take
-from anvi._data.cells import Cells
+from anvi._data.cells import Cells, in_order
 from anvi._data.select import Contrast, ExplainedGroups
 from anvi._data.setup import Setup
 from anvi._model import Model
@@ -140,14 +140,14 @@ def predict(model: Model, cells: Cells, members: Tensor | None = None) -> Tensor
     return torch.cat([part.argmax(1) for part in parts])
 
 
-def sample(group: Tensor, n_cells: int | None, generator: torch.Generator) -> Tensor:
+def sample(group: Tensor, n_cells: int | None, generator: torch.Generator, rank: Tensor | None = None) -> Tensor:
     """Up to `n_cells` random cells of each group, sorted; None: all. Cells of group -1 are left out.
 
-    `group` `(cells,)` and the generator are on the CPU.
+    `group` `(cells,)` and the generator are on the CPU; `rank` is that of the cells.
     """
     chosen = []
     for code in group[group >= 0].unique().tolist():
-        members = (group == code).nonzero().squeeze(1)
+        members = in_order((group == code).nonzero().squeeze(1), rank)
         if n_cells is not None and len(members) > n_cells:
             members = members[torch.randperm(len(members), generator=generator)[:n_cells]]
         chosen.append(members)
@@ -334,6 +334,7 @@ def draw_references(
     n: int,
     generator: torch.Generator,
     eligible: Tensor | None = None,  # (cells,) bool
+    rank: Tensor | None = None,  # (cells,)
 ) -> Tensor:
     """Draw cells for each set of groups, the groups in turn `(sets, n)`; with replacement only where cells are few."""
     out = torch.empty(len(chosen), n, dtype=torch.long)
@@ -341,7 +342,7 @@ def draw_references(
     for code in range(chosen.shape[1]):
         inside = group == code
         better = inside if eligible is None else inside & eligible
-        members.append((better if better.any() else inside).nonzero().squeeze(1))
+        members.append(in_order((better if better.any() else inside).nonzero().squeeze(1), rank))
     for row, groups in enumerate(chosen):
         pools = [members[code] for code in groups.nonzero().squeeze(1).tolist() if len(members[code])]
         order = torch.randperm(len(pools), generator=generator).tolist()
@@ -418,7 +419,8 @@ def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) ->
         return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
     generator = torch.Generator().manual_seed(block_seed(seed, 1))
     stained = None if cells.mask_table is None else cells.measured.any(1).cpu()
-    index = draw_references(explained.predicted, sets, int(baseline), generator, stained)
+    index = draw_references(explained.predicted, sets, int(baseline), generator, stained, cells.rank)
+    cells.x.hold(cells.x_row[index.flatten().to(device)])  # each comes with every cell that is explained
     return References(cells, index.to(device), row.to(device), protein, scaled)
 
 

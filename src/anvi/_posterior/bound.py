@@ -38,14 +38,9 @@ def _widths(config: Config, n_back: int = 1) -> tuple[int, int, int, int]:
 
 
 def draw_noise(config: Config, seed: int, sample: int, index: Tensor, n_back: int = 1) -> Noise:
-    """Noise that belongs to a cell: the same whichever other cells are asked about, and in whichever chunk it comes."""
+    """Noise of cells by their places: the same whichever others are asked about, and in whichever chunk they come."""
     widths = _widths(config, n_back)
-    drawn = torch.empty(len(index), sum(widths), device=index.device)
-    number = index // encode.NOISE_BLOCK
-    for block in number.unique().tolist():
-        rows = slice(block * encode.NOISE_BLOCK, (block + 1) * encode.NOISE_BLOCK)
-        here = number == block
-        drawn[here] = encode.noise(seed, sample, rows, sum(widths), index.device)[index[here] - rows.start]
+    drawn = encode.noise(seed, sample, index, sum(widths), index.device)
     return Noise(*(part if width else None for width, part in zip(widths, drawn.split(widths, dim=1), strict=True)))
 
 
@@ -85,7 +80,7 @@ def bound(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: int) 
         here = index[rows]
         batch = take(cells, here, n_labelled=int((cells.label[here] >= 0).sum()))
         for sample in range(n_samples):
-            noise = draw_noise(model.config, seed, sample, here)
+            noise = draw_noise(model.config, seed, sample, here if cells.rank is None else cells.rank[here])
             u = _rows_of_u(noise.u, batch, model.config)
             terms = network.terms(batch, None, _GivenNoise(noise.z, noise.library, noise.back, u))
             if not present:
@@ -128,7 +123,8 @@ def marginal(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: in
         log_sum = torch.full((len(block.index),), -math.inf, dtype=torch.float64, device=index.device)
         log_square = log_sum.clone()
         for sample in range(n_samples):
-            noise = draw_noise(model.config, seed, sample, block.index, BACKGROUNDS)
+            place = block.index if cells.rank is None else cells.rank[block.index]
+            noise = draw_noise(model.config, seed, sample, place, BACKGROUNDS)
             log_weight = _log_weight(model.network, block, q_library, noise)
             log_sum = torch.logaddexp(log_sum, log_weight)
             log_square = torch.logaddexp(log_square, 2 * log_weight)

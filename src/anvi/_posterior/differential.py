@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anvi._data.cells import Cells
+from anvi._data.cells import Cells, in_order
 from anvi._model import Model
 from anvi.nn import Batch, Draws
 
@@ -54,8 +54,10 @@ def draw_posterior(
     """Draw cells of each population and one latent vector for every draw."""
     device = cells.label.device
     rng = np.random.default_rng(seed)
-    index = torch.from_numpy(np.stack([rng.choice(population, n_draws) for population in populations])).to(device)
+    named = [in_order(torch.from_numpy(population), cells.rank).numpy() for population in populations]
+    index = torch.from_numpy(np.stack([rng.choice(population, n_draws) for population in named])).to(device)
     if importance:
+        cells.x.hold(cells.x_row[index.flatten()])  # drawn in any order
         chosen = [resample(model, cells, row, seed, p) for p, row in enumerate(index)]
         z, pick, effective = (torch.stack(part) for part in zip(*chosen, strict=True))
         return PosteriorDraws(index, z, pick, seed, float(effective.median()))
@@ -368,21 +370,23 @@ def counted(
     cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], *, proteins: bool
 ) -> Counted:
     """Mean counts, and shares of cells with any, of the groups and their references."""
-    found = []
-    for population in populations:
-        n_features = cells.y.shape[1] if proteins else cells.x.n_columns
-        sums = torch.zeros(3, n_features, dtype=torch.float64, device=cells.label.device)  # counts, not 0, measured
-        for part in torch.from_numpy(population).to(cells.label.device).split(CHUNK):
-            if proteins:
-                measured = cells.mask_table[cells.mask_row[part]]
-                counts = cells.proteins(part) * measured
-                sums += torch.stack([counts.double().sum(0), (counts > 0).sum(0), measured.sum(0)])
-            else:
-                entries = cells.x.entries(cells.x_row[part])
-                sums[0].index_add_(0, entries.column, entries.count.double())
-                sums[1] += entries.column.bincount(minlength=n_features)
-                sums[2] += len(part)
-        found.append(sums.cpu().numpy())
+    n_features, device = cells.y.shape[1] if proteins else cells.x.n_columns, cells.label.device
+    which = torch.arange(len(populations)).repeat_interleave(torch.tensor([*map(len, populations)]))
+    cell, order = torch.from_numpy(np.concatenate(populations)).sort(stable=True)  # each block of a file is read once
+    sums = torch.zeros(3, len(populations), n_features, dtype=torch.float64, device=device)  # counts, not 0, measured
+    for part, group in zip(cell.to(device).split(CHUNK), which[order].to(device).split(CHUNK), strict=True):
+        if proteins:
+            measured = cells.mask_table[cells.mask_row[part]]
+            counts = cells.proteins(part) * measured
+            for total, values in zip(sums, (counts, counts > 0, measured), strict=True):
+                total.index_add_(0, group, values.double())
+        else:
+            entries = cells.x.entries(cells.x_row[part])
+            place = group[entries.row] * n_features + entries.column
+            for total, values in zip(sums, (entries.count, entries.count > 0), strict=False):
+                total.view(-1).index_add_(0, place, values.double())
+            sums[2] += group.bincount(minlength=len(populations))[:, None]
+    found = sums.transpose(0, 1).cpu().numpy()  # (populations, 3, features)
 
     def side(parts: Sequence[int]) -> np.ndarray:
         total = sum(found[part] for part in parts)

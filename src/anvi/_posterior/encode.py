@@ -39,6 +39,7 @@ class Block(NamedTuple):
     index: Tensor  # (cells,) positions in Cells
     batch: Batch
     q_z: Gaussian  # before the softmax of a logistic-normal latent (cells, latent)
+    rank: Tensor | None = None  # (cells,) places by name, where all cells were asked for and are in another order
 
     @property
     def rows(self) -> slice:
@@ -50,19 +51,28 @@ class Block(NamedTuple):
 def blocks(model: Model, cells: Cells, index: Tensor | None = None, size: int | None = None) -> Iterator[Block]:
     """Encode cells chunk by chunk, in eval mode and without noise."""
     network = model.network.eval()
-    if index is None:
+    everyone = index is None
+    if everyone:
         index = torch.arange(len(cells), device=cells.label.device)
-    start = 0
+    if cells.streamed and bool((cells.x_row[index].diff() < 0).any()):  # else each chunk would read all of the file
+        cells.x.hold(cells.x_row[index])
+    start, rank = 0, cells.rank if everyone else None
     for part in index.split(CHUNK if size is None else size):
         batch = take(cells, part, dense=network.needs_dense_counts)
         stored = cells.q_mean is not None
         q_z = Gaussian(cells.q_mean[part], cells.q_var[part]) if stored else network.encode(batch, Draws())
-        yield Block(start, part, batch, q_z)
+        yield Block(start, part, batch, q_z, None if rank is None else rank[part])
         start += len(part)
 
 
-def noise(seed: int, sample: int, rows: slice, width: int, device: torch.device) -> Tensor:
+def noise(seed: int, sample: int, rows: slice | Tensor, width: int, device: torch.device) -> Tensor:
     """Standard normal noise `(rows, width)` that depends on seed, sample number and row alone, not on the chunk."""
+    if isinstance(rows, Tensor):
+        drawn, number = torch.empty(len(rows), width, device=device), rows // NOISE_BLOCK
+        for block in number.unique().tolist():
+            here, first = number == block, block * NOISE_BLOCK
+            drawn[here] = noise(seed, sample, slice(first, first + NOISE_BLOCK), width, device)[rows[here] - first]
+        return drawn
     first = rows.start // NOISE_BLOCK
     parts = []
     for number in range(first, -(-rows.stop // NOISE_BLOCK)):
@@ -80,7 +90,7 @@ def block_seed(*numbers: int) -> int:
 def sample_z(model: Model, block: Block, seed: int, sample: int) -> Tensor:
     """One posterior sample of the latent vectors of a block `(cells, latent)`."""
     mean, var = block.q_z
-    draw = noise(seed, sample, block.rows, mean.shape[1], mean.device)
+    draw = noise(seed, sample, block.rows if block.rank is None else block.rank, mean.shape[1], mean.device)
     return model.network.to_latent(mean + var.sqrt() * draw)
 
 

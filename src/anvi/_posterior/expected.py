@@ -248,7 +248,7 @@ def library_sizes(model: Model, cells: Cells, rows: Tensor) -> np.ndarray:
     """The library size that the model reckons with `(cells,)`: the mean of a latent one, else the observed."""
     out = torch.empty(len(cells))
     if model.config.library != "latent":
-        out[rows] = cells.log_library.exp().squeeze(1).cpu()
+        out[rows] = cells.sizes().exp().squeeze(1).cpu()
         return out.numpy()
     for block in blocks(model, cells):
         out[rows[block.rows]] = mean_library(model, block).squeeze(1).cpu()

@@ -32,7 +32,7 @@ from anvi._model import Imputation, Model
 
 from . import encode
 from .confidence import at_most
-from .encode import in_batch
+from .encode import Block, in_batch
 from .expected import protein_value
 
 logger = logging.getLogger("anvi")
@@ -127,37 +127,42 @@ def impute(
     rows: Tensor | None = None,  # (cells,) row of each cell in the answer
 ) -> Imputed | None:
     """Proteins of cells whose batches did not measure them; None where there are none, or the model cannot."""
-    part = model.imputation
+    part, device = model.imputation, cells.label.device
     if part is None or (cells.q_mean is not None and cells.rna_view is None):
         return None
     where = _to_impute(part, cells)
-    index = where.any(1).nonzero().squeeze(1)
-    if not len(index):
+    if not where.any():
         return None
-    device, rows = cells.label.device, torch.arange(len(cells)) if rows is None else rows.cpu()
-    part = _on(part, device)
-    asked = index.to(device)
-    found, spread = _predict(part, _view(model, part, cells, asked))
+    if coverage is not None:
+        _tell_of_one_batch(model, part, where & ~part.measured[cells.batch.cpu()])
+    part, rows = _on(part, device), torch.arange(len(cells)) if rows is None else rows.cpu()
+    out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
+    for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
+        some = where[block.rows].any(1)
+        if some.any():
+            found = _imputed(model, part, cells, block, some.to(device), include_background, coverage)
+            for values, one in zip(out, found, strict=True):
+                values[rows[block.rows][some]] = one.cpu().where(where[block.rows][some], torch.nan)
+    return Imputed(*(values.numpy() for values in out), *[None] * (3 - len(out)))
+
+
+def _imputed(
+    model: Model, part: Imputation, cells: Cells, block: Block, some: Tensor, include_background: bool, coverage
+) -> list[Tensor]:
+    """Counts of some cells of a block, and the ends of their intervals if there is a coverage `(cells, proteins)`."""
+    index = block.index[some]
+    batch = cells.batch[index]
+    found, spread = _predict(part, _view(model, part, cells, index))
     if part.offset is not None:  # of what others of the batch measured
-        found += part.offset[cells.batch[asked]].where(part.measured[cells.batch[asked]], 0.0)
-    partly = cells.mask_table.any(1)[cells.mask_row[asked]]
+        found += part.offset[batch].where(part.measured[batch], 0.0)
+    partly = cells.mask_table.any(1)[cells.mask_row[index]]
     if partly.any():
-        decoded = _decoded(model, cells, asked, None, True).log1p()
+        decoded = _decoded(model, block, None, True)[some].log1p()
         found = torch.where(partly[:, None], (found + decoded) / 2, found)
     value = found.clamp(min=0).expm1()
     if not include_background:
-        value = value * _foreground_share(model, part, cells, asked)
-    ends = [None, None]
-    if coverage is not None:
-        ends = _interval(part, cells.batch[asked], found, spread, coverage)
-        _tell_of_one_batch(model, part, where & ~part.measured.cpu()[cells.batch.cpu()])
-    out = []
-    for values in (value, *ends):
-        whole = None if values is None else torch.full(where.shape, torch.nan)
-        if whole is not None:
-            whole[rows[index]] = torch.where(where[index], values.cpu(), torch.nan)
-        out.append(whole if whole is None else whole.numpy())
-    return Imputed(*out)
+        value = value * _foreground_share(model, part, block)[some]
+    return [value] if coverage is None else [value, *_interval(part, batch, found, spread, coverage)]
 
 
 @torch.no_grad()
@@ -165,13 +170,15 @@ def stored_view(model: Model, cells: Cells) -> np.ndarray | None:
     """What minified data keep for :func:`impute` `(cells, latent + components)`; None where nothing is imputed."""
     if model.imputation is None:
         return None
-    index = _to_impute(model.imputation, cells).any(1).nonzero().squeeze(1)
-    if not len(index):
+    some = _to_impute(model.imputation, cells).any(1)
+    if not some.any():
         return None
     part = _on(model.imputation, cells.label.device)
-    view = torch.cat(_view(model, part, cells, index.to(cells.label.device)), dim=1).cpu()
-    out = torch.full((len(cells), view.shape[1]), torch.nan)
-    out[index] = view
+    out = torch.full((len(cells), part.latent.shape[1] + part.components.shape[1]), torch.nan)
+    for index in torch.arange(len(cells)).split(encode.CHUNK):  # as they are imputed
+        index = index[some[index]]
+        if len(index):
+            out[index] = torch.cat(_view(model, part, cells, index.to(cells.label.device)), dim=1).cpu()
     return out.numpy()
 
 
@@ -422,24 +429,21 @@ def _on(part: Imputation, device: torch.device) -> Imputation:
     return Imputation(*(None if tensor is None else tensor.to(device) for tensor in part))
 
 
-def _foreground_share(model: Model, part: Imputation, cells: Cells, index: Tensor) -> Tensor:
+def _foreground_share(model: Model, part: Imputation, block: Block) -> Tensor:
     """The decoder's share of foreground `(cells, proteins)`, in the batch that most landmarks are from."""
-    share = torch.zeros(len(index), part.y.shape[1], device=index.device)
+    share = torch.zeros(len(block.index), part.y.shape[1], device=block.index.device)
     for there, columns in _patterns(part.y):
         if there.any():
             code = int(part.batch[there].mode().values)
-            whole = _decoded(model, cells, index, code, True)[:, columns].clamp(min=1e-12)
-            share[:, columns] = _decoded(model, cells, index, code, False)[:, columns] / whole
+            whole = _decoded(model, block, code, True)[:, columns].clamp(min=1e-12)
+            share[:, columns] = _decoded(model, block, code, False)[:, columns] / whole
     return share
 
 
-def _decoded(model: Model, cells: Cells, index: Tensor, code: int | None, include_background: bool) -> Tensor:
-    """What the decoder says of some cells `(cells, proteins)`, in a batch or their own."""
-    out = torch.zeros(len(cells), model.config.n_proteins, device=index.device)
-    for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
-        batch = block.batch if code is None else in_batch(model, block.batch, code)
-        out[block.rows] = protein_value(model, model.network.to_latent(block.q_z.mean), batch, None, include_background)
-    return out[index]
+def _decoded(model: Model, block: Block, code: int | None, include_background: bool) -> Tensor:
+    """What the decoder says of a block `(cells, proteins)`, in a batch or their own."""
+    batch = block.batch if code is None else in_batch(model, block.batch, code)
+    return protein_value(model, model.network.to_latent(block.q_z.mean), batch, None, include_background)
 
 
 def _level(residuals: Tensor, level: float) -> Tensor:

@@ -220,7 +220,7 @@ def ask(
         stored = read_stored(source, setup, key, fitted.fingerprint())
     labels = fitted.config.dispersion == "gene-label" if labels is None else labels
     tell_cells_without_rna(fitted, source, setup)
-    cells = read_cells(source, setup, labels=labels, stored=stored).to(on_device)
+    cells = read_cells(source, setup, labels=labels, stored=stored, asked=True).to(on_device)
     return Context(source, fitted.on(on_device), key, setup, cells, wanted, batches, groups, seed, to)
 
 

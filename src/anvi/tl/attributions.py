@@ -177,7 +177,7 @@ def attributions(
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
     if cells.has_rna is not None:  # what is not there contributes nothing
         pool = torch.where(cells.has_rna.cpu(), pool, -1)
-    index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)))
+    index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)), cells.rank)
     question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
     starts = find_baselines(question, baseline, seed)
 

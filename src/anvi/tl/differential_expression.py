@@ -284,7 +284,7 @@ def _compared(
     names, offset, rare = setup.genes, how.pseudocounts, None
     if mod == setup.rna_mod:
         if offset is None:
-            offset = LEAST_COUNT / float(np.median(cells.log_library.exp().cpu().numpy()))
+            offset = LEAST_COUNT / float(np.median(cells.sizes().exp().cpu().numpy()))
         elif offset == "scvi":
             rare, offset = differential.rarely_seen(cells, populations, comparisons), math.nan
         values = differential.genes(model, cells, draws, batch_correction=how.batch_correction)

@@ -3,11 +3,8 @@
 import logging
 from pathlib import Path
 
-import numpy as np
-
 from anvi._backed import on_file
 from anvi._data import minified, slots
-from anvi._data.cells import Cells
 from anvi._data.containers import Data
 from anvi._data.fits import stored_fits
 from anvi._find import find_model
@@ -119,15 +116,8 @@ def _stored(asked: Context) -> minified.Stored:
         names=cells.names,
         q_mean=mean,
         q_var=var,
-        library=_library(cells),
+        library=cells.x.sum_of(cells.x_row).numpy(),  # exact; 0 where there is no RNA
         mask_table=cells.mask_table.cpu().numpy() if joint else None,
         mask_row=cells.mask_row.cpu().numpy() if joint else None,
         rna_view=imputation.stored_view(asked.model, cells),
     )
-
-
-def _library(cells: Cells) -> np.ndarray:
-    """Summed RNA counts `(cells,)`, exact."""
-    up_to = np.concatenate([[0.0], np.cumsum(cells.x.values.cpu().numpy(), dtype=np.float64)])
-    start, end = cells.x.indptr[:-1].cpu().numpy(), cells.x.indptr[1:].cpu().numpy()
-    return (up_to[end] - up_to[start])[cells.x_row.cpu().numpy()]  # 0 where there is no RNA

@@ -13,6 +13,7 @@ import torch
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._files import replacing
 from anvi._model import Model
 from anvi._posterior.encode import NOISE_BLOCK
 from anvi._posterior.expected import Sweep
@@ -149,20 +150,21 @@ def stream(
 
     # the second format: every version of zarr reads it, and the third has no settled form for text yet
     second = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
-    xr.Dataset(coords=coords).to_zarr(path, mode="w-", consolidated=False, **second)
-    group = zarr.open_group(str(path), mode="r+")
-    arrays = [
-        _create(group, mod, names, (*leading, len(coords["obs"]), len(coords[names[-1]])))
-        for mod, names in dims.items()
-    ]
-    for piece in pieces:
-        where = np.unravel_index(piece.step, leading)
-        here = rows[piece.rows]
-        parts = [part for part in (piece.rna, piece.prot) if part is not None]
-        for array, part in zip(arrays, parts, strict=True):
-            whole = np.full((here[-1] + 1 - here[0], part.shape[1]), np.nan, dtype=np.float32)
-            whole[here - here[0]] = part
-            array[(*map(int, where), slice(int(here[0]), int(here[-1]) + 1))] = whole
+    with replacing(path) as store:  # counts in a file are checked as they are read
+        xr.Dataset(coords=coords).to_zarr(store, mode="w-", consolidated=False, **second)
+        group = zarr.open_group(str(store), mode="r+")
+        arrays = [
+            _create(group, mod, names, (*leading, len(coords["obs"]), len(coords[names[-1]])))
+            for mod, names in dims.items()
+        ]
+        for piece in pieces:
+            where = np.unravel_index(piece.step, leading)
+            here = rows[piece.rows]
+            parts = [part for part in (piece.rna, piece.prot) if part is not None]
+            for array, part in zip(arrays, parts, strict=True):
+                whole = np.full((here[-1] + 1 - here[0], part.shape[1]), np.nan, dtype=np.float32)
+                whole[here - here[0]] = part
+                array[(*map(int, where), slice(int(here[0]), int(here[-1]) + 1))] = whole
     return xr.open_zarr(path, consolidated=False, chunks=None)
 
 
