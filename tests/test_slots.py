@@ -537,6 +537,29 @@ def test_values_go_to_their_cells_whatever_the_order():
     np.testing.assert_array_equal(mirrored, mdata.obs["rna:scanvi_prediction"])
 
 
+def test_values_in_the_order_of_the_object_are_not_copied():
+    data = anndata.AnnData(np.ones((6, 3), np.float32))
+    values = np.arange(12, dtype=np.float32).reshape(6, 2)
+    slots.Writer(data, data, None, data.obs_names.to_numpy()).obsm("X_key", values)
+    assert np.shares_memory(data.obsm["X_key"], values)
+    slots.Writer(data, data, None, data.obs_names[::-1].to_numpy()).obsm("X_key", values)
+    np.testing.assert_array_equal(data.obsm["X_key"], values[::-1])
+    slots.Writer(data, data, None, data.obs_names[:2].to_numpy()).obsm("X_key", values[:2])
+    np.testing.assert_array_equal(data.obsm["X_key"][:2], values[:2])
+    assert np.isnan(data.obsm["X_key"][2:]).all()
+
+
+def test_no_two_slots_are_one_array(fitted):
+    with quiet_mudata():
+        stained = fitted[fitted["prot"].obs_names].copy()
+    av.tl.denoise(stained, model="totalanvi")
+    av.tl.foreground(stained, model="totalanvi")
+    for what in ("denoised", "foreground"):
+        table, layer = stained.obsm[f"totalanvi_prot_{what}"], stained["prot"].layers[f"totalanvi_{what}"]
+        np.testing.assert_array_equal(table, layer)
+        assert not np.shares_memory(table, layer)
+
+
 # scanpy -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from anvi._data import batches, containers
 from anvi._data.batches import Minibatches, split, take
 from anvi._data.cells import read_cells
 from anvi._data.setup import find_setup
+from anvi._posterior import encode
 from anvi._stream import Streamed, block_edges
 
 pytestmark = [
@@ -306,6 +307,7 @@ def test_a_fit_from_the_file_is_that_of_held_counts(stored, tmp_path, monkeypatc
         found.x.hold(torch.arange(len(found.x.indptr) - 1))
         monkeypatch.setattr(found.x, "read", None)
         monkeypatch.setattr(found.x, "ahead", lambda _: nullcontext())
+        monkeypatch.setattr(found.x, "let_go", lambda: None)
         return found
 
     monkeypatch.setattr("anvi.tl._fit.read_cells", hold_all)
@@ -498,3 +500,29 @@ def test_from_the_command_line(stored, tmp_path):
     assert main(["fit", str(stored / "data.h5mu"), str(out), *options]) == 0
     assert av.get.model(out).info["streamed"]
     assert dense(open_backed(out).obsm["X_totalanvi"]).shape[0] == N
+
+
+def test_what_was_held_is_let_go(read):
+    streamed, _ = read
+    rows = torch.arange(0, 300, 7)
+    expected = streamed.x.dense(rows)[0]
+    streamed.x.hold(rows)
+    seen = counted(streamed.x)
+    streamed.x.dense(rows)
+    assert not seen
+    streamed.x.let_go()
+    assert torch.equal(streamed.x.dense(rows)[0], expected) and seen
+    assert len(streamed.x._held.values) == 0
+
+
+def test_the_answers_of_a_fit_are_made_with_nothing_held(stored, tmp_path, monkeypatch):
+    original, held = encode.embed, []
+
+    def embed(model, cells, **options):
+        if isinstance(cells.x, Streamed):
+            held.append(len(cells.x._held.values))
+        return original(model, cells, **options)
+
+    monkeypatch.setattr(encode, "embed", embed)
+    fitted(own(stored, tmp_path), max_epochs=1)
+    assert held == [0]

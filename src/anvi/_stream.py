@@ -75,6 +75,9 @@ class CSR(NamedTuple):
     def hold(self, rows: Tensor) -> None:
         """Keep some rows in memory, where they are."""
 
+    def let_go(self) -> None:
+        """Keep no row but those that it has."""
+
     def with_empty_row(self) -> "CSR":
         """The same with a row without an entry behind the last."""
         return self._replace(indptr=torch.cat([self.indptr, self.indptr[-1:]]))
@@ -279,6 +282,11 @@ class Streamed:
             n_entries = len(before.values) + int((self.indptr[new + 1] - self.indptr[new]).sum())
         self._held = _joined(chain([before], self._parts(new)), self.n_columns, n_entries)
         self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + (len(before.indptr) - 1)
+
+    def let_go(self) -> None:
+        """Keep no row in memory any more."""
+        self._held, self._recent = self._nothing.counts, {}
+        self._held_at[:-1] = -1
 
     def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
         """Rows as a dense matrix `(len(rows), n_columns)` and their entries."""

@@ -314,7 +314,10 @@ class Writer:
     def __init__(self, data: Data, home: Data, mirror: str | None, cells: np.ndarray):
         self.data, self.home, self.mirror = data, home, mirror
         self.cells = pd.Index(cells)
-        self.row = self.cells.get_indexer(home.obs_names)  # (cells of home,) -1: not in the model
+        self.in_order = self.cells.equals(home.obs_names)
+        self.row = (
+            np.arange(len(cells)) if self.in_order else self.cells.get_indexer(home.obs_names)
+        )  # (cells of home,)
         self.written: list[str] = []
 
     def __enter__(self) -> "Writer":
@@ -355,12 +358,15 @@ class Writer:
     def obsm(self, slot: str, values: np.ndarray, names: Sequence[str] | None = None) -> None:
         """A float32 array, or a table of columns with these exact names; NaN for cells outside the model.
 
-        In a MuData, a table is an array: mudata 0.3 cannot bring a DataFrame up to date.
+        In a MuData, a table is an array: mudata 0.3 cannot bring a DataFrame up to date. Values that have the order of
+        the object are not copied.
         """
-        out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
-        inside = np.flatnonzero(self.row >= 0)
-        for rows in np.array_split(inside, -(-len(inside) // 65_536) or 1):  # the values of all at once would be a copy
-            out[rows] = values[self.row[rows]]
+        out = values.astype(np.float32, copy=False)
+        if not self.in_order:
+            out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
+            inside = np.flatnonzero(self.row >= 0)  # the others, at -1, are not in the model
+            for rows in np.array_split(inside, -(-len(inside) // 65_536) or 1):  # all at once would be a copy
+                out[rows] = values[self.row[rows]]
         self.home.obsm[slot] = out
         self.written.append(f"obsm['{slot}']")
         if names is not None:

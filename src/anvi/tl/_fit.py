@@ -220,6 +220,7 @@ def run_fit(
         Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
     )
     model = with_imputation(model, on_device, train_cells, validation_cells, seed)
+    on_device.x.let_go()  # answers take one pass over all cells
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
     data = slots.own(data, copy)

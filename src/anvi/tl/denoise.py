@@ -243,14 +243,14 @@ def _write_rna(out: slots.Writer, asked: Context, values: np.ndarray) -> None:
     """Values of genes: of the cells of the RNA modality into its layers; where others have none, of all into obsm."""
     slots.remove(out.home, slots.rna_denoised(asked.to))
     if asked.cells.has_rna is not None:
-        out.obsm(slots.rna_denoised(asked.to), values, list(asked.setup.genes))
+        out.obsm(slots.rna_denoised(asked.to), values.copy(), list(asked.setup.genes))
     if asked.source.alone or asked.setup.rna_mod in out.data.mod:
         out.layer(asked.setup.rna_mod, slots.denoised(asked.to), values, asked.setup.genes)
 
 
 def _write_proteins(out: slots.Writer, asked: Context, table: str, layer: str, values: np.ndarray) -> None:
     """Values of proteins: of every cell into obsm, and of the cells of the protein modality into its layers."""
-    out.obsm(table, values, asked.setup.proteins)
+    out.obsm(table, values.copy(), asked.setup.proteins)  # which the layer may not share
     if asked.setup.prot_mod in asked.source.mods:
         out.layer(asked.setup.prot_mod, layer, values, asked.setup.proteins)
 
