@@ -423,8 +423,8 @@ def test_a_file_is_an_idea_and_fits_a_sitting(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_383,
-    "_data": 3_964,
+    "": 2_385,
+    "_data": 3_967,
     "_fit": 1_191,
     "_posterior": 2_138,
     "io": 1_071,
