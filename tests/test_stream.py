@@ -526,3 +526,35 @@ def test_the_answers_of_a_fit_are_made_with_nothing_held(stored, tmp_path, monke
     monkeypatch.setattr(encode, "embed", embed)
     fitted(own(stored, tmp_path), max_epochs=1)
     assert held == [0]
+
+
+@pytest.mark.parametrize("freeze", ["reference", "none"])
+def test_a_mapping_from_the_file(stored, tmp_path, freeze):
+    reference = cite(300, n_genes=40, n_proteins=12)
+    with quiet_mudata():
+        av.tl.totalanvi(reference, batch_key="batch", max_epochs=3, n_hidden=16)
+        paths = [own(stored, tmp_path, "part.h5mu") for _ in range(2)]
+        with h5py.File(paths[0]) as file:
+            before = file["mod/rna/X/data"][:]
+        for path, stream in zip(paths, (True, False), strict=True):
+            options = {"freeze": freeze, "max_epochs": 2, "stream": stream}
+            av.tl.map_query(path, reference, batch_key="panel", key_added="mapped", **options)
+    one, other = (av.get.model(path, "mapped") for path in paths)
+    assert one.info["streamed"] and "streamed" not in other.info and not reading_threads()
+    assert one.setup.batches == other.setup.batches
+    streamed, held = (open_backed(path).obsm["X_mapped"] for path in paths)
+    known = np.isfinite(held)  # of cells with proteins alone the reference says nothing
+    assert (np.isfinite(streamed) == known).all() and known.sum() > 0.9 * known.size
+    assert np.corrcoef(streamed[known], held[known])[0, 1] > 0.9
+    with h5py.File(paths[0]) as file:
+        assert np.array_equal(file["mod/rna/X/data"][:], before)
+
+
+def test_a_mapping_streams_by_itself(stored, tmp_path):
+    reference = cite(300, n_genes=40, n_proteins=12)
+    av.tl.scvi(reference["rna"], max_epochs=1, n_hidden=8)
+    with quiet_mudata(), av.settings.override(stream_above=1e-9):
+        av.tl.map_query(path := own(stored, tmp_path), reference, key_added="mapped", max_epochs=1)
+    assert av.get.model(path, "mapped").info["streamed"]
+    with pytest.raises(ValueError, match="is in memory"):
+        av.tl.map_query(cite(60, n_genes=40), reference, key_added="mapped", stream=True)

@@ -114,10 +114,8 @@ def run_fit(
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     begun = time.monotonic()
     check_flag("copy", copy)
-    if stream is not None:
-        check_flag("stream", stream)
     where_to = choose_device(device)
-    most = max(1.0, settings.stream_above * usable_memory(where_to)) if stream is None else 0.0 if stream else math.inf
+    most = held_at_most(stream, where_to)
     if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint={checkpoint!r:.80} must be the path of a file.")
     if not isinstance(max_minutes, int | float | None):
@@ -294,6 +292,14 @@ def write_fit(
             codes[validation] = 1
             out.obs(slots.split(key), pd.Categorical.from_codes(codes, categories=["train", "validation"]))
         out.uns(key, entry)
+
+
+def held_at_most(stream: bool | None, device: torch.device) -> float:
+    """Bytes that counts from a file may take in memory; if they would take more, they are streamed."""
+    if stream is None:
+        return max(1.0, settings.stream_above * usable_memory(device))
+    check_flag("stream", stream)
+    return 0.0 if stream else math.inf
 
 
 def foreign_options(name: str) -> dict[str, str]:

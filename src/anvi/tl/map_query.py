@@ -33,7 +33,7 @@ from anvi.nn import VAE
 from anvi.settings import choose_device
 
 from ._ask import tell_cells_without_rna
-from ._fit import RandomState, info_of, seed_of, write_fit
+from ._fit import RandomState, held_at_most, info_of, seed_of, write_fit
 
 logger = logging.getLogger("anvi")
 
@@ -64,6 +64,7 @@ def map_query(
     lr: float | None = None,
     train_size: float = 0.9,
     early_stopping: bool = True,
+    stream: bool | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
     prot_obsm: str | None = None,
@@ -111,7 +112,7 @@ def map_query(
     layer
         Layer with raw counts; a dict gives one per modality; None: that of the reference if the query has it, else
         `.X`.
-    batch_size, train_size, early_stopping
+    batch_size, train_size, early_stopping, stream
         As in the fits.
     lr
         First learning rate; None: 0.01, or as in the fits without freezing.
@@ -211,7 +212,7 @@ def map_query(
         raise ValueError(f"obs['{own[0]}'] would be overwritten, and it is no result of anvi; pass key_added=.")
     # read the query as the reference's fit was, and widen the network by what is new
     opened = Source(query, found.columns)
-    cells = read_cells(opened, found.setup, labels=labels_key is not None)
+    cells = read_cells(opened, found.setup, labels=labels_key is not None, most=held_at_most(stream, where_to))
     found = found._replace(setup=with_library(found.setup, cells))
     known = known_labels(opened, found.setup, pd.Index(cells.names)) if source.config.has_labels else None
     network, tables = _widened(source, found, cells)
@@ -237,6 +238,7 @@ def map_query(
         landmarks = landmarks._replace(own=None, sure=None)
     parts = (landmarks, imputing, source.neighbors if still else None)
     mapped = Model(source.name, found.setup, network, history, info, *parts)
+    on_device.x.let_go()
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write
     query = slots.own(query, copy)
