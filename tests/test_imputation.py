@@ -350,7 +350,7 @@ def landmarks_of(offset: np.ndarray, noise: float = 0.1, n: int = 300) -> Imputa
     batch = torch.arange(n_batches).repeat_interleave(n)
     line = place @ torch.randn(3, n_proteins, generator=generator)
     y = 3 + line + noise * torch.randn(line.shape, generator=generator) + torch.tensor(offset).float()[batch]
-    empty = dict.fromkeys(Imputation._fields[:-2], torch.zeros(0))
+    empty = dict.fromkeys(Imputation._fields[:-3], torch.zeros(0))
     measured = torch.ones(n_batches, n_proteins, dtype=torch.bool)
     return Imputation(**empty | {"y": y, "latent": place, "components": place, "batch": batch, "measured": measured})
 
@@ -364,13 +364,87 @@ def test_offsets_of_batches_are_found():
     offset[2, :10] = offset[[0, 2, 3], 10:15] = np.nan
     found = imputation._aligned(part)
     centred = offset - np.nanmean(offset, axis=0)
-    np.testing.assert_allclose(found.offset.numpy(), np.nan_to_num(centred), atol=0.12)
+    there = ~np.isnan(offset)
+    np.testing.assert_allclose(found.offset.numpy()[there], centred[there], atol=0.12)
     # Smyth 2004: a prior of four degrees of freedom at the mean of all proteins; one batch alone has but the prior
     several, n = np.delete(np.arange(30), slice(10, 15)), (~np.isnan(offset)).sum(0)
     own = np.nanvar(centred[:, several], axis=0, ddof=1) * (1 + 1 / n[several])
     moderated = ((n[several] - 1) * own + 4 * own.mean()) / (n[several] + 3)
     np.testing.assert_allclose(found.between.numpy()[several], np.sqrt(moderated), rtol=0.1)
     np.testing.assert_allclose(found.between.numpy()[10:15], np.sqrt(own.mean()), rtol=0.1)
+
+
+def test_batches_that_are_alike_lend_their_offsets():
+    """Two pairs of kits; of one kit five proteins are not measured, and its like says where they would be."""
+    offset = np.repeat(np.random.default_rng(1).normal(size=(2, 20)) * 1.5, 2, axis=0)
+    truth = offset + 0.05 * np.random.default_rng(2).normal(size=offset.shape)
+    part = landmarks_of(truth)
+    part.y[part.batch == 3, :5] = torch.nan
+    part.measured[3, :5] = False
+    found = imputation._aligned(part)
+    whole = imputation._aligned(landmarks_of(truth))
+    apart = (found.offset[3] - found.offset[2]).abs()
+    assert apart[:5].max() < 0.15 and (found.offset[3] - found.offset[0])[:5].abs().max() > 0.5
+    assert found.apart[3].max() < 0.25 and found.apart[2, :5].min() > 0.5  # the like of that one did not measure these
+    torch.testing.assert_close(found.offset[:, 5:], whole.offset[:, 5:], atol=0.05, rtol=0)
+    # a kit like no other is as far off as any
+    alone = imputation._aligned(landmarks_of(np.random.default_rng(3).normal(size=(4, 20))))
+    assert alone.apart.min() > 0.5 and alone.apart.max() <= 1
+
+
+def test_a_kit_that_counts_more_of_all_does_so_of_what_it_lacks():
+    """Two kits, one deeper by 2 in every logarithm, each with proteins of its own."""
+    rng = np.random.default_rng(0)
+    truth = np.array([[0.0], [2.0]]) + 0.2 * rng.normal(size=(2, 24))
+    part = landmarks_of(truth)
+    for batch, columns in ((0, slice(0, 4)), (1, slice(4, 8))):
+        part.y[part.batch == batch, columns] = torch.nan
+        part.measured[batch, columns] = False
+    found = imputation._aligned(part)
+    deeper = found.offset[1] - found.offset[0]
+    np.testing.assert_allclose(deeper.numpy(), (truth[1] - truth[0]), atol=1.2)
+    assert (deeper[:8] - 2).abs().max() < 0.3  # each where it was not measured, from the other sixteen
+    sd = np.std(truth[1, 8:] - truth[0, 8:], ddof=1)
+    missing = (found.apart * found.between)[[0] * 4 + [1] * 4, [*range(4), *range(4, 8)]].numpy()
+    np.testing.assert_allclose(missing, np.minimum(sd * np.sqrt(1 + 1 / 16), found.between[:8].numpy()), rtol=0.25)
+
+
+def test_ends_of_an_interval_by_hand():
+    """One protein: measured in the cell's batch, nowhere near it, known from like batches, and half decoded."""
+    grid = torch.linspace(-1, 3, 101)[None]  # residuals; their median is 1
+    part = landmarks_of(np.zeros((3, 1)))._replace(
+        residuals=grid,
+        between=torch.tensor([2.0]),
+        apart=torch.tensor([[1.0], [1.0], [0.25]]),
+        measured=torch.tensor([[True], [False], [False]]),
+    )
+    batch, share = torch.tensor([0, 1, 2, 1]), torch.tensor([1.0, 1.0, 1.0, 0.5])[:, None]
+    found, spread = torch.full((4, 1), 9.0), torch.full((4, 1), 0.5)
+    lower, upper = imputation._interval(part, batch, found, spread, share, 0.9)
+    sd, t_6 = np.array([0, 2, 0.5, 1]), 1.9431803  # six degrees of freedom: four of the prior, three batches less one
+    half = np.hypot(0.9 * 2 * 0.5, sd * t_6)
+    np.testing.assert_allclose(lower.squeeze(1).log1p().numpy(), 9.5 - half, rtol=1e-4)
+    np.testing.assert_allclose(upper.squeeze(1).log1p().numpy(), 9.5 + half, rtol=1e-4)
+
+
+def test_offsets_by_a_loop():
+    """As a loop over batches and proteins has it, with proteins that are missing and batches that share too few."""
+    rng = np.random.default_rng(0)
+    offset = rng.normal(size=(5, 8))
+    offset[rng.random(offset.shape) < 0.3] = np.nan
+    offset[4, :6] = np.nan
+    found, variance = (value.numpy() for value in imputation._from_others(torch.tensor(offset)))
+    for b, p in np.ndindex(offset.shape):
+        above = below = variances = 0.0
+        for c in set(range(5)) - {b}:
+            off = [offset[b, q] - offset[c, q] for q in range(8) if q != p and np.isfinite(offset[[b, c], q]).all()]
+            if len(off) >= 3 and np.isfinite(offset[c, p]):
+                own = np.var(off, ddof=1) * (1 + 1 / len(off))
+                weight = 1 / (own + 0.01)
+                above += weight * (offset[c, p] + np.mean(off))
+                below, variances = below + weight, variances + weight * own
+        expected_values = (above / below, variances / below) if below else (np.nan, np.nan)
+        np.testing.assert_allclose((found[b, p], variance[b, p]), expected_values)
 
 
 def test_one_batch_has_no_offset():
@@ -392,7 +466,8 @@ def test_kits_of_other_scales_are_put_on_one():
     part = model.imputation
     y = part.y + part.offset[part.batch]
     slope, intercept = imputation._ridge(part.components, y)
-    bare = part._replace(y=y, offset=None, between=None, slope=slope, intercept=intercept)  # as models of before
+    new = dict.fromkeys(("offset", "between", "apart"))  # which models of before do not have
+    bare = part._replace(y=y, slope=slope, intercept=intercept, **new)
     hidden = mdata.obs_names[(mdata.obs["batch"] == "batch_2").to_numpy()]
 
     def right(part: Imputation) -> float:
@@ -455,7 +530,7 @@ def test_one_measured_batch_is_told(half, caplog):
     caplog.clear()
 
 
-@pytest.mark.parametrize("name", ["offset", "between"])
+@pytest.mark.parametrize("name", ["offset", "between", "apart"])
 def test_damaged_offsets_are_refused(name):
     mdata, _ = several_kits(3)
     av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)

@@ -73,6 +73,7 @@ class Imputation(NamedTuple):
     measured: Tensor  # (batches, proteins) bool: in any cell of the batch
     offset: Tensor | None = None  # (batches, proteins) what log counts of a batch lie above all; `y` is without it
     between: Tensor | None = None  # (proteins,) how far log counts of a new batch may be off, a standard deviation
+    apart: Tensor | None = None  # (batches, proteins) share of that where batches are known that are like this one
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +311,7 @@ def _check_imputation(part: Imputation, config: Config) -> None:
         "intercept": (proteins,),
         "residuals": (proteins, 101),
     }
-    new = {"offset": (batches, proteins), "between": (proteins,)}  # of this version: models of before have neither
+    new = {"offset": (batches, proteins), "between": (proteins,), "apart": (batches, proteins)}  # of this version
     sizes |= {name: size for name, size in new.items() if getattr(part, name) is not None}
     codes = {"genes": (part.genes, genes, config.n_genes), "batch": (part.batch, cells, batches)}
     fit = all(_has_size(getattr(part, name), size) for name, size in sizes.items())

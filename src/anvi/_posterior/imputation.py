@@ -56,6 +56,10 @@ N_BATCHES = 20
 """Batches that are predicted from the others, at most: those with most landmarks."""
 ROUNDS = 2
 """How often batches are put on one scale, each time by others that are nearer to it."""
+MIN_SHARED = 3
+"""Proteins that two batches must share beside the one in question, for one to say something of the other."""
+LEAST_OFF = 0.1
+"""Log counts by which batches of the same kit may differ by chance."""
 PRIOR_DF = 4
 """Degrees of freedom of the prior of a protein's variance between batches, which is that of the mean protein."""
 FARTHEST = 10.0
@@ -153,8 +157,8 @@ def _imputed(
     index = block.index[some]
     batch = cells.batch[index]
     found, spread = _predict(part, _view(model, part, cells, index))
-    if part.offset is not None:  # of what others of the batch measured
-        found += part.offset[batch].where(part.measured[batch], 0.0)
+    if part.offset is not None:
+        found += part.offset[batch]
     partly = cells.mask_table.any(1)[cells.mask_row[index]]
     if partly.any():
         decoded = _decoded(model, block, None, True)[some].log1p()
@@ -162,7 +166,10 @@ def _imputed(
     value = found.clamp(min=0).expm1()
     if not include_background:
         value = value * _foreground_share(model, part, block)[some]
-    return [value] if coverage is None else [value, *_interval(part, batch, found, spread, coverage)]
+    if coverage is None:
+        return [value]
+    share = torch.where(partly, 0.5, 1.0)[:, None]  # what is decoded knows how much the batch counts
+    return [value, *_interval(part, batch, found, spread, share, coverage)]
 
 
 @torch.no_grad()
@@ -198,12 +205,16 @@ def widened(imputation: Imputation | None, genes: np.ndarray, cells: Cells, n_ba
         genes=place,
         center=torch.cat([center, own[n_before:]]),
         scale=torch.cat([scale, spread[n_before:]]),
-        offset=None
-        if imputation.offset is None
-        else torch.cat([imputation.offset, torch.zeros(n_batches - n_before, imputation.offset.shape[1])]),
+        offset=_with_rows(imputation.offset, n_batches, 0.0),
+        apart=_with_rows(imputation.apart, n_batches, 1.0),
         loading=imputation.loading[there],
         measured=measured,
     )
+
+
+def _with_rows(table: Tensor | None, n: int, value: float) -> Tensor | None:
+    """Rows for new batches behind those of a reference."""
+    return None if table is None else torch.cat([table, table.new_full((n - len(table), *table.shape[1:]), value)])
 
 
 def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
@@ -353,14 +364,16 @@ def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Te
     return NEAR * mean + (1 - NEAR) * line, var.sqrt().clamp(min=1e-6)
 
 
-def _interval(part: Imputation, batch: Tensor, found: Tensor, spread: Tensor, coverage: float) -> list[Tensor]:
-    """Ends of the intervals about log counts `(cells, proteins)`, in counts."""
+def _interval(
+    part: Imputation, batch: Tensor, found: Tensor, spread: Tensor, share: Tensor, coverage: float
+) -> list[Tensor]:
+    """Ends of the intervals about log counts `(cells, proteins)`, in counts, of which neighbours have a `share`."""
     middle, ends, df = _level(part.residuals, 0.5) * spread, [], PRIOR_DF + _n_batches(part).cpu().numpy() - 1
     for level in ((1 - coverage) / 2, (1 + coverage) / 2):
         off = _level(part.residuals, level) * spread - middle
         if part.between is not None:  # of what was not measured in a cell's batch; that does not depend on the cell
-            elsewhere = part.between * torch.from_numpy(t.ppf(level, df)).to(part.between)
-            off = off.hypot(elsewhere.where(~part.measured[batch], 0.0)) * (1 if level > 0.5 else -1)
+            elsewhere = part.apart[batch] * part.between * torch.from_numpy(t.ppf(level, df)).to(part.between)
+            off = off.hypot(share * elsewhere.where(~part.measured[batch], 0.0)) * (1 if level > 0.5 else -1)
         ends.append((found + middle + off).clamp(min=0).expm1())
     return ends
 
@@ -391,18 +404,23 @@ def _aligned(part: Imputation) -> Imputation:
     count = part.batch.bincount()
     codes = count.topk(min(N_BATCHES, len(count))).indices[: int((count > N_NEIGHBORS).sum())].tolist()
     offset, y = torch.zeros(len(part.measured), part.y.shape[1], device=part.y.device), part.y
-    if len(codes) > 1:
-        for _ in range(ROUNDS):
-            error = [_error_from_others(part, code) for code in codes]
-            shift = torch.stack([one.nanmean(0) for one in error])  # (codes, proteins), NaN where nobody else knows
-            told = ~shift.isnan()
-            n = told.sum(0).clamp(min=1)
-            offset[codes] += shift.nan_to_num() * (n - 1) / n  # the others' mean has a share of it
-            offset[codes] -= (offset[codes].sum(0) / n).where(told, 0.0)
-            part = part._replace(y=y - offset[part.batch])
+    for _ in range(ROUNDS if len(codes) > 1 else 0):
+        shift = torch.stack([_error_from_others(part, code).nanmean(0) for code in codes])
+        told = ~shift.isnan()  # (codes, proteins): the batch has measured it, and others have
+        n = told.sum(0)
+        offset[codes] += (shift * (n - 1) / n).nan_to_num()  # the others' mean has a share of it
+        offset[codes] -= (offset[codes].sum(0) / n).where(told, 0.0)
+        part = part._replace(y=y - offset[part.batch])
+    several = len(codes) > 1 and bool(told.any())
+    if several:  # what a batch alone has measured is off by what it is off on average
+        has = torch.stack([(~y[part.batch == code].isnan()).sum(0) > N_NEIGHBORS for code in codes])
+        mean = (offset[codes] * told).sum(1, keepdim=True) / told.sum(1, keepdim=True)
+        known = told | (has & (told.sum(1, keepdim=True) >= MIN_SHARED))
+        offset[codes] = offset[codes].where(told | ~known, mean)
+        part = part._replace(y=y - offset[part.batch])
     slope, intercept = _ridge(part.components, part.y)
     part = part._replace(slope=slope, intercept=intercept, offset=offset)
-    if len(codes) < 2 or not (n > 1).any():
+    if not several:
         return part
     # a new batch scatters as offsets do, and about their mean, which does, too; and errors more than within a batch
     found, _ = _predict(part, _View(part.latent, part.components), leave_out=True)
@@ -410,8 +428,30 @@ def _aligned(part: Imputation) -> Imputation:
     error = torch.stack([_error_from_others(part, code).square().nanmean(0) for code in codes])
     excess = (error - within).nanmean(0).clamp(min=0)
     variance = (offset[codes].square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
-    known = (n - 1) * variance.nan_to_num()
-    return part._replace(between=((known + PRIOR_DF * variance.nanmean()) / (n - 1 + PRIOR_DF)).sqrt())
+    df = (n - 1).clamp(min=0)
+    between = ((df * variance.nan_to_num() + PRIOR_DF * variance.nanmean()) / (df + PRIOR_DF)).sqrt()
+    # of what a batch did not measure, others tell by what both did
+    guess, square = _from_others(offset[codes].where(known, torch.nan))
+    apart = torch.ones_like(offset)
+    apart[codes] = (square.sqrt() / between).clamp(max=1).nan_to_num(1.0)
+    offset[codes] = offset[codes].where(known, guess.nan_to_num())
+    return part._replace(offset=offset, between=between, apart=apart)
+
+
+def _from_others(offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets of batches `(batches, proteins)` as others tell them, and the variance of what they tell.
+
+    From another batch it is as far as it is on average in the other proteins that both measured, give or take how these
+    scatter; who scatters less counts for more. NaN is what was not measured, or where no batch shares enough.
+    """
+    off = offset[:, None] - offset  # (batches, others, proteins)
+    n = (~off.isnan()).sum(2, keepdim=True) - (~off.isnan()).int()
+    mean, square = ((part.nansum(2, keepdim=True) - part.nan_to_num()) / n for part in (off, off.square()))
+    variance = (square - mean.square()).clamp(min=0) * (n + 1) / (n - 1)  # of another protein
+    usable = (n >= MIN_SHARED) & ~offset.isnan() & ~torch.eye(len(off), device=off.device).bool()[:, :, None]
+    weight = (1 / (variance + LEAST_OFF**2)).where(usable, 0.0)
+    told = (offset + mean).where(usable, 0.0), variance.where(usable, 0.0)
+    return tuple((weight * value).sum(1) / weight.sum(1) for value in told)
 
 
 def _error_from_others(part: Imputation, code: int) -> Tensor:
@@ -421,7 +461,8 @@ def _error_from_others(part: Imputation, code: int) -> Tensor:
     slope, intercept = _ridge(part.components, y)
     others = part._replace(y=y, slope=slope, intercept=intercept)
     found, _ = _predict(others, _View(part.latent[own], part.components[own]))
-    return (part.y[own] - found).masked_fill((~y.isnan()).sum(0) <= N_NEIGHBORS, torch.nan)
+    few = torch.minimum((~y.isnan()).sum(0), (~part.y[own].isnan()).sum(0)) <= N_NEIGHBORS
+    return (part.y[own] - found).masked_fill(few, torch.nan)
 
 
 def _on(part: Imputation, device: torch.device) -> Imputation:
