@@ -522,6 +522,38 @@ def test_intervals_hold_in_a_new_kit():
     assert 0.87 < np.mean(held["between"]) < 0.95 and np.mean(held["within"]) < 0.8, held
 
 
+def test_a_query_says_by_some_proteins_how_much_it_counts_of_others():
+    """A reference of one kit, a query that counts a fifth of it: half of its proteins were measured, half are asked."""
+    whole = cite(1_000, n_genes=80, n_batches=2, n_panels=1, rna_only_batch=False)
+    counts, new = whole["prot"].to_df(), (whole.obs["batch"] == "batch_1").to_numpy()
+    counts *= 20
+    counts[new] = np.random.default_rng(0).poisson(counts[new] / 5)
+    parts = []
+    for rows, known in ((~new, slice(None)), (new, slice(0, 10))):
+        part = MuData(
+            {"rna": whole["rna"][rows].copy(), "prot": AnnData(counts[rows].iloc[:, known].astype(np.float32))}
+        )
+        for column in ("batch", "cell_type"):
+            part.obs[column] = whole.obs[column].reindex(part.obs_names)
+        parts.append(part)
+    reference, query = parts
+    av.tl.totalanvi(reference, batch_key="batch", max_epochs=8)
+    bare = MuData({"rna": query["rna"].copy()})
+    bare.obs = query.obs[["batch", "cell_type"]]
+    for data in (query, bare):
+        av.tl.map_query(data, reference, max_epochs=4)
+    before, after, without = (av.get.model(data).imputation for data in (reference, query, bare))
+    assert torch.equal(after.offset[:1], before.offset) and without.between is None and not without.offset.any()
+    asked = counts.columns[10:]
+    off = after.offset[1] - after.offset[0]
+    np.testing.assert_allclose(off[10:].mean(), -np.log(5), atol=0.35)
+    options = {"modality": "prot", "include_background": True, "inplace": False, "return_interval": 0.9}
+    found = av.tl.denoise(query, **options)
+    lower, upper = (found[name].to_pandas()[asked] for name in ("prot_lower", "prot_upper"))
+    real = counts.loc[query.obs_names, asked]
+    assert ((real >= lower) & (real <= upper)).mean().mean() > 0.8
+
+
 def test_one_measured_batch_is_told(half, caplog):
     mdata, _ = half
     with av.settings.override(verbosity=1):

@@ -217,6 +217,38 @@ def _with_rows(table: Tensor | None, n: int, value: float) -> Tensor | None:
     return None if table is None else torch.cat([table, table.new_full((n - len(table), *table.shape[1:]), value)])
 
 
+@torch.no_grad()
+def told_by_query(model: Model, cells: Cells, n_before: int) -> Imputation | None:
+    """What a mapped model imputes by, with the offsets of new batches that measured some proteins of the reference."""
+    if model.imputation is None or model.imputation.offset is None:
+        return model.imputation
+    part = _on(model.imputation, cells.label.device)
+    several = part.batch.bincount(minlength=len(part.offset)) > N_NEIGHBORS
+    offset = part.offset.where(part.measured & several[:, None], torch.nan)
+    with_rna, new = _with_rna(cells), []
+    with_both = with_rna[cells.mask_table.any(1)[cells.mask_row[with_rna]]]
+    for code in range(n_before, len(offset)):
+        index = at_most(LANDMARKS, with_both[cells.batch[with_both] == code], torch.Generator().manual_seed(code))
+        if len(index) <= N_NEIGHBORS:
+            continue
+        cells.x.hold(cells.x_row[index])
+        found, _ = _predict(part, _view(model, part, cells, index))
+        error = torch.where(cells.measured[index], cells.proteins(index).log1p() - found, torch.nan)
+        few = torch.minimum((~part.y.isnan()).sum(0), (~error.isnan()).sum(0)) <= N_NEIGHBORS
+        offset[code] = error.nanmean(0).masked_fill(few, torch.nan)
+        new.append(code)
+    codes = several.nonzero().squeeze(1).tolist() + new
+    if not offset[new].isfinite().any():
+        return model.imputation
+    if part.between is None:  # one batch was measured; the new ones say how far from it others may be
+        part = part._replace(between=offset[new].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous())
+    told = _completed(part, codes, offset[codes])
+    for before, after in ((part.offset, told.offset), (part.apart, told.apart)):  # those of the reference stay
+        if before is not None:
+            after[:n_before] = before[:n_before]
+    return _on(told, torch.device("cpu"))
+
+
 def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
     """Proteins to impute `(cells, proteins)` bool: all of cells without any, else what the batch never measured.
 
@@ -430,12 +462,16 @@ def _aligned(part: Imputation) -> Imputation:
     variance = (offset[codes].square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
     df = (n - 1).clamp(min=0)
     between = ((df * variance.nan_to_num() + PRIOR_DF * variance.nanmean()) / (df + PRIOR_DF)).sqrt()
-    # of what a batch did not measure, others tell by what both did
-    guess, square = _from_others(offset[codes].where(known, torch.nan))
-    apart = torch.ones_like(offset)
-    apart[codes] = (square.sqrt() / between).clamp(max=1).nan_to_num(1.0)
-    offset[codes] = offset[codes].where(known, guess.nan_to_num())
-    return part._replace(offset=offset, between=between, apart=apart)
+    return _completed(part._replace(offset=offset, between=between), codes, offset[codes].where(known, torch.nan))
+
+
+def _completed(part: Imputation, codes: list[int], offset: Tensor) -> Imputation:
+    """The same with offsets of batches `(codes, proteins)`, what they did not measure (NaN) told by the others."""
+    guess, variance = _from_others(offset)
+    whole, apart = part.offset.clone(), torch.ones_like(part.offset) if part.apart is None else part.apart.clone()
+    whole[codes] = offset.where(~offset.isnan(), guess).nan_to_num()
+    apart[codes] = (variance.sqrt() / part.between).clamp(max=1).nan_to_num(1.0)
+    return part._replace(offset=whole, apart=apart)
 
 
 def _from_others(offset: Tensor) -> tuple[Tensor, Tensor]:
