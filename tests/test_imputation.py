@@ -554,6 +554,25 @@ def test_a_query_says_by_some_proteins_how_much_it_counts_of_others():
     assert ((real >= lower) & (real <= upper)).mean().mean() > 0.8
 
 
+def test_what_is_decoded_has_no_interval_and_says_so(half, caplog):
+    """A cell without a protein that others of its batch have, beside cells of a batch without any."""
+    mdata, _ = half
+    stained = mdata["prot"].obs_names[:3]
+    counts = mdata["prot"].to_df().astype(np.float32)
+    counts.loc[stained, "P03"] = np.nan
+    other = MuData({"rna": mdata["rna"].copy(), "prot": AnnData(counts)})
+    other.obs["batch"] = mdata.obs["batch"].reindex(other.obs_names)
+    options = {"modality": "prot", "include_background": True, "inplace": False, "return_interval": 0.9}
+    with av.settings.override(verbosity=1):
+        found = av.tl.denoise(other, model=av.get.model(mdata), **options)
+    assert found["prot_lower"].to_pandas().loc[stained, "P03"].isna().all()
+    assert "3 cells lack proteins that are decoded" in caplog.text
+    caplog.clear()
+    with av.settings.override(verbosity=1):
+        av.tl.denoise(mdata, **options)
+    assert "decoded" not in caplog.text
+
+
 def test_one_measured_batch_is_told(half, caplog):
     mdata, _ = half
     with av.settings.override(verbosity=1):

@@ -139,6 +139,11 @@ def impute(
         return None
     if coverage is not None:
         _tell_of_one_batch(model, part, where & ~part.measured[cells.batch.cpu()])
+        if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
+            logger.warning(
+                f"return_interval: {n_decoded} cells lack proteins that are decoded, and these have no interval (NaN): "
+                "others of their batch have them, or the cells have no RNA. A batch for each panel gives the former one"
+            )
     part, rows = _on(part, device), torch.arange(len(cells)) if rows is None else rows.cpu()
     out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
     for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
