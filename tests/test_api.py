@@ -440,7 +440,7 @@ BUDGETS = {
     "": 2_385,
     "_data": 3_967,
     "_fit": 1_191,
-    "_posterior": 2_165,
+    "_posterior": 2_170,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
