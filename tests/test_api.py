@@ -437,10 +437,10 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_385,
+    "": 2_388,
     "_data": 3_967,
     "_fit": 1_191,
-    "_posterior": 2_170,
+    "_posterior": 2_198,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
@@ -517,7 +517,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_090}
+WALK = {"files": 35, "lines": 4_097}
 
 
 def test_a_fit_is_a_short_walk():

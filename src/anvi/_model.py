@@ -17,7 +17,7 @@ from . import _files
 from ._data.setup import Setup
 from .nn import PRESETS, VAE, Config
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the stored form; raised when an older anvi could not read it."""
 SEALED = "anvi safetensors, sealed"
 """Format of the slot whose weights have a checksum; before, it was "anvi safetensors"."""
@@ -311,11 +311,14 @@ def _check_imputation(part: Imputation, config: Config) -> None:
         "intercept": (proteins,),
         "residuals": (proteins, 101),
     }
-    new = {"offset": (batches, proteins), "between": (proteins,), "apart": (batches, proteins)}  # of this version
-    sizes |= {name: size for name, size in new.items() if getattr(part, name) is not None}
+    new = {"offset": (batches, proteins), "between": (proteins,), "apart": (batches, proteins)}  # since schema 5
+    given = {name: size for name, size in new.items() if getattr(part, name) is not None}
+    sizes |= given
     codes = {"genes": (part.genes, genes, config.n_genes), "batch": (part.batch, cells, batches)}
     fit = all(_has_size(getattr(part, name), size) for name, size in sizes.items())
     fit &= part.measured.dtype == torch.bool and part.measured.shape == (batches, proteins)
+    fit &= set(given) in (set(), {"offset"}, set(new))
+    fit &= "apart" not in given or bool((part.between >= 0).all() and ((part.apart >= 0) & (part.apart <= 1)).all())
     for code, length, limit in codes.values():
         fit &= code.dtype == torch.int64 and code.shape == (length,) and bool(((code >= 0) & (code < limit)).all())
     if not fit or not all(bool(getattr(part, name).isfinite().all()) for name in sizes if name != "y"):

@@ -52,11 +52,11 @@ PRIOR_CELLS = 10
 """Cells like the average batch that every batch is taken to have more, so that one of few cells has a scale."""
 LEAST_SPREAD = 0.25
 """Least scatter of neighbours, in units of the scatter of all landmarks."""
-N_BATCHES = 20
-"""Batches that are predicted from the others, at most: those with most landmarks."""
-ROUNDS = 2
-"""How often batches are put on one scale, each time by others that are nearer to it."""
-MIN_SHARED = 3
+N_BATCHES, ALIGNED = 20, 2_000
+"""Batches that are put on one scale together, at most (those with most landmarks), and of how many landmarks in all."""
+ROUNDS = 4
+"""How often, each time by others that are nearer to it."""
+MIN_SHARED = 5
 """Proteins that two batches must share beside the one in question, for one to say something of the other."""
 LEAST_OFF = 0.1
 """Log counts by which batches of the same kit may differ by chance."""
@@ -138,7 +138,7 @@ def impute(
     if not where.any():
         return None
     if coverage is not None:
-        _tell_of_one_batch(model, part, where & ~part.measured[cells.batch.cpu()])
+        _tell_of_scale(model, part, where & ~part.measured[cells.batch.cpu()])
         if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
             logger.warning(
                 f"return_interval: {n_decoded} cells lack proteins that are decoded, and these have no interval (NaN): "
@@ -223,35 +223,36 @@ def _with_rows(table: Tensor | None, n: int, value: float) -> Tensor | None:
 
 
 @torch.no_grad()
-def told_by_query(model: Model, cells: Cells, n_before: int) -> Imputation | None:
-    """What a mapped model imputes by, with the offsets of new batches that measured some proteins of the reference."""
+def told_by_query(model: Model, cells: Cells) -> Imputation | None:
+    """What a mapped model imputes by, with offsets of batches that measured proteins in the query alone."""
     if model.imputation is None or model.imputation.offset is None:
         return model.imputation
     part = _on(model.imputation, cells.label.device)
-    several = part.batch.bincount(minlength=len(part.offset)) > N_NEIGHBORS
-    offset = part.offset.where(part.measured & several[:, None], torch.nan)
+    n_measured = _n_measured(part)
+    offset = part.offset.where(n_measured > N_NEIGHBORS, torch.nan)
     with_rna, new = _with_rna(cells), []
     with_both = with_rna[cells.mask_table.any(1)[cells.mask_row[with_rna]]]
-    for code in range(n_before, len(offset)):
-        index = at_most(LANDMARKS, with_both[cells.batch[with_both] == code], torch.Generator().manual_seed(code))
-        if len(index) <= N_NEIGHBORS:
+    for code in cells.batch[with_both].unique().tolist():
+        if n_measured[code].any():  # the reference knows its scale
             continue
+        index = at_most(ALIGNED, with_both[cells.batch[with_both] == code], torch.Generator().manual_seed(code))
         cells.x.hold(cells.x_row[index])
-        found, _ = _predict(part, _view(model, part, cells, index))
+        found, _ = _near(part, _view(model, part, cells, index))
         error = torch.where(cells.measured[index], cells.proteins(index).log1p() - found, torch.nan)
-        few = torch.minimum((~part.y.isnan()).sum(0), (~error.isnan()).sum(0)) <= N_NEIGHBORS
+        n_measured[code] = (~error.isnan()).sum(0)
+        few = torch.minimum((~part.y.isnan()).sum(0), n_measured[code]) <= N_NEIGHBORS
         offset[code] = error.nanmean(0).masked_fill(few, torch.nan)
         new.append(code)
-    codes = several.nonzero().squeeze(1).tolist() + new
     if not offset[new].isfinite().any():
         return model.imputation
     if part.between is None:  # one batch was measured; the new ones say how far from it others may be
-        part = part._replace(between=offset[new].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous())
-    told = _completed(part, codes, offset[codes])
-    for before, after in ((part.offset, told.offset), (part.apart, told.apart)):  # those of the reference stay
-        if before is not None:
-            after[:n_before] = before[:n_before]
-    return _on(told, torch.device("cpu"))
+        between = offset[new].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous()
+        part = part._replace(between=between, apart=torch.ones_like(part.offset))
+    codes = (~offset.isnan()).any(1).nonzero().squeeze(1).tolist()
+    told = _completed(part._replace(apart=_unknown(n_measured)), codes, offset[codes])
+    whole, apart = part.offset.clone(), part.apart.clone()
+    whole[new], apart[new] = told.offset[new], told.apart[new]  # those of the reference stay
+    return _on(part._replace(offset=whole, apart=apart), torch.device("cpu"))
 
 
 def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
@@ -379,7 +380,14 @@ def _joint(part: Imputation, view: _View) -> Tensor:
 
 
 def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Tensor, Tensor]:
-    """Log counts of proteins `(cells, proteins)` and how their neighbours scatter; 0 where too few were measured.
+    """Log counts of proteins `(cells, proteins)` and how their neighbours scatter; 0 where too few were measured."""
+    mean, spread = _near(part, view, leave_out)
+    line = part.intercept + view.components @ part.slope
+    return NEAR * mean + (1 - NEAR) * line, spread
+
+
+def _near(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and scatter of the log counts of the nearest landmarks that were measured `(cells, proteins)`.
 
     With `leave_out`, the cells are the landmarks, and none is a neighbour of its own.
     """
@@ -397,8 +405,7 @@ def _predict(part: Imputation, view: _View, leave_out: bool = False) -> tuple[Te
                 distance.masked_fill_(rows[:, None] == place, torch.inf)
             near = values[distance.topk(N_NEIGHBORS, largest=False).indices]  # (cells, neighbours, columns)
             mean[rows[:, None], columns], var[rows[:, None], columns] = near.mean(1), near.var(1) + floor
-    line = part.intercept + view.components @ part.slope
-    return NEAR * mean + (1 - NEAR) * line, var.sqrt().clamp(min=1e-6)
+    return mean, var.sqrt().clamp(min=1e-6)
 
 
 def _interval(
@@ -408,9 +415,9 @@ def _interval(
     middle, ends, df = _level(part.residuals, 0.5) * spread, [], PRIOR_DF + _n_batches(part).cpu().numpy() - 1
     for level in ((1 - coverage) / 2, (1 + coverage) / 2):
         off = _level(part.residuals, level) * spread - middle
-        if part.between is not None:  # of what was not measured in a cell's batch; that does not depend on the cell
+        if part.between is not None:  # what is off in the whole batch does not depend on the cell
             elsewhere = part.apart[batch] * part.between * torch.from_numpy(t.ppf(level, df)).to(part.between)
-            off = off.hypot(share * elsewhere.where(~part.measured[batch], 0.0)) * (1 if level > 0.5 else -1)
+            off = off.hypot(share * elsewhere) * (1 if level > 0.5 else -1)
         ends.append((found + middle + off).clamp(min=0).expm1())
     return ends
 
@@ -420,62 +427,97 @@ def _n_batches(part: Imputation) -> Tensor:
     return torch.stack([(~part.y[part.batch == code].isnan()).any(0) for code in part.batch.unique()]).sum(0)
 
 
-def _tell_of_one_batch(model: Model, part: Imputation, where: Tensor) -> None:
-    """Say that one batch alone was measured, so that nobody knows how far others `(cells, proteins)` are from it."""
+def _tell_of_scale(model: Model, part: Imputation, where: Tensor) -> None:
+    """Say when nothing tells how far batches are off that did not measure some proteins `(cells, proteins)`."""
     names = [model.setup.proteins[i] for i in where.any(0).nonzero().squeeze(1).tolist()]
-    if names and part.between is None:
-        logger.warning(
-            f"return_interval: {len(names)} proteins ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) were "
-            f"measured in one batch ('{model.setup.batches[int(part.batch.mode().values)]}'). Intervals hold for cells "
-            "stained and sequenced like it; how far the counts of another kit lie from its counts, no cell tells. A "
-            "second measured batch in the fit would"
-        )
+    if not names or part.between is not None:
+        return
+    which = f"{len(names)} proteins ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    why = "measured batches are too small or share too few proteins to be compared, or an earlier anvi fitted the model"
+    if len(batches := part.batch.unique()) == 1:
+        why = f"the only measured batch is '{model.setup.batches[int(batches)]}'; a second one in the fit would tell"
+    logger.warning(
+        f"return_interval: intervals of {which} hold for cells stained and sequenced as the measured ones were. How "
+        f"far the counts of another kit lie from theirs, nothing tells: {why}"
+    )
 
 
 def _aligned(part: Imputation) -> Imputation:
     """The same with log counts of all batches on one scale, the regression on them, and how far batches are apart.
 
     Kits count the same protein on scales that differ manyfold, and the mean of neighbours from several would say which
-    kits they are from. What a batch is off by is its mean error as the others predict it.
+    kits they are from. What a batch is off by is its mean error as the neighbours from others have it.
     """
-    count = part.batch.bincount()
-    codes = count.topk(min(N_BATCHES, len(count))).indices[: int((count > N_NEIGHBORS).sum())].tolist()
-    offset, y = torch.zeros(len(part.measured), part.y.shape[1], device=part.y.device), part.y
-    for _ in range(ROUNDS if len(codes) > 1 else 0):
-        shift = torch.stack([_error_from_others(part, code).nanmean(0) for code in codes])
-        told = ~shift.isnan()  # (codes, proteins): the batch has measured it, and others have
+    y, count = part.y, part.batch.bincount()
+    codes = count.argsort(descending=True, stable=True)[: min(N_BATCHES, int((count > N_NEIGHBORS).sum()))].tolist()
+    offset = torch.zeros(len(part.measured), y.shape[1], device=y.device)
+    # as many landmarks of each batch, so that all have the same share in the mean of the others
+    generator = torch.Generator().manual_seed(0)
+    some = [at_most(ALIGNED // len(codes), (part.batch == code).nonzero().squeeze(1), generator) for code in codes]
+    sample = _only(part, torch.cat(some)) if len(codes) > 1 else None
+    told = torch.zeros(len(codes), y.shape[1], dtype=torch.bool, device=y.device)
+    for _ in range(ROUNDS if sample is not None else 0):
+        shift = torch.stack([_error_from_others(sample, code).nanmean(0) for code in codes])
+        told = ~shift.isnan() & ((~shift.isnan()).sum(0) > 1)  # (codes, proteins): of this and of other batches
         n = told.sum(0)
-        offset[codes] += (shift * (n - 1) / n).nan_to_num()  # the others' mean has a share of it
-        offset[codes] -= (offset[codes].sum(0) / n).where(told, 0.0)
-        part = part._replace(y=y - offset[part.batch])
-    several = len(codes) > 1 and bool(told.any())
-    if several:  # what a batch alone has measured is off by what it is off on average
-        has = torch.stack([(~y[part.batch == code].isnan()).sum(0) > N_NEIGHBORS for code in codes])
-        mean = (offset[codes] * told).sum(1, keepdim=True) / told.sum(1, keepdim=True)
-        known = told | (has & (told.sum(1, keepdim=True) >= MIN_SHARED))
-        offset[codes] = offset[codes].where(told | ~known, mean)
-        part = part._replace(y=y - offset[part.batch])
+        step = (shift * (n - 1) / n).where(told, 0.0)  # the others' mean has a share of it
+        offset[codes] += step - (step.sum(0) / n).where(told, 0.0)
+        sample = sample._replace(y=y[torch.cat(some)] - offset[sample.batch])
+    # what a batch alone has measured is off by what the batch is off on average
+    n_measured = _n_measured(part)  # (batches, proteins) landmarks
+    known = told | ((n_measured[codes] > N_NEIGHBORS) & (told.sum(1, keepdim=True) >= MIN_SHARED))
+    mean = (offset[codes] * told).sum(1, keepdim=True) / told.sum(1, keepdim=True)
+    offset[codes] = offset[codes].where(told | ~known, mean)
+    # smaller batches, as those have it
+    rest = ~torch.isin(part.batch, torch.tensor(codes, device=y.device))
+    if codes and rest.any():
+        large = _only(part._replace(y=y - offset[part.batch]), (~rest).nonzero().squeeze(1))
+        found, _ = _near(large, _View(part.latent[rest], part.components[rest]))
+        error = (y[rest] - found).masked_fill((~large.y.isnan()).sum(0) <= N_NEIGHBORS, torch.nan)
+        for code in part.batch[rest].unique().tolist():
+            own = error[part.batch[rest] == code]
+            offset[code] = own.nansum(0) / ((~own.isnan()).sum(0) + PRIOR_CELLS)
+    part = part._replace(y=y - offset[part.batch], offset=offset)
     slope, intercept = _ridge(part.components, part.y)
-    part = part._replace(slope=slope, intercept=intercept, offset=offset)
-    if not several:
+    part = part._replace(slope=slope, intercept=intercept)
+    if not told.any():
         return part
     # a new batch scatters as offsets do, and about their mean, which does, too; and errors more than within a batch
-    found, _ = _predict(part, _View(part.latent, part.components), leave_out=True)
-    within = (part.y - found).square().nanmean(0)
-    error = torch.stack([_error_from_others(part, code).square().nanmean(0) for code in codes])
-    excess = (error - within).nanmean(0).clamp(min=0)
-    variance = (offset[codes].square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
+    sample = sample._replace(y=y[torch.cat(some)] - offset[sample.batch])
+    within = (sample.y - _near(sample, _View(sample.latent, sample.components), leave_out=True)[0]).square().nanmean(0)
+    error = torch.stack([_error_from_others(sample, code).square().nanmean(0) for code in codes])
+    excess = (error - within).nanmean(0).clamp(min=0).nan_to_num()
+    variance = (offset[codes].where(told, 0.0).square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
     df = (n - 1).clamp(min=0)
     between = ((df * variance.nan_to_num() + PRIOR_DF * variance.nanmean()) / (df + PRIOR_DF)).sqrt()
-    return _completed(part._replace(offset=offset, between=between), codes, offset[codes].where(known, torch.nan))
+    apart = _unknown(n_measured)
+    return _completed(part._replace(between=between, apart=apart), codes, offset[codes].where(known, torch.nan))
+
+
+def _only(part: Imputation, index: Tensor) -> Imputation:
+    """The same with some of the landmarks."""
+    fields = ("y", "latent", "components", "batch")
+    return part._replace(**{name: getattr(part, name)[index] for name in fields})
+
+
+def _n_measured(part: Imputation) -> Tensor:
+    """How many landmarks of a batch have a protein `(batches, proteins)`."""
+    n = torch.zeros(part.measured.shape, dtype=torch.long, device=part.y.device)
+    return n.index_add_(0, part.batch, (~part.y.isnan()).long())
+
+
+def _unknown(n_measured: Tensor) -> Tensor:
+    """What is left of not knowing a batch's scale after so many cells: a cell scatters about as a batch does."""
+    return (1 + n_measured).rsqrt().masked_fill(n_measured > N_NEIGHBORS, 0.0)
 
 
 def _completed(part: Imputation, codes: list[int], offset: Tensor) -> Imputation:
     """The same with offsets of batches `(codes, proteins)`, what they did not measure (NaN) told by the others."""
     guess, variance = _from_others(offset)
-    whole, apart = part.offset.clone(), torch.ones_like(part.offset) if part.apart is None else part.apart.clone()
-    whole[codes] = offset.where(~offset.isnan(), guess).nan_to_num()
-    apart[codes] = (variance.sqrt() / part.between).clamp(max=1).nan_to_num(1.0)
+    whole, apart, lacking = part.offset.clone(), part.apart.clone(), offset.isnan()
+    whole[codes] = offset.where(~lacking, guess).nan_to_num()
+    share = (variance.sqrt() / part.between).clamp(max=1).nan_to_num(1.0)
+    apart[codes] = torch.minimum(apart[codes], share).where(lacking, apart[codes])
     return part._replace(offset=whole, apart=apart)
 
 
@@ -483,26 +525,29 @@ def _from_others(offset: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets of batches `(batches, proteins)` as others tell them, and the variance of what they tell.
 
     From another batch it is as far as it is on average in the other proteins that both measured, give or take how these
-    scatter; who scatters less counts for more. NaN is what was not measured, or where no batch shares enough.
+    scatter; who scatters less counts for more. What is claimed is moderated: the scatter of few proteins towards that
+    of all pairs of batches, as logarithms, for there may be two batches of one kit among many. NaN is what was not
+    measured, or where no batch shares enough.
     """
     off = offset[:, None] - offset  # (batches, others, proteins)
     n = (~off.isnan()).sum(2, keepdim=True) - (~off.isnan()).int()
     mean, square = ((part.nansum(2, keepdim=True) - part.nan_to_num()) / n for part in (off, off.square()))
-    variance = (square - mean.square()).clamp(min=0) * (n + 1) / (n - 1)  # of another protein
-    usable = (n >= MIN_SHARED) & ~offset.isnan() & ~torch.eye(len(off), device=off.device).bool()[:, :, None]
-    weight = (1 / (variance + LEAST_OFF**2)).where(usable, 0.0)
+    variance = (square - mean.square()).clamp(min=0) * n / (n - 1) + LEAST_OFF**2
+    usable = (n >= MIN_SHARED) & ~torch.eye(len(off), device=off.device).bool()[:, :, None]
+    prior = variance.log().where(usable, torch.nan).nanmean().exp()
+    usable = usable & ~offset.isnan()
+    weight = (1 / variance).where(usable, 0.0)
+    variance = (variance * (n - 1) + PRIOR_DF * prior) / (n - 1 + PRIOR_DF) * (n + 1) / n  # of another protein
     told = (offset + mean).where(usable, 0.0), variance.where(usable, 0.0)
     return tuple((weight * value).sum(1) / weight.sum(1) for value in told)
 
 
 def _error_from_others(part: Imputation, code: int) -> Tensor:
-    """What log counts of a batch's landmarks are above what the other batches predict `(its landmarks, proteins)`."""
+    """What log counts of a batch's landmarks are above their neighbours from others `(its landmarks, proteins)`."""
     own = part.batch == code
-    y = part.y.masked_fill(own[:, None], torch.nan)
-    slope, intercept = _ridge(part.components, y)
-    others = part._replace(y=y, slope=slope, intercept=intercept)
-    found, _ = _predict(others, _View(part.latent[own], part.components[own]))
-    few = torch.minimum((~y.isnan()).sum(0), (~part.y[own].isnan()).sum(0)) <= N_NEIGHBORS
+    others = part._replace(y=part.y.masked_fill(own[:, None], torch.nan))
+    found, _ = _near(others, _View(part.latent[own], part.components[own]))
+    few = torch.minimum((~others.y.isnan()).sum(0), (~part.y[own].isnan()).sum(0)) <= N_NEIGHBORS
     return (part.y[own] - found).masked_fill(few, torch.nan)
 
 

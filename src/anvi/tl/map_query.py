@@ -238,7 +238,7 @@ def map_query(
         landmarks = landmarks._replace(own=None, sure=None)
     parts = (landmarks, imputing, source.neighbors if still else None)
     mapped = Model(source.name, found.setup, network, history, info, *parts)
-    imputing = imputation.told_by_query(mapped.on(where_to), on_device, source.config.n_batches)
+    imputing = imputation.told_by_query(mapped.on(where_to), on_device)
     mapped = replace(mapped, imputation=imputing)
     on_device.x.let_go()
     embedding = encode.embed(mapped.on(where_to), on_device)
