@@ -388,8 +388,10 @@ def test_batches_that_are_alike_lend_their_offsets():
     assert 0 < found.apart[3, :5].min() and found.apart[3].max() < 0.4 and not found.apart[3, 5:].any()
     torch.testing.assert_close(found.offset[:, 5:], whole.offset[:, 5:], atol=0.05, rtol=0)
     # a kit like no other is as far off as any
-    alone = imputation._aligned(landmarks_of(np.random.default_rng(3).normal(size=(4, 20))))
-    assert alone.apart.min() > 0.5 and alone.apart.max() <= 1
+    part = landmarks_of(np.random.default_rng(3).normal(size=(4, 20)))
+    part.y[part.batch == 3, :5] = torch.nan
+    alone = imputation._aligned(part)
+    assert alone.apart[3, :5].min() > 0.5 and alone.apart.max() <= 1 and not alone.apart[:3].any()
 
 
 def test_a_kit_that_counts_more_of_all_does_so_of_what_it_lacks():
