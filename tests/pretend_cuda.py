@@ -396,6 +396,7 @@ class Machine(TorchDispatchMode):
         self.capturing: CUDAGraph | None = None
         self.n_captures = 0
         self.n_across = 0
+        self.n_elsewhere = 0  # operators on another device than the current one, where Triton would launch
         self.current = 0
         self.generators: dict[int, _CudaGenerator] = {}
         self.streams: dict[int, Stream] = {}
@@ -534,6 +535,7 @@ class Machine(TorchDispatchMode):
         if where is None or (not ours and where.type != "cuda"):
             return self._on_host(func, args, kwargs)
         self._check_devices(func, args, kwargs, ours, flat, where)
+        self.n_elsewhere += where.type == "cuda" and where.index != self.current
         wrapped = {id(part.raw): part for part in ours}
         plain_args, plain_kwargs = _mapped(_unwrapped, args), _mapped(_unwrapped, kwargs)
         if "device" in kwargs and kwargs["device"] is not None:
@@ -619,6 +621,8 @@ class Machine(TorchDispatchMode):
             return
         if packet in INDEXING and isinstance(args[0], CudaTensor):
             of_index = [part for part in args[1] if isinstance(part, Tensor)]
+            if any(part.device.type == "meta" and not isinstance(part, CudaTensor) for part in of_index):
+                raise RuntimeError(f"a list as an index has no values here: make a tensor of it ({_line()})")
             if any(part.dtype in (torch.bool, torch.uint8) for part in of_index):
                 self.wait(f"{packet} with a mask")
             if any(not isinstance(part, CudaTensor) for part in of_index):

@@ -243,15 +243,16 @@ def told_by_query(model: Model, cells: Cells) -> Imputation | None:
         few = torch.minimum((~part.y.isnan()).sum(0), n_measured[code]) <= N_NEIGHBORS
         offset[code] = error.nanmean(0).masked_fill(few, torch.nan)
         new.append(code)
-    if not offset[new].isfinite().any():
+    added = torch.tensor(new, dtype=torch.long, device=offset.device)
+    if not offset[added].isfinite().any():
         return model.imputation
     if part.between is None:  # one batch was measured; the new ones say how far from it others may be
-        between = offset[new].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous()
+        between = offset[added].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous()
         part = part._replace(between=between, apart=torch.ones_like(part.offset))
-    codes = (~offset.isnan()).any(1).nonzero().squeeze(1).tolist()
+    codes = (~offset.isnan()).any(1).nonzero().squeeze(1)
     told = _completed(part._replace(apart=_unknown(n_measured)), codes, offset[codes])
     whole, apart = part.offset.clone(), part.apart.clone()
-    whole[new], apart[new] = told.offset[new], told.apart[new]  # those of the reference stay
+    whole[added], apart[added] = told.offset[added], told.apart[added]  # those of the reference stay
     return _on(part._replace(offset=whole, apart=apart), torch.device("cpu"))
 
 
@@ -449,15 +450,16 @@ def _aligned(part: Imputation) -> Imputation:
     kits they are from. What a batch is off by is its mean error as the neighbours from others have it.
     """
     y, count = part.y, part.batch.bincount()
-    codes = count.argsort(descending=True, stable=True)[: min(N_BATCHES, int((count > N_NEIGHBORS).sum()))].tolist()
+    codes = count.argsort(descending=True, stable=True)[: min(N_BATCHES, int((count > N_NEIGHBORS).sum()))]
+    large = codes.tolist()
     offset = torch.zeros(len(part.measured), y.shape[1], device=y.device)
     # as many landmarks of each batch, so that all have the same share in the mean of the others
     generator = torch.Generator().manual_seed(0)
-    some = [at_most(ALIGNED // len(codes), (part.batch == code).nonzero().squeeze(1), generator) for code in codes]
+    some = [at_most(ALIGNED // len(codes), (part.batch == code).nonzero().squeeze(1), generator) for code in large]
     sample = _only(part, torch.cat(some)) if len(codes) > 1 else None
     told = torch.zeros(len(codes), y.shape[1], dtype=torch.bool, device=y.device)
     for _ in range(ROUNDS if sample is not None else 0):
-        shift = torch.stack([_error_from_others(sample, code).nanmean(0) for code in codes])
+        shift = torch.stack([_error_from_others(sample, code).nanmean(0) for code in large])
         told = ~shift.isnan() & ((~shift.isnan()).sum(0) > 1)  # (codes, proteins): of this and of other batches
         n = told.sum(0)
         step = (shift * (n - 1) / n).where(told, 0.0)  # the others' mean has a share of it
@@ -469,11 +471,11 @@ def _aligned(part: Imputation) -> Imputation:
     mean = (offset[codes] * told).sum(1, keepdim=True) / told.sum(1, keepdim=True)
     offset[codes] = offset[codes].where(told | ~known, mean)
     # smaller batches, as those have it
-    rest = ~torch.isin(part.batch, torch.tensor(codes, device=y.device))
-    if codes and rest.any():
-        large = _only(part._replace(y=y - offset[part.batch]), (~rest).nonzero().squeeze(1))
-        found, _ = _near(large, _View(part.latent[rest], part.components[rest]))
-        error = (y[rest] - found).masked_fill((~large.y.isnan()).sum(0) <= N_NEIGHBORS, torch.nan)
+    rest = ~torch.isin(part.batch, codes)
+    if len(codes) and rest.any():
+        of_large = _only(part._replace(y=y - offset[part.batch]), (~rest).nonzero().squeeze(1))
+        found, _ = _near(of_large, _View(part.latent[rest], part.components[rest]))
+        error = (y[rest] - found).masked_fill((~of_large.y.isnan()).sum(0) <= N_NEIGHBORS, torch.nan)
         for code in part.batch[rest].unique().tolist():
             own = error[part.batch[rest] == code]
             offset[code] = own.nansum(0) / ((~own.isnan()).sum(0) + PRIOR_CELLS)
@@ -485,7 +487,7 @@ def _aligned(part: Imputation) -> Imputation:
     # a new batch scatters as offsets do, and about their mean, which does, too; and errors more than within a batch
     sample = sample._replace(y=y[torch.cat(some)] - offset[sample.batch])
     within = (sample.y - _near(sample, _View(sample.latent, sample.components), leave_out=True)[0]).square().nanmean(0)
-    error = torch.stack([_error_from_others(sample, code).square().nanmean(0) for code in codes])
+    error = torch.stack([_error_from_others(sample, code).square().nanmean(0) for code in large])
     excess = (error - within).nanmean(0).clamp(min=0).nan_to_num()
     variance = (offset[codes].where(told, 0.0).square().sum(0) / (n - 1) * (1 + 1 / n)).where(n > 1, torch.nan) + excess
     df = (n - 1).clamp(min=0)
@@ -511,7 +513,7 @@ def _unknown(n_measured: Tensor) -> Tensor:
     return (1 + n_measured).rsqrt().masked_fill(n_measured > N_NEIGHBORS, 0.0)
 
 
-def _completed(part: Imputation, codes: list[int], offset: Tensor) -> Imputation:
+def _completed(part: Imputation, codes: Tensor, offset: Tensor) -> Imputation:
     """The same with offsets of batches `(codes, proteins)`, what they did not measure (NaN) told by the others."""
     guess, variance = _from_others(offset)
     whole, apart, lacking = part.offset.clone(), part.apart.clone(), offset.isnan()
