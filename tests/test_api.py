@@ -437,16 +437,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_388,
-    "_data": 3_967,
-    "_fit": 1_191,
-    "_posterior": 2_198,
+    "": 2_401,
+    "_data": 3_970,
+    "_fit": 1_211,
+    "_posterior": 2_200,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
     "pl": 2_105,
     "pp": 393,
-    "tl": 1_847,
+    "tl": 1_848,
 }
 
 

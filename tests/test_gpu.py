@@ -463,6 +463,29 @@ def test_another_device(gpu, start, counted):
     av.tl.denoise(mdata, device="cuda:1")
 
 
+def test_a_verb_runs_where_its_tensors_are(gpu, tmp_path):
+    """The current device is that of the verb, streamed or not: Triton launches kernels there; then the caller's."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    mdata, seen = cite(120), set()
+    mdata["rna"].X = sparse.csr_matrix(mdata["rna"].X)
+    mdata.write(tmp_path / "cells.h5mu")
+    see = {"callback": lambda _: seen.add(torch.cuda.current_device())}
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, device="cuda:1", **see)
+    av.tl.totalanvi(tmp_path / "cells.h5mu", batch_key="batch", max_epochs=1, device="cuda:1", stream=True, **see)
+    av.tl.denoise(mdata, device="cuda:1")
+    query = cite(60)
+    av.tl.map_query(query, mdata, device="cuda:1")
+    assert seen == {1} and torch.cuda.current_device() == 0
+    assert gpu is None or not gpu.n_elsewhere
+    torch.cuda.set_device(1)
+    try:
+        av.tl.denoise(mdata, device="cuda:0")
+        assert torch.cuda.current_device() == 1
+    finally:
+        torch.cuda.set_device(0)
+
+
 def test_deterministic_mode(gpu, start):
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -251,6 +251,42 @@ def test_nobody_waits_forever(folder):
     assert "did not answer for 2 s (Timed out waiting 2000ms" in first["error"]
 
 
+LONELY = """
+import sys, time
+from datetime import timedelta
+from helpers import cite
+from torch import distributed as dist
+import anvi as av
+from anvi._fit import ranks
+ranks.MEET = timedelta(seconds=2)
+if sys.argv[1] == "group":
+    dist.init_process_group("gloo")
+rank = ranks.processes()[0]
+data = cite(60)
+begun = time.monotonic()
+if rank == 0:
+    try:
+        av.tl.scvi(data, max_epochs=1, device="cpu")
+    except ConnectionError as error:
+        print(f"{time.monotonic() - begun:.0f} s: {error}")
+else:
+    time.sleep(6)
+"""
+
+
+@pytest.mark.parametrize("how", ["torchrun", "group"])
+def test_a_process_that_fits_alone_is_told_soon(tmp_path, how):
+    (tmp_path / "lonely.py").write_text(LONELY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "lonely.py"), how]
+    paths = [str(Path(av.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SECONDS)
+    seconds, _, told = done.stdout.partition(" s: ")
+    assert int(seconds) < 60, done.stderr
+    assert told.startswith("Process 0 began a fit, and not all of the 2 processes did so within 2 s")
+    assert "no 'if rank == 0' around it" in told
+
+
 def test_being_told_to_end_is_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError, match="told to end"), ranks._told_to_end():
@@ -289,6 +325,17 @@ def test_only_fits_run_in_several(second, tmp_path, capsys):
     assert _runtime.processes() == (1, 2)
     assert main(["check", str(tmp_path / "cells.h5mu")]) == 2
     assert "check runs in one process: start it without torchrun" in capsys.readouterr().err
+
+
+def test_one_process_answers_in_json(second, tmp_path, monkeypatch, capsys):
+    command = ["fit", str(tmp_path / "none.h5mu"), str(tmp_path / "out.h5mu"), "--json"]
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert not told.out and told.err.startswith("anvi: process 1: ") and told.err.count("\n") == 1
+    monkeypatch.setenv("RANK", "0")
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert "none.h5mu" in json.loads(told.out)["error"] and not told.err.startswith("anvi: process")
 
 
 def test_the_second_process_saves_nothing_of_a_fit(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Counts that stay in their file during a fit: the same numbers as in memory, in an order that a seed decides."""
 
+import os
 import shutil
 import threading
 from contextlib import nullcontext
@@ -42,13 +43,13 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(_stream, "KEPT", 32, raising=False)
 
 
-def in_chunks(group):
+def in_chunks(group, **options):
     """Store values in chunks of 300."""
     for name in ("data", "indices"):
         values = group[name][:]
         del group[name]
         create = getattr(group, "create_array", None) or group.create_dataset
-        create(name, data=values, chunks=(300,))
+        create(name, data=values, chunks=(300,), **options)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +62,11 @@ def stored(tmp_path_factory):
     rna.layers["csc"] = rna.X.tocsc()
     parts = mudata_of({"rna": rna[: N - 30].copy(), "prot": mdata["prot"].copy()}, mdata)  # some have proteins alone
     with quiet_mudata():
-        for name in ("data.h5mu", "part.h5mu"):
-            part = mdata if name == "data.h5mu" else parts
+        for name in ("data.h5mu", "part.h5mu", "packed.h5mu"):
+            part = parts if name == "part.h5mu" else mdata
             part.write_h5mu(folder / name, compression="gzip")
             with h5py.File(folder / name, "r+") as file:
-                in_chunks(file["mod/rna/X"])
+                in_chunks(file["mod/rna/X"], compression="gzip" if name == "packed.h5mu" else None)
         mdata.write_zarr(folder / "data.zarr")
         in_chunks(zarr.open_group(str(folder / "data.zarr"), mode="r+")["mod/rna/X"])
     return folder
@@ -369,8 +370,32 @@ def test_an_interrupted_fit_goes_on_with_the_same_cells(stored, tmp_path, monkey
     assert not reading_threads()
     resumed = fitted(path, max_epochs=4, checkpoint=tmp_path / "checkpoint")
     equal(resumed, whole)
-    with pytest.raises(ValueError, match="belongs to another fit"):
-        fitted(own(stored, tmp_path), max_epochs=4, checkpoint=tmp_path / "checkpoint", stream=False)
+    with pytest.raises(ValueError, match="fit with stream=True, and this one has stream=False.*Pass stream=True to go"):
+        fitted(own(stored, tmp_path), max_epochs=4, checkpoint=tmp_path / "checkpoint", stream=None)
+    with pytest.raises(ValueError, match=r"belongs to another fit \(other cells"):
+        fitted(own(stored, tmp_path), max_epochs=5, checkpoint=tmp_path / "checkpoint")
+    fitted(own(stored, tmp_path), max_epochs=1, checkpoint=tmp_path / "held", stream=False)
+    with av.settings.override(stream_above=1e-9), pytest.raises(ValueError, match="Pass stream=False to go on with it"):
+        fitted(own(stored, tmp_path), max_epochs=1, checkpoint=tmp_path / "held", stream=None)
+
+
+@pytest.mark.parametrize(
+    "name, spoil, match",
+    [
+        ("data.h5mu", Path.unlink, "is gone.*a fit with checkpoint= is not trained anew"),
+        ("data.h5mu", lambda path: os.truncate(path, 40_000), "something has written into .*Start again"),
+        ("packed.h5mu", lambda path: os.truncate(path, 40_000), "cannot be read from .*checkpoint= goes on"),
+        ("data.zarr", shutil.rmtree, "cannot be read from .*checkpoint= goes on"),
+    ],
+)
+def test_a_file_that_goes_away_is_named(stored, tmp_path, name, spoil, match):
+    """Deleted or cut off in the first epoch of three; what a deleted h5mu holds can be read to the end."""
+    path = own(stored, tmp_path, name)
+    with pytest.raises((OSError, ValueError), match=match) as told:
+        fitted(path, max_epochs=3, callback=lambda row: spoil(path) if row["epoch"] == 1 else None)
+    assert str(path) in str(told.value) and not reading_threads()
+    if name != "data.h5mu" or "written" in match:
+        assert "mdata['rna'].X" in str(told.value)
 
 
 def test_surprises_end_the_thread_and_close_the_file(stored, tmp_path, monkeypatch):
@@ -406,7 +431,7 @@ def no_such_gene(piece):
 @pytest.mark.parametrize(
     "spoil, error, match",
     [
-        (unreadable, OSError, r"mdata\['rna'\].X cannot be read from its file any more: inflate"),
+        (unreadable, OSError, r"mdata\['rna'\].X cannot be read from .*data.h5mu any more \(inflate"),
         (another_count, ValueError, r"mdata\['rna'\].X is not what it was when this began \(cell '.*'\)"),
         (no_such_gene, ValueError, r"mdata\['rna'\].X is corrupt: it has an entry at place 1000000 of 40"),
     ],

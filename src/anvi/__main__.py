@@ -69,9 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refuse(in_json: bool, error: BaseException, code: int) -> int:
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"anvi: {message}", file=sys.stderr)
-    if in_json:
+    from ._runtime import processes
+
+    message, rank = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error), processes()[0]
+    print(f"anvi: process {rank}: {message}" if rank else f"anvi: {message}", file=sys.stderr)
+    if in_json and not rank:  # one answer, as where all went well
         print(json.dumps({"error": message}))
     return code
 

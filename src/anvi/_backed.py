@@ -201,6 +201,12 @@ def _matrices(part: MuData | AnnData) -> list:
     return [matrix for matrix in (part.X, *(part.layers or {}).values()) if in_file(matrix)]
 
 
+def name_of_file(matrix) -> str:
+    """The file that a matrix lies in, for messages."""
+    element = getattr(matrix, "group", matrix)
+    return str(element.file.filename if hasattr(element, "file") else getattr(element.store, "root", element.store))
+
+
 def _home(matrix) -> tuple[Path, Any]:
     """The file that a matrix lies in, and its root."""
     element = matrix.group if hasattr(matrix, "group") else matrix
@@ -287,7 +293,7 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
             if answer is None and saves and not copy and not (together and processes()[0]):
                 save_backed(data, path if _stamp(path) == opened_as else _beside(path))
         finally:
-            if not copy and answer is not data:  # whoever wrote the file may write it again
+            if not copy and answer is not data and path.suffix != ".zarr":  # whoever wrote it may write it again
                 for matrix in [matrix for part in _parts(data).values() for matrix in _matrices(part)]:
                     if isinstance(root := _home(matrix)[1], h5py.File):
                         root.close()
@@ -300,7 +306,10 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
 def _stamp(path: Path) -> tuple[int, ...]:
     """What tells whether a file was written since."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} is gone, though it was there when this call began: its answers are not saved.")
+        raise FileNotFoundError(
+            f"{path} is gone, though it was there when this call began: its answers are not saved. Put it back and "
+            "make the same call again; a fit with checkpoint= is not trained anew."
+        )
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -53,7 +53,7 @@ def own_torch() -> Iterator[None]:
             _USERS["dtype"] = torch.get_default_dtype()
         _USERS["count"] += 1
         torch.set_default_dtype(torch.float32)
-    before = torch.get_num_threads()
+    before, gpu = torch.get_num_threads(), torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     token = _CALLERS_THREADS.set(_CALLERS_THREADS.get() or before)  # of the outermost verb
     try:
         with ExitStack() as stack:
@@ -67,10 +67,19 @@ def own_torch() -> Iterator[None]:
     finally:
         _CALLERS_THREADS.reset(token)
         _set_threads(before)
+        if torch.cuda.is_initialized() and torch.cuda.current_device() != gpu:
+            torch.cuda.set_device(gpu)
         with _LOCK:
             _USERS["count"] -= 1
             if not _USERS["count"]:
                 torch.set_default_dtype(_USERS["dtype"])
+
+
+def made_current(device: torch.device) -> torch.device:
+    """The device, the current one until the verb ends: Triton launches kernels there, wherever the tensors are."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 DEVICES = ("accelerator", "cuda", "devices", "gpu", "use_cuda", "use_gpu")

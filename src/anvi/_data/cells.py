@@ -13,7 +13,7 @@ from anndata.abc import CSCDataset
 from scipy import sparse
 from torch import Tensor
 
-from anvi._backed import in_file
+from anvi._backed import in_file, name_of_file
 from anvi._stream import CSR, Streamed, put, widened
 
 from . import containers
@@ -210,6 +210,7 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
     stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
     check_counts_are_there(stored, source, slot)
     can_stay = in_file(stored) and not isinstance(stored, CSCDataset)
+    home = name_of_file(stored) if can_stay else ""
     if not most and not can_stay:
         raise ValueError(_why_not_streamed(source, slot, in_file(stored)))
     genes = pd.Index(setup.genes)
@@ -231,7 +232,7 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
         if changed.any():
             raise ValueError(
                 f"{slot} is not what it was when this began (cell '{names[changed.argmax()]}'): something has written "
-                "into its file. Start again, with a copy that nobody writes to."
+                f"into {home}. Start again, with a copy that nobody writes to."
             )
         return counts
 
@@ -242,8 +243,11 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
         def compactly(rows: slice) -> CSR:
             try:
                 piece = containers.whole(read(rows), slot)
-            except OSError as error:
-                raise OSError(f"{slot} cannot be read from its file any more: {error}") from error
+            except (LookupError, OSError, RuntimeError) as error:  # of h5py, zarr and what unpacks for them
+                raise OSError(
+                    f"{slot} cannot be read from {home} any more ({error}). Put the file back as it was and make the "
+                    "same call again; a fit with checkpoint= goes on where it was."
+                ) from error
             counts = noted(rows, piece)
             if indptr is None:
                 check_no_empty_cells(library[rows], rna.obs_names[rows], slot, choice)

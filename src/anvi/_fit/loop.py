@@ -62,7 +62,14 @@ def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = Non
         raise ValueError(
             f"{path} is not a checkpoint that anvi can read ({error}); delete it to start anew."
         ) from error
-    if scalars.pop("fingerprint") != fingerprint:
+    saved = str(scalars.pop("fingerprint"))
+    theirs, ours = (one.partition(" ")[0] for one in (saved, fingerprint))
+    if theirs != ours and theirs in ("stream=True", "stream=False"):
+        raise ValueError(
+            f"{path} belongs to a fit with {theirs}, and this one has {ours}, so that its minibatches are others (by "
+            f"default, the memory of the machine decides). Pass {theirs} to go on with it, or another checkpoint=."
+        )
+    if saved != fingerprint:
         raise ValueError(
             f"{path} belongs to another fit (other cells, genes, options, stream= or anvi version). "
             "Give this fit another checkpoint=, or delete the file to start anew."

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ logger = logging.getLogger("anvi")
 
 WAIT = timedelta(minutes=10)
 """How long a rank waits for another before it gives the fit up; one that has died is noticed at once."""
+
+MEET = timedelta(minutes=1)
+"""How long a rank waits for the others to begin their first fit; later, one may still make the answers of the last."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class Ranks:
         if other:
             raise ValueError(
                 f"Process {other[0]} has other cells, counts, options or seeds than process 0: all processes of a fit "
-                "must read the same file and be given the same arguments, random_state as a number among them. Fits of "
-                "their own are started without torchrun."
+                "must read the same file and be given the same arguments, random_state as a number and stream= among "
+                "them. Fits of their own are started without torchrun."
             )
 
     def own_noise(self, noise: torch.Generator, *moment: int) -> None:
@@ -159,6 +163,38 @@ class _Sum(torch.autograd.Function):
         return ctx.ranks.add_up(gradient.clone(memory_format=torch.contiguous_format)), None
 
 
+def meet() -> None:
+    """Meet the other ranks before anything is read.
+
+    Raises
+    ------
+    ConnectionError
+        If this is the first fit of this process and not all others begin one within `MEET`.
+    """
+    if processes()[1] > 1:
+        _meet()
+
+
+@cache
+def _meet() -> None:
+    """Join a group that exists or make it, once."""
+    rank, size = processes()
+    try:
+        if dist.is_initialized():
+            dist.destroy_process_group(dist.new_group(backend="gloo", timeout=MEET))
+            return
+        store = next(dist.rendezvous("env://"))[0]  # what torchrun has opened for all
+        store.set(f"anvi/{rank}", "")
+        store.wait([f"anvi/{other}" for other in range(size)], MEET)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"Process {rank} began a fit, and not all of the {size} processes did so within {MEET.total_seconds():.0f} "
+            "s. All must make the same call, with no 'if rank == 0' around it; a fit of one alone is started without "
+            "torchrun and without init_process_group."
+        ) from error
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=WAIT)  # a process can do so once
+
+
 @contextmanager
 def found(device: torch.device, checkpoint: Path | None) -> Iterator[Ranks]:
     """The ranks of this fit: those of the process group that is there, or those that torchrun has started.
@@ -187,8 +223,6 @@ def _group(device: torch.device, checkpoint: Path | None) -> Iterator[Ranks]:
     groups = []
     try:
         with _lost():
-            if not dist.is_initialized():  # stays: a process can join such a group once only
-                dist.init_process_group("gloo", timeout=WAIT)
             groups += [dist.new_group(backend="gloo", timeout=WAIT)]
             groups += [dist.new_group(backend="nccl", timeout=WAIT)] if device.type == "cuda" else []
         logger.info(f"{size} processes share every minibatch")

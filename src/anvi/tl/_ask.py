@@ -20,6 +20,7 @@ from anvi._data.select import Batches, Features, Groups, Mask, find_batches, fin
 from anvi._data.setup import Setup
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
+from anvi._runtime import made_current
 from anvi.settings import choose_device
 
 from ._fit import RandomState, seed_of
@@ -207,7 +208,7 @@ def ask(
     to = key_to_write(source, fitted, key, key_added) if inplace else key
     if inplace and answer is not None:
         check_no_own(source, setup, to, answer)
-    seed, on_device = seed_of(random_state), choose_device(device)
+    seed, on_device = seed_of(random_state), made_current(choose_device(device))
     # the cells, or what stands in for their counts
     stored = None
     if is_minified(source.data, setup, key):

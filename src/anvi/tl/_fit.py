@@ -31,13 +31,13 @@ from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
 from anvi._fit.plan import Plan
-from anvi._fit.ranks import found, one_voice
+from anvi._fit.ranks import found, meet, one_voice
 from anvi._fit.start import NO_OPTIONS, make_config, make_network, settle_rows, start_from
 from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelties
 from anvi._posterior.imputation import with_imputation
-from anvi._runtime import DEVICES, check_flag, own_torch, usable_memory
+from anvi._runtime import DEVICES, check_flag, made_current, own_torch, usable_memory
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
 
@@ -114,7 +114,8 @@ def run_fit(
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     begun = time.monotonic()
     check_flag("copy", copy)
-    where_to = choose_device(device)
+    where_to = made_current(choose_device(device))
+    meet()
     most = held_at_most(stream, where_to)
     if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint={checkpoint!r:.80} must be the path of a file.")
@@ -385,7 +386,7 @@ def _fingerprint(cells: Cells, setup: Setup, network: VAE, plan: Plan, others: l
         digest.update(tensor.numpy())
     facts = [setup.to_dict(), network.config.to_dict(), plan.to_dict(), settings.precision, *others, version("anvi")]
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
+    return f"stream={cells.streamed} {digest.hexdigest()}"
 
 
 def _check_plan(plan: Plan, config: Config) -> None:

@@ -28,7 +28,7 @@ from anvi._fit.plan import Plan
 from anvi._fit.start import set_library_prior
 from anvi._model import Model
 from anvi._posterior import encode, imputation
-from anvi._runtime import verb
+from anvi._runtime import made_current, verb
 from anvi.nn import VAE
 from anvi.settings import choose_device
 
@@ -195,7 +195,7 @@ def map_query(
         raise ValueError(f"The query has a fit of its own under '{key}'; pass key_added= to map it beside that.")
     if labels_key is not None and not source.config.has_labels:
         raise ValueError(f"labels_key='{labels_key}' is of no use: the reference ({source.name}) has no labels.")
-    where_to, seed = choose_device(device), seed_of(random_state)
+    where_to, seed = made_current(choose_device(device)), seed_of(random_state)
     tell_cells_without_rna(source, opened, setup)
     found = find_query(
         opened,
