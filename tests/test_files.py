@@ -697,7 +697,7 @@ def test_minify_cut_short_leaves_an_object_that_answers(fitted, monkeypatch):
 @pytest.mark.parametrize("key", [".", "..", "a\0b", "a\ud800", "_index"], ids=ascii)
 def test_a_key_that_no_file_can_hold_is_refused_at_the_start(key, no_training):
     """C8: the fit is gone after h5mu."""
-    with pytest.raises(ValueError, match="key_added: the name .* cannot be written to a file"):
+    with pytest.raises(ValueError, match="key_added.*(cannot be written to a file|must be a plain name)"):
         av.tl.scvi(cite(60), key_added=key)
 
 
