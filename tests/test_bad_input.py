@@ -461,7 +461,7 @@ def test_damaged_model(fitted):
 def test_model_of_a_newer_version(fitted):
     stored = fitted.uns["totalanvi"]["model"]
     stored["config"] = json.dumps(json.loads(stored["config"]) | {"schema": 99})
-    with pytest.raises(ValueError, match=r"stored by a newer anvi \(schema 99, this one reads up to 4\)"):
+    with pytest.raises(ValueError, match=r"stored by a newer anvi \(schema 99, this one reads up to 5\)"):
         av.tl.latent(fitted, model="totalanvi")
 
 

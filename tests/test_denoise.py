@@ -83,6 +83,12 @@ def test_the_library_is_multiplied_once(fitted):
     )
 
 
+@pytest.mark.parametrize("verb", [av.tl.denoise, av.tl.foreground, av.tl.posterior_predictive, av.metrics.elbo])
+def test_no_samples_are_no_number_of_samples(fitted, verb):
+    with pytest.raises(ValueError, match="n_samples=None must be a whole number, at least 1"):
+        verb(fitted, model="totalvi", n_samples=None)
+
+
 @pytest.mark.parametrize("n_samples", [1, 3])
 def test_several_batches_are_the_mean_of_each(fitted, n_samples):
     names = ["batch_2", "batch_0"]

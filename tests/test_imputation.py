@@ -592,6 +592,7 @@ def test_a_query_says_by_some_proteins_how_much_it_counts_of_others():
     for data in (query, bare):
         av.tl.map_query(data, reference, max_epochs=4)
     before, after, without = (av.get.model(data).imputation for data in (reference, query, bare))
+    assert not after.apart[0].any()  # the reference knows its own scale
     assert torch.equal(after.offset[:1], before.offset) and without.between is None and not without.offset.any()
     asked = counts.columns[10:]
     off = after.offset[1] - after.offset[0]
@@ -627,7 +628,6 @@ def test_one_measured_batch_is_told(half, caplog):
     with av.settings.override(verbosity=1):
         av.tl.denoise(mdata, return_interval=0.9)
     assert "the only measured batch is 'batch_0'" in caplog.text
-    caplog.clear()
 
 
 @pytest.mark.parametrize("name", ["offset", "between", "apart"])

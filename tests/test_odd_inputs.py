@@ -548,6 +548,14 @@ def test_a_modality_with_its_cells_in_columns(name, keys, no_training):
     assert scope["mdata"][name].n_obs == cite(100)[name].n_obs and scope["mdata"][other] is mdata[other]
 
 
+def test_a_protein_with_the_name_of_a_gene_does_not_turn_the_blame(no_training):
+    """Proteins turned round, one of them called as a gene is: it is theirs, not the RNA's."""
+    mdata = cite(100)
+    mdata["prot"].var_names = ["G001", *mdata["prot"].var_names[1:]]
+    with pytest.raises(ValueError, match=r"mdata\['prot'\] has cells in its columns"):
+        av.tl.totalvi(_turned(mdata, "prot"))
+
+
 def test_barcodes_in_the_columns_of_an_anndata(no_training):
     adata = cite(100)["rna"].copy()
     rng = np.random.default_rng(0)

@@ -531,7 +531,10 @@ def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> Non
         mods[prot_mod] = source.mods[prot_mod]
     for name, part in mods.items():
         others = [other.obs_names for other in mods.values() if other is not part]
-        of_cells = any(part.var_names.isin(cells).any() and not part.obs_names.isin(cells).any() for cells in others)
+        # most of them: a gene and a protein may share a name
+        of_cells = any(
+            part.var_names.isin(cells).mean() > 0.5 and not part.obs_names.isin(cells).any() for cells in others
+        )
         # names of antibodies may end in an oligonucleotide: barcodes speak of RNA alone
         if of_cells or (name == rna_mod and _barcodes(part.var_names) and not _barcodes(part.obs_names)):
             where = source.name(name)

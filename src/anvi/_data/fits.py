@@ -221,7 +221,8 @@ def meant(there: Mapping[str, object], wanted, what: str, command: str, argument
     if wanted is None and len(there) > 1:
         raise ValueError(f"There are several {what}s: {listed}. Name one: {argument}=...")
     if wanted is not None and wanted not in there:
-        raise KeyError(f"{argument}='{wanted}' is no {what} of this object{nor}; there are: {listed or 'none'}.")
+        others = f"there are: {listed}" if there else f"there are: none; {command}"
+        raise KeyError(f"{argument}='{wanted}' is no {what} of this object{nor}; {others}.")
     return next(iter(there)) if wanted is None else wanted
 
 

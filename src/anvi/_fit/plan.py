@@ -20,11 +20,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("batch_size",), lambda x: x >= 2, "leaves batch norm nothing to work with; use at least 2"),
     (_NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
     (("warmup",), lambda x: x <= 1, "is a share of the run and must be at most 1"),
-    (
-        ("hide_proteins", "hide_rna", "thin_counts", "label_smoothing"),
-        lambda x: 0 <= x < 1,
-        "is a share: at least 0 and below 1",
-    ),
+    (_SHARES, lambda x: 0 <= x < 1, "is a share: at least 0 and below 1"),
     (("max_kl_weight", "train_size"), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     ((*_RATES, "classification_ratio", "protein_weight"), math.isfinite, "must be finite"),
     (_RATES, lambda x: x <= 1, "would take all weights away; it must be at most 1"),

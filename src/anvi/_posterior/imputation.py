@@ -142,7 +142,8 @@ def impute(
         if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
             logger.warning(
                 f"return_interval: {n_decoded} cells lack proteins that are decoded, and these have no interval (NaN): "
-                "others of their batch have them, or the cells have no RNA. A batch for each panel gives the former one"
+                "others of their batch have them (a batch for each panel gives these one), the cells have no RNA, or "
+                "too few cells were measured"
             )
     part, rows = _on(part, device), torch.arange(len(cells)) if rows is None else rows.cpu()
     out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
@@ -248,7 +249,7 @@ def told_by_query(model: Model, cells: Cells) -> Imputation | None:
         return model.imputation
     if part.between is None:  # one batch was measured; the new ones say how far from it others may be
         between = offset[added].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous()
-        part = part._replace(between=between, apart=torch.ones_like(part.offset))
+        part = part._replace(between=between, apart=_unknown(_n_measured(part)))
     codes = (~offset.isnan()).any(1).nonzero().squeeze(1)
     told = _completed(part._replace(apart=_unknown(n_measured)), codes, offset[codes])
     whole, apart = part.offset.clone(), part.apart.clone()

@@ -142,7 +142,7 @@ def ask(
     features: Sequence[str] | None = None,
     modality: str | None = None,
     transform_batch: str | Sequence[str] | None = None,
-    n_samples: int | None = None,
+    n_samples: int = 1,
     grouping: tuple[str | None, str | Sequence[str] | Mapping[str, Mask], str] | None = None,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
@@ -197,8 +197,7 @@ def ask(
     """
     # which model, which features, batches and groups: wrong arguments are told before anything is read
     source = Source(data)
-    if n_samples is not None:
-        check_natural(n_samples, "n_samples")
+    check_natural(n_samples, "n_samples")
     fitted, key = find_model(source, model)
     no_obsm_beside(source, prot_obsm)
     setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)

@@ -90,8 +90,8 @@ def denoise(
     return_interval
         How often an interval is to hold the count that would have been measured, between 0 and 1: its ends are
         returned, too, for imputed proteins (NaN elsewhere). Of proteins that the cell's batch never measured they are
-        wider by how far measured batches are apart; a warning tells where one batch alone was measured, so that nothing
-        is known of others. Another tissue is beyond what it knows.
+        wider by how far measured batches are apart, less so where the batch measured five other proteins; a warning
+        tells where nothing is known of that, and where proteins are decoded. Another tissue is beyond what it knows.
     rna_mod, prot_mod, prot_obsm
         Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
@@ -176,7 +176,8 @@ def denoise(
     if return_interval is not None and imputed is None:
         raise ValueError(
             f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
-            "cell measured them, or the model cannot (an earlier anvi or scvi-tools fitted it)."
+            "cell measured them, no cell has RNA, too few cells of the reference were measured, or the model cannot "
+            "(an earlier anvi or scvi-tools fitted it)."
         )
     if imputed is not None:
         np.copyto(answer.prot, imputed.value[:, columns], where=~np.isnan(imputed.value[:, columns]))

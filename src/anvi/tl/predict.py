@@ -236,7 +236,7 @@ def latent(
     """
     inplace = inplace and n_samples is None
     random_state = 0 if n_samples is None else random_state
-    asked = ask(**locals(), answer="latent")
+    asked = ask(**locals() | {"n_samples": 1 if n_samples is None else n_samples}, answer="latent")
     if n_samples is not None:
         import xarray as xr
 
