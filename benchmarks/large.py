@@ -1,6 +1,6 @@
 """A million cells from the command line: memory and time of `python -m anvi fit` on a file that stays where it is.
 
-    python benchmarks/large.py --cells 1000000 --folder /tmp/large
+    python benchmarks/large.py --cells 1000000 --folder large
 
 Simulated CITE-seq, 2,000 genes and 50 proteins, three batches with an antibody panel each, 20 cell types of which 70 %
 of the cells are labelled, goes to a gzip-compressed .h5mu in blocks; a fresh process fits TotalANVI for one epoch.

@@ -438,7 +438,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_401,
-    "_data": 3_973,
+    "_data": 3_974,
     "_fit": 1_211,
     "_posterior": 2_201,
     "io": 1_071,

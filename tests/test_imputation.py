@@ -306,8 +306,11 @@ def test_a_mapped_batch_measures_what_the_reference_or_the_query_did(half):
     model = av.get.model(mdata)
     cells = read_cells(Source(mdata), model.setup)
     blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
-    before = model.imputation
-    for some, expected_rows in ((blind, before.measured), (cells, before.measured)):
+    whole = model.imputation.measured
+    less = whole.clone()
+    less[0, 3] = False  # which cells of the query have
+    before = model.imputation._replace(measured=less)
+    for some, expected_rows in ((blind, less), (cells, whole)):
         after = imputation.widened(before, np.arange(80), some, 3)
         assert after.measured[:2].equal(expected_rows) and not after.measured[2].any()
         assert after.center[:2].equal(before.center) and after.center.shape == (3, 80)

@@ -602,8 +602,9 @@ def test_a_column_with_two_meanings(keys, no_training):
         av.tl.totalanvi(cite(100), **keys)
 
 
-def test_the_panel_may_be_the_batch():
+def test_the_panel_may_be_the_batch_or_a_covariate():
     assert av.pp.check(cite(100), batch_key="batch", panel_key="batch").ok
+    av.tl.totalvi(cite(100), batch_key="batch", panel_key="panel", categorical_covariate_keys=["panel"], max_epochs=1)
 
 
 # what is taken, with a word -------------------------------------------------------------------------------------------

@@ -287,6 +287,27 @@ def test_a_process_that_fits_alone_is_told_soon(tmp_path, how):
     assert "no 'if rank == 0' around it" in told
 
 
+def test_who_gave_up_is_not_waited_for(second, monkeypatch):
+    """What a rank that waited in vain has left at the meeting place is taken away: a late one must not find it."""
+    left = set()
+
+    class Place:
+        def set(self, key, _):
+            left.add(key)
+
+        def wait(self, *_):
+            raise RuntimeError("Socket Timeout")
+
+        def delete_key(self, key):
+            left.remove(key)
+
+    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(Place(), 1, 2)]))
+    ranks._meet.cache_clear()
+    with pytest.raises(ConnectionError, match="Process 1 began a fit"):
+        ranks.meet()
+    assert not left
+
+
 def test_being_told_to_end_is_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConnectionError, match="told to end"), ranks._told_to_end():

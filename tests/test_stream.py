@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -418,6 +419,10 @@ def unreadable(piece):
     raise OSError("inflate() failed")
 
 
+def cut_off(piece):
+    raise zlib.error("Error -5 while decompressing data")
+
+
 def another_count(piece):
     piece.data[5] += 1
     return piece
@@ -432,6 +437,7 @@ def no_such_gene(piece):
     "spoil, error, match",
     [
         (unreadable, OSError, r"mdata\['rna'\].X cannot be read from .*data.h5mu any more \(inflate"),
+        (cut_off, OSError, r"mdata\['rna'\].X cannot be read from .*data.h5mu any more \(Error -5"),
         (another_count, ValueError, r"mdata\['rna'\].X is not what it was when this began \(cell '.*'\)"),
         (no_such_gene, ValueError, r"mdata\['rna'\].X is corrupt: it has an entry at place 1000000 of 40"),
     ],

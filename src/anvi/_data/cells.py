@@ -2,6 +2,7 @@
 
 import logging
 import math
+import zlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -78,7 +79,7 @@ class Cells:
         """Log library sizes of some cells, or all `(cells, 1)`; counts that have not been read yet are read."""
         index = torch.arange(len(self), device=self.label.device) if index is None else index
         found = self.log_library[index]
-        if self.streamed and bool((unknown := found.isnan().squeeze(1)).any()):
+        if self.streamed and self.x.indptr is None and bool((unknown := found.isnan().squeeze(1)).any()):
             sums = self.x.sum_of(self.x_row[index[unknown]]).numpy()
             found[unknown] = torch.from_numpy(np.log(sums).astype(np.float32))[:, None].to(found.device)
         return found
@@ -243,7 +244,7 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
         def compactly(rows: slice) -> CSR:
             try:
                 piece = containers.whole(read(rows), slot)
-            except (LookupError, OSError, RuntimeError) as error:  # of h5py, zarr and what unpacks for them
+            except (LookupError, OSError, EOFError, RuntimeError, zlib.error) as error:  # of h5py, zarr, unpacking
                 raise OSError(
                     f"{slot} cannot be read from {home} any more ({error}). Put the file back as it was and make the "
                     "same call again; a fit with checkpoint= goes on where it was."

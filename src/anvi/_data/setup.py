@@ -196,7 +196,7 @@ class Setup:
             (self.levels.table[-1] == self.classes, "its levels of labels do not end in its classes"),
             (len(set(names_of_levels)) == len(names_of_levels), "its levels of labels repeat"),
             (
-                len(self.measured) == (len(self.panels) if self.joint else 0),
+                len(self.measured) == n_panels,
                 "its table of panels has not a row for each",
             ),
             (not self.joint or n_panels > 0, "it has proteins and no panel"),
@@ -276,7 +276,7 @@ def find_setup(
     categorical = _several(categorical_covariate_keys, "categorical_covariate_keys")
     continuous_keys = _several(continuous_covariate_keys, "continuous_covariate_keys")
     roles = [*(label_columns or (labels_key,)), batch_key, *categorical, *continuous_keys]
-    roles += [] if panel_key == batch_key else [panel_key]
+    roles += [] if panel_key in (batch_key, *categorical) else [panel_key]  # which only background priors are told by
     if twice := [key for key in roles if key is not None and roles.count(key) > 1]:
         raise ValueError(
             f"The column '{twice[0]}' is named twice among labels, batch, panel and covariates: what a model is told "

@@ -185,7 +185,11 @@ def _meet() -> None:
             return
         store = next(dist.rendezvous("env://"))[0]  # what torchrun has opened for all
         store.set(f"anvi/{rank}", "")
-        store.wait([f"anvi/{other}" for other in range(size)], MEET)
+        try:
+            store.wait([f"anvi/{other}" for other in range(size)], MEET)
+        except RuntimeError:
+            store.delete_key(f"anvi/{rank}")  # so that whoever comes later does not wait for this one
+            raise
     except RuntimeError as error:
         raise ConnectionError(
             f"Process {rank} began a fit, and not all of the {size} processes did so within {MEET.total_seconds():.0f} "

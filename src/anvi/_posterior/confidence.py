@@ -465,9 +465,8 @@ def _reliability(
 def _sureness(model: Model, cells: Cells, index: Tensor, group: str, seed: int) -> Tensor:
     """Highest probability at each level `(levels, cells)` of held-out cells, each thinned once; negative if wrong."""
     levels, parts = model.setup.levels, []
-    shifts = FITTED_ON
-    for i, shift in enumerate(shifts):
-        query = as_query(cells, index[i :: len(shifts)], shift, group, seed, i)
+    for i, shift in enumerate(FITTED_ON):
+        query = as_query(cells, index[i :: len(FITTED_ON)], shift, group, seed, i)
         proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
         of_levels = []
         for number in range(len(levels.names)):

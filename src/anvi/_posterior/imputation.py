@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import t
+from scipy import stats
 from torch import Tensor
 
 from anvi._data.cells import Cells
@@ -230,8 +230,8 @@ def told_by_query(model: Model, cells: Cells) -> Imputation | None:
         return model.imputation
     part = _on(model.imputation, cells.label.device)
     n_measured = _n_measured(part)
-    offset = part.offset.where(n_measured > N_NEIGHBORS, torch.nan)
-    with_rna, new = _with_rna(cells), []
+    offset, new, with_rna = part.offset.where(n_measured > N_NEIGHBORS, torch.nan), [], _with_rna(cells)
+    known = (~offset.isnan()).any(1).nonzero().squeeze(1).tolist()  # batches of the reference, on its scale
     with_both = with_rna[cells.mask_table.any(1)[cells.mask_row[with_rna]]]
     for code in cells.batch[with_both].unique().tolist():
         if n_measured[code].any():  # the reference knows its scale
@@ -250,10 +250,11 @@ def told_by_query(model: Model, cells: Cells) -> Imputation | None:
     if part.between is None:  # one batch was measured; the new ones say how far from it others may be
         between = offset[added].square().nanmean().sqrt().expand(part.y.shape[1]).contiguous()
         part = part._replace(between=between, apart=_unknown(_n_measured(part)))
-    codes = (~offset.isnan()).any(1).nonzero().squeeze(1)
-    told = _completed(part._replace(apart=_unknown(n_measured)), codes, offset[codes])
     whole, apart = part.offset.clone(), part.apart.clone()
-    whole[added], apart[added] = told.offset[added], told.apart[added]  # those of the reference stay
+    for code in new:  # each beside the reference alone, which keeps its own
+        codes = torch.tensor([code, *known], device=offset.device)
+        told = _completed(part._replace(apart=_unknown(n_measured)), codes, offset[codes])
+        whole[code], apart[code] = told.offset[code], told.apart[code]
     return _on(part._replace(offset=whole, apart=apart), torch.device("cpu"))
 
 
@@ -414,19 +415,15 @@ def _interval(
     part: Imputation, batch: Tensor, found: Tensor, spread: Tensor, share: Tensor, coverage: float
 ) -> list[Tensor]:
     """Ends of the intervals about log counts `(cells, proteins)`, in counts, of which neighbours have a `share`."""
-    middle, ends, df = _level(part.residuals, 0.5) * spread, [], PRIOR_DF + _n_batches(part).cpu().numpy() - 1
+    middle, ends = _level(part.residuals, 0.5) * spread, []
+    df = PRIOR_DF + (_n_measured(part) > 0).sum(0).cpu().numpy() - 1  # of the batches that tell of a protein
     for level in ((1 - coverage) / 2, (1 + coverage) / 2):
         off = _level(part.residuals, level) * spread - middle
         if part.between is not None:  # what is off in the whole batch does not depend on the cell
-            elsewhere = part.apart[batch] * part.between * torch.from_numpy(t.ppf(level, df)).to(part.between)
+            elsewhere = part.apart[batch] * part.between * torch.from_numpy(stats.t.ppf(level, df)).to(part.between)
             off = off.hypot(share * elsewhere) * (1 if level > 0.5 else -1)
         ends.append((found + middle + off).clamp(min=0).expm1())
     return ends
-
-
-def _n_batches(part: Imputation) -> Tensor:
-    """In how many batches each protein was measured `(proteins,)`."""
-    return torch.stack([(~part.y[part.batch == code].isnan()).any(0) for code in part.batch.unique()]).sum(0)
 
 
 def _tell_of_scale(model: Model, part: Imputation, where: Tensor) -> None:
@@ -442,6 +439,9 @@ def _tell_of_scale(model: Model, part: Imputation, where: Tensor) -> None:
         f"return_interval: intervals of {which} hold for cells stained and sequenced as the measured ones were. How "
         f"far the counts of another kit lie from theirs, nothing tells: {why}"
     )
+
+
+# scales of batches ----------------------------------------------------------------------------------------------------
 
 
 def _aligned(part: Imputation) -> Imputation:
