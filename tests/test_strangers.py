@@ -184,3 +184,142 @@ def test_corrected_counts_may_be_rounded(no_training):
     exec(str(error.value).split("rounded: ")[1].rstrip("."), {"data": data, "numpy": np})
     data = data[np.asarray(data.X.sum(1)).ravel() > 0].copy()
     assert "ready to fit" in str(av.pp.check(data, labels_key=None))
+
+
+# answers that were wrong, or to a question that nobody had asked, as public reports have them -------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """A small data set with a labelled model, and a covariate in years."""
+    mdata = cite(300)
+    mdata.obs["age"] = 20.0 + np.arange(300) % 30
+    mdata["rna"].obs["depth"] = np.asarray(mdata["rna"].X.sum(1)).ravel()
+    mdata["rna"].obs.loc[mdata["rna"].obs_names[0], "depth"] *= 2  # so that their scale is not 1
+    options = {"batch_key": "batch", "continuous_covariate_keys": ["age"], "size_factor_key": "depth"}
+    with av.settings.override(verbosity=0, progress=False):
+        av.tl.totalanvi(mdata, **options, max_epochs=2, n_hidden=16)
+    return mdata
+
+
+def test_a_covariate_in_another_unit_is_told(labelled, caplog):
+    av.tl.latent(labelled, inplace=False)
+    av.tl.latent(labelled[:1].copy(), inplace=False)
+    assert "another unit" not in caplog.text
+    query = labelled.copy()
+    query.obs["age"] *= 365
+    av.tl.predict(query)
+    assert "covariate 'age' is 7300 to 1.788e+04 here and 34.5 +- 8.655 in the cells of the fit" in caplog.text
+
+
+@pytest.mark.parametrize("unit", [1e-4, 100.0])
+def test_size_factors_in_another_unit_are_told(labelled, unit, caplog):
+    query = labelled.copy()
+    query["rna"].obs["depth"] /= 10  # a shallow sample
+    av.tl.denoise(query, features=["G001"], library_size="observed", inplace=False)
+    assert "another unit" not in caplog.text
+    query["rna"].obs["depth"] *= 10 * unit
+    av.tl.denoise(query, features=["G001"], library_size="observed", inplace=False)
+    assert "size factors 'depth' are" in caplog.text and "another unit" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [bool, "boolean"])
+def test_a_mask_of_cells_goes_by_their_names(labelled, dtype):
+    mask = (labelled.obs["batch"] == "batch_0").astype(dtype)
+    expected = av.metrics.classification(labelled, cells=labelled.obs_names[mask.to_numpy(dtype=bool)])
+    for same in (mask, mask[::-1], mask.tolist(), mask.to_numpy(dtype=bool)):
+        pd.testing.assert_frame_equal(av.metrics.classification(labelled, cells=same), expected)
+    with pytest.raises(ValueError, match="cells is a Series whose index does not hold every cell"):
+        av.metrics.classification(labelled, cells=mask[:-1])
+    with pytest.raises(ValueError, match="cells has 299 entries"):
+        av.metrics.classification(labelled, cells=mask.to_numpy(dtype=bool)[:-1])
+
+
+def test_a_mask_with_missing_values_is_refused(labelled):
+    mask = pd.Series(pd.array([True, None] * 150, dtype="boolean"), labelled.obs_names)
+    for ask in (
+        lambda: av.metrics.classification(labelled, cells=mask),
+        lambda: av.tl.differential_expression(labelled, groups={"some": mask}, inplace=False),
+    ):
+        with pytest.raises(ValueError, match=r"missing values.*fillna"):
+            ask()
+
+
+def test_renamed_labels_are_told(labelled, caplog):
+    mdata = labelled.copy()
+    av.metrics.classification(mdata)
+    assert "no class of the model" not in caplog.text
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.rename_categories({"B": "B cells"})
+    for ask in (av.metrics.classification, av.pl.confusion):
+        caplog.clear()
+        ask(mdata, split=None)
+        assert "labels in 'cell_type' that are no class of the model: 'B cells' (" in caplog.text
+
+
+def test_renamed_predictions_are_told_and_drawn(labelled, caplog):
+    mdata = labelled.copy()
+    mdata.obs["totalanvi_prediction"] = mdata.obs["totalanvi_prediction"].cat.rename_categories(
+        lambda name: f"a {name}"
+    )
+    ax = av.pl.confusion(mdata, split=None, show=False)
+    assert "100 labelled" in ax.get_title()  # they were left out of picture and number
+    for ask in (av.metrics.classification, av.pl.confusion, av.get.proba):
+        caplog.clear()
+        ask(mdata)
+        assert "'totalanvi_prediction'] that are no class of the model: 'a " in caplog.text
+
+
+def test_probabilities_of_two_fits_are_not_joined_without_a_word(labelled, caplog):
+    """mudata.concat puts the arrays of both under the names of the first."""
+    other = labelled.copy()
+    other.obs["cell_type"] = other.obs["cell_type"].cat.rename_categories({"B": "Zeta"})
+    for part in other.mod.values():
+        part.obs_names = "q" + part.obs_names
+    other = mudata.MuData(dict(other.mod))
+    for name in ("cell_type", "batch", "age"):
+        values = labelled.obs[name].cat.rename_categories({"B": "Zeta"}) if name == "cell_type" else labelled.obs[name]
+        other.obs[name] = values.set_axis("q" + values.index).reindex(other.obs_names)
+    av.tl.totalanvi(other, batch_key="batch", max_epochs=1, n_hidden=8)
+    other.obs.loc[other.obs_names[0], "totalanvi_prediction"] = "Zeta"
+    both = mudata.concat([labelled, other], uns_merge="first")
+    caplog.clear()
+    av.get.proba(both)
+    assert "no class of the model: 'Zeta'" in caplog.text
+
+
+def test_words_that_are_names_of_the_user_s_too(labelled, caplog):
+    mdata = labelled.copy()
+    mdata.obs["group"] = mdata.obs["true_cell_type"].astype(str).replace({"B": "rest", "NK": "zero"})
+    av.tl.differential_expression(mdata, "group", groups=["rest", "CD4 T"], n_samples=50, inplace=False)
+    assert "reference='rest' means all other cells, not the group 'rest'" in caplog.text
+    caplog.clear()
+    av.tl.differential_expression(mdata, "group", groups=["CD4 T"], reference="zero", n_samples=50, inplace=False)
+    assert "means" not in caplog.text
+    av.tl.attributions(mdata, groupby="group", baseline="zero", n_cells=3, n_steps=2, inplace=False)
+    assert "baseline='zero' means no counts, not the group 'zero'" in caplog.text
+
+
+def test_a_batch_called_all():
+    mdata = cite(120)
+    mdata.obs["batch"] = mdata.obs["batch"].astype(str).replace({"batch_0": "all"})
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8)
+    with pytest.raises(ValueError, match=r"\['all'\]"):
+        av.tl.denoise(mdata, transform_batch="all", features=["G001"], inplace=False)
+    one = av.tl.denoise(mdata, transform_batch=["all"], features=["G001"], inplace=False)
+    every = av.tl.denoise(mdata, transform_batch=["all", "batch_1", "batch_2"], features=["G001"], inplace=False)
+    assert not np.allclose(one, every)
+
+
+def test_genes_of_another_kind_are_shown(labelled):
+    mdata = labelled.copy()
+    mdata["rna"].var_names = [f"ENSG{i:03d}" for i in range(60)]
+    mdata.update()
+    with pytest.raises(ValueError, match=r"\(G001, G002, G003, ...\).*\(here 'ENSG000', 'ENSG001'"):
+        av.tl.latent(mdata, inplace=False)
+
+
+def test_many_rare_classes_are_some_of_them(caplog):
+    mdata = cite(120)
+    mdata.obs["fine"] = [f"type {i % 40}" for i in range(120)]
+    av.tl.totalanvi(mdata, "fine", max_epochs=1, n_hidden=8)
+    assert "type 15 (3) and 32 more; expect" in caplog.text

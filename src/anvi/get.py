@@ -11,6 +11,7 @@ import pandas as pd
 from ._backed import on_file
 from ._data import containers, rankings, slots
 from ._data.containers import Data
+from ._data.predictions import warn_of_strangers
 from ._data.select import find_features
 from ._find import find_model
 from ._model import Model
@@ -237,6 +238,8 @@ def proba(data: Data, *, model: str | Path | Model | None = None, level: str | N
     if slots.proba(key) not in part.obsm:
         raise KeyError(f"There is no obsm['{slots.proba(key)}']; run av.tl.predict(data, model='{key}') first.")
     found = slots.table(part, slots.proba(key), fitted.classes)
+    if (column := slots.prediction(key)) in part.obs:  # columns of two fits are joined without their names
+        warn_of_strangers(None, part.obs[column].dropna().astype(str), fitted.classes, "", column)
     levels = fitted.setup.levels
     number = levels.position(level)
     return pd.DataFrame(levels.sums(found.to_numpy(), number), found.index, list(levels.groups(number)))

@@ -312,9 +312,9 @@ def _columns_of(genes: pd.Index, rna: AnnData, where: str) -> np.ndarray | None:
     absent = genes[column < 0]
     if len(absent):
         raise ValueError(
-            f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). "
-            "Genes are matched by var_names; their order is free, but all must be there. A query that lacks some "
-            "is mapped with av.tl.map_query(query, reference)."
+            f"{where} lacks {len(absent)} of the model's {len(genes)} genes ({', '.join(absent[:3])}, ...). Genes are "
+            f"matched by var_names (here {', '.join(map(repr, rna.var_names[:3]))}, ...); their order is free, but all "
+            "must be there. A query that lacks some is mapped with av.tl.map_query(query, reference)."
         )
     return column
 
@@ -376,6 +376,7 @@ def _continuous(source: Source, setup: Setup, cells: pd.Index) -> Tensor | None:
     if setup.continuous_scale:
         mean, deviation = np.array(setup.continuous_scale).T
         values = (values - mean) / deviation
+        setup.warn_of_far(values)
     return torch.from_numpy(values.astype(np.float32))
 
 
@@ -389,6 +390,7 @@ def _log_library(
                 f"size_factor_key: '{setup.size_factor_key}' must be positive, cell '{cells[library <= 0][0]}' is not."
             )
         library = library * np.float32(setup.size_factor_scale)
+        setup.warn_of_factors(np.log(library[has_rna]))
     elif not has_rna.all():  # nothing is known of a cell's own: that of the average cell of its batch
         log_library = np.log(np.where(has_rna, library, 1))
         means = library_means(setup, log_library[has_rna], batch.numpy()[has_rna])

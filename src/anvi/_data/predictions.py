@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,22 @@ def write_colors(out: slots.Writer, key: str, classes: tuple[str, ...], colors: 
     labels = list(out.home.obs[slots.label(key)].cat.categories)
     if labels in (list(classes), [*classes, slots.UNASSIGNED]):
         out.uns(f"{slots.label(key)}_colors", [*colors, slots.UNASSIGNED_COLOR][: len(labels)])
+
+
+def warn_of_strangers(
+    true: pd.Series | None, predicted: pd.Series, classes: Sequence[str], labels_key: str, column: str
+) -> None:
+    """Warn of labels and of predictions that are no class of the model: of other data, of another fit, or renamed."""
+    for values, what, so in (
+        (true, f"labels in '{labels_key}'", "their cells count as wrong"),
+        (predicted, f"values of obs['{column}']", "renamed, or of another fit; av.tl.predict(data) writes it anew"),
+    ):
+        if values is not None and len(strange := values[~values.isin(classes)]):
+            names = list(map(repr, strange.unique()))
+            logger.warning(
+                f"{what} that are no class of the model: {', '.join(names[:5])}{', ...' * (len(names) > 5)} "
+                f"({len(strange)} of {len(values)} cells): {so}"
+            )
 
 
 class NoveltyScores(NamedTuple):

@@ -152,7 +152,12 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     if np.isscalar(transform_batch):  # a batch of numbers may be named by one
         transform_batch = str(transform_batch)
     single = isinstance(transform_batch, str)
-    if single and transform_batch == "all" and "all" not in setup.batches[1:]:
+    if single and transform_batch == "all":
+        if "all" in setup.batches and len(setup.batches) > 1:
+            raise ValueError(
+                "transform_batch='all' means every batch, and one of them is called so: name that one as ['all'], or "
+                "list all batches."
+            )
         return Batches(tuple(range(len(setup.batches))), setup.batches)
     if not isinstance(transform_batch, Iterable):
         raise TypeError(f"transform_batch={transform_batch!r:.80} must be a batch, a list of them or 'all'.")
@@ -326,6 +331,8 @@ def find_groups(
         raise ValueError("Name the column of the groups: groupby='cell_type'; or pass groups={'name': mask or query}.")
     else:
         found = _from_column(source, setup, groupby, groups, reference)
+    if found.reference == REST:
+        warn_of_word("reference", REST, found.names, "all other cells")
     for name, inside, outside in zip(found.names, found.inside, found.outside, strict=True):
         if not inside.any():
             raise ValueError(f"The group '{name}' has no cells.")
@@ -342,6 +349,12 @@ def find_groups(
             f"{', ...' * (len(few) > 4)}): what is said of them holds for these cells, not for their kind"
         )
     return found
+
+
+def warn_of_word(argument: str, word: str, names: Iterable[str], meaning: str) -> None:
+    """Warn where a word that an argument knows is the name of a group, too."""
+    if word in names:
+        logger.warning(f"{argument}='{word}' means {meaning}, not the group '{word}'; rename that group to name it")
 
 
 def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[str], reference: str) -> Groups:
@@ -418,19 +431,31 @@ def _mask(source: Source, setup: Setup, name: str, mask: Mask) -> np.ndarray:
     """A mask or query as `(cells of the object,)` bool."""
     if isinstance(mask, str):
         return _query(source, setup, name, mask)
-    if isinstance(mask, pd.Series) and not mask.index.equals(source.obs_names):
-        if not source.obs_names.isin(mask.index).all() or mask.index.has_duplicates:
-            raise ValueError(f"groups['{name}'] is a Series whose index does not hold every cell of the object once.")
-        mask = mask.loc[source.obs_names]
-    values = np.asarray(mask)
+    values = mask_of(mask, source.obs_names, f"groups['{name}']")
     if values.dtype != bool:
         raise TypeError(
             f"groups['{name}'] must be a boolean mask or a query on obs, got an array of {values.dtype}. "
             "From positions: mask = np.isin(np.arange(data.n_obs), positions)."
         )
-    if values.shape != source.obs_names.shape:
-        raise ValueError(f"groups['{name}'] has {len(values)} entries, the object has {len(source.obs_names)} cells.")
     return values
+
+
+def mask_of(values: Sequence | np.ndarray | pd.Series, obs_names: pd.Index, what: str) -> np.ndarray:
+    """As an array; a boolean one is `(cells of the object,)`, that of a Series by the names in its index."""
+    array = np.asarray(values)
+    if array.dtype == object and isinstance(getattr(values, "dtype", None), pd.BooleanDtype):
+        raise ValueError(f"{what} has missing values; say whether they are in it: .fillna(False)")
+    if array.dtype != bool:
+        return array
+    if isinstance(values, pd.Series) and not values.index.equals(obs_names):
+        if not obs_names.isin(values.index).all() or values.index.has_duplicates:
+            raise ValueError(f"{what} is a Series whose index does not hold every cell of the object once.")
+        array = values.loc[obs_names].to_numpy(dtype=bool)
+    if array.shape != obs_names.shape:
+        raise ValueError(
+            f"{what} has {len(array)} entries, the object has {len(obs_names)} cells: a mask has one for each."
+        )
+    return array
 
 
 def _query(source: Source, setup: Setup, name: str, query: str) -> np.ndarray:

@@ -95,6 +95,13 @@ def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
     raise TypeError("varm['measured'] must be a DataFrame of proteins x panels, as pp.panels writes it.")
 
 
+FAR = 5.0
+"""Standard deviations; of the cells of a fit at most one in `FAR**2` is as far from their mean (Chebyshev)."""
+
+OTHER_UNIT = 20.0
+"""Size factors that are so many times those of every batch of the fit are of another unit."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """How a data set was read for a fit, and how any other must be read to be seen with the same eyes."""
@@ -167,6 +174,25 @@ class Setup:
             prot_mod=self.prot_mod if prot_mod is None else prot_mod,
             prot_obsm=self.prot_obsm if prot_obsm is None else prot_obsm,
         )
+
+    def warn_of_far(self, standardised: np.ndarray) -> None:
+        """Warn where continuous covariates `(cells, covariates)` are far from those of the cells of the fit."""
+        for key, values, (mean, deviation) in zip(self.continuous, standardised.T, self.continuous_scale, strict=True):
+            if (np.abs(values) > FAR).mean() > 1 / FAR**2:
+                low, high = values.min() * deviation + mean, values.max() * deviation + mean
+                logger.warning(
+                    f"continuous covariate '{key}' is {low:.4g} to {high:.4g} here and {mean:.4g} +- {deviation:.4g} "
+                    "in the cells of the fit: in another unit? The model has not seen such values"
+                )
+
+    def warn_of_factors(self, log_library: np.ndarray) -> None:
+        """Warn where size factors `(cells,)` are far from those of every batch of the fit, in the mean."""
+        apart = log_library.mean() - np.array(self.log_library) if len(log_library) else np.zeros(0)
+        if (np.abs(apart) > np.log(OTHER_UNIT)).all() and len(apart):
+            logger.warning(
+                f"size factors '{self.size_factor_key}' are {np.exp(min(apart, key=abs)):.3g} times those of the cells "
+                "of the fit: in another unit? Expected counts are theirs times what the fit has learnt"
+            )
 
     def to_dict(self) -> dict:
         """As a dict that JSON can hold (tuples become lists there)."""

@@ -452,8 +452,8 @@ def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan:
     if state.retries > plan.max_retries:
         raise FloatingPointError(
             f"The loss became non-finite in epoch {state.epoch + 1} and stayed so after {plan.max_retries} retries at "
-            f"lower rates. It was that of the cells {', '.join(names[:8])}, ...: look for extreme counts there "
-            "(pp.check), or pass a lower lr=."
+            f"lower rates. It was that of the cells {', '.join(names[:8])}, ...: look for extreme counts "
+            "(pp.check) or covariates there, or pass a lower lr=."
         )
     state.lr_scale *= 0.5
     logger.warning(

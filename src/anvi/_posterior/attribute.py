@@ -18,7 +18,7 @@ from torch import Tensor
 from anvi._data import rankings
 from anvi._data.batches import take
 from anvi._data.cells import Cells, in_order
-from anvi._data.select import Contrast, ExplainedGroups
+from anvi._data.select import Contrast, ExplainedGroups, warn_of_word
 from anvi._data.setup import Setup
 from anvi._model import Model
 from anvi.nn import VAE, Batch, Draws
@@ -393,9 +393,12 @@ def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) ->
     """The baselines of every explained cell."""
     cells, groups, scaled = explained.cells, explained.groups, explained.scaled
     device = cells.label.device
+    words = {"zero": "no counts", "each": "every other class", "rest": "all other classes together"}
+    if isinstance(baseline, str) and baseline in words:
+        warn_of_word("baseline", baseline, groups.names, words[baseline])
     if isinstance(baseline, str) and baseline == "zero":
         return Zero()
-    if isinstance(baseline, str) and baseline not in ("each", "rest"):
+    if isinstance(baseline, str) and baseline not in words:
         if baseline not in groups.names:
             listed = ", ".join(map(repr, groups.names))
             raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")

@@ -12,7 +12,8 @@ from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
 from anvi._data.labels import label_column, labels_at
-from anvi._data.predictions import expected_error, reliability
+from anvi._data.predictions import expected_error, reliability, warn_of_strangers
+from anvi._data.select import mask_of
 from anvi._data.setup import Setup
 from anvi._find import find_model
 from anvi._model import Model
@@ -120,6 +121,10 @@ def classification(
             f"No cell with a label in '{labels_key}' and a prediction in '{where.prediction}' is left: {what} none. "
             "Take other cells (split=None: all)."
         )
+    if where.setup is not None:
+        warn_of_strangers(
+            table["true"], table["predicted"], where.classes, true_from or level or labels_key, where.prediction
+        )
     return score(*(table[name].to_numpy() for name in ("true", "predicted", "confidence")), where.classes)
 
 
@@ -173,10 +178,8 @@ def _confidence(source: Source, where: _Where) -> np.ndarray:
 def _chosen(source: Source, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
     """Which cells of the object are counted."""
     if cells is not None:
-        cells = np.asarray(cells)
+        cells = mask_of(cells, source.obs_names, "cells")
         if cells.dtype == bool:
-            if cells.shape != source.obs_names.shape:
-                raise ValueError(f"cells is a mask of {cells.shape}, the object has {len(source.obs_names)} cells.")
             return cells
         unknown = pd.Index(cells).difference(source.obs_names)
         if len(unknown):

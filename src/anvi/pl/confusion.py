@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 
 from anvi._backed import on_file_to_look_at
+from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
+from anvi._data.predictions import warn_of_strangers
 
 from ._figure import UNLABELLED, axes_for, finish, shorten, text_color
 
@@ -119,7 +121,7 @@ def _side(n_classes: int) -> float:
 def _count(fit: Fit, labels_key: str | None, split: str | None, level: str | None) -> pd.DataFrame:
     """Cells by true class (rows) and predicted class (columns), as many rows as classes and in the same order.
 
-    Labels that the model does not know are further rows.
+    Labels that the model does not know are further rows, predictions that it does not know further columns.
     """
     labels_key = labels_key or fit.setup.get("labels_key")
     if labels_key is None:
@@ -137,9 +139,11 @@ def _count(fit: Fit, labels_key: str | None, split: str | None, level: str | Non
             "all cells), or fit again with more labelled cells and train_size below 1."
         )
     classes = fit.groups(level)
-    rows = [*classes, *sorted(set(frame["true"]).difference(classes))]
+    column = slots.prediction(fit.key)
+    warn_of_strangers(frame["true"], frame["predicted"], classes, labels_key if level is None else level, column)
+    rows, columns = ([*classes, *sorted(set(frame[name]).difference(classes))] for name in ("true", "predicted"))
     counts = pd.crosstab(frame["true"], frame["predicted"])
-    return counts.reindex(index=rows, columns=classes, fill_value=0)
+    return counts.reindex(index=rows, columns=columns, fill_value=0)
 
 
 def _draw_matrix(ax: Axes, table: pd.DataFrame, normalize: bool) -> AxesImage:

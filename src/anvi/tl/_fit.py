@@ -362,9 +362,10 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
         coarse = int(((cells.told >= 0) & (cells.label < 0)).sum())
         and_coarse = f", {coarse} more coarsely" if setup.label_levels else ""
         parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled{and_coarse})")
-        rare = ", ".join(f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < FEW_CELLS)
+        rare = [f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < FEW_CELLS]
         if rare:
-            logger.warning(f"labels_key='{setup.labels_key}': few labelled cells of {rare}; expect poor recall there")
+            some = f"{', '.join(rare[:8])}{f' and {len(rare) - 8} more' * (len(rare) > 8)}"
+            logger.warning(f"labels_key='{setup.labels_key}': few labelled cells of {some}; expect poor recall there")
     logger.info(", ".join(parts))
 
 
