@@ -438,7 +438,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_404,
-    "_data": 4_027,
+    "_data": 4_043,
     "_fit": 1_211,
     "_posterior": 2_203,
     "io": 1_071,
@@ -446,7 +446,7 @@ BUDGETS = {
     "nn": 1_597,
     "pl": 2_105,
     "pp": 393,
-    "tl": 1_849,
+    "tl": 1_851,
 }
 
 
@@ -517,7 +517,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_118}
+WALK = {"files": 35, "lines": 4_134}
 
 
 def test_a_fit_is_a_short_walk():

@@ -323,3 +323,47 @@ def test_many_rare_classes_are_some_of_them(caplog):
     mdata.obs["fine"] = [f"type {i % 40}" for i in range(120)]
     av.tl.totalanvi(mdata, "fine", max_epochs=1, n_hidden=8)
     assert "type 15 (3) and 32 more; expect" in caplog.text
+
+
+def test_copies_in_the_modalities_follow_what_they_copy(labelled):
+    mdata = labelled.copy()
+    mdata["prot"].obs["batch"] = mdata.obs["batch"]
+    columns = ["totalanvi_prediction", "totalanvi_label", "totalanvi_confidence"]
+    mdata.push_obs(columns=columns)
+    mdata.obs["cell_type"] = "Unknown"  # so that the label is the prediction
+    av.tl.predict(mdata)
+    for part in mdata.mod.values():
+        for column in columns:
+            assert part.obs[column].equals(mdata.obs[column].reindex(part.obs_names)), column
+    mdata.obs["cell_type"] = labelled.obs["cell_type"]
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8, random_state=1)
+    for part in mdata.mod.values():
+        assert not {"totalanvi_split", "totalanvi_novelty"} & set(part.obs)
+        for column in set(columns) & set(part.obs):
+            assert part.obs[column].equals(mdata.obs[column].reindex(part.obs_names)), column
+
+
+def test_what_was_made_of_an_earlier_fit_is_told(labelled, caplog):
+    mdata = labelled.copy()
+    sc.pp.neighbors(mdata, use_rep="X_totalanvi")
+    av.tl.differential_expression(mdata, "cell_type", n_samples=50)
+    sc.pp.normalize_total(other := mdata["rna"].copy())
+    sc.tl.rank_genes_groups(other, "cell_type", key_added="scanpys")
+    mdata["rna"].uns["scanpys"] = other.uns["scanpys"]
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8)
+    assert "earlier fit" not in caplog.text
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8)
+    slots = "uns['neighbors'], mdata['rna'].uns['rank_genes_groups'], mdata['prot'].uns['rank_genes_groups'], and what"
+    assert f"{slots} was made of it, is of the earlier fit 'totalanvi'" in caplog.text
+
+
+def test_labels_changed_after_the_fit_are_told(labelled, caplog):
+    mdata = labelled.copy()
+    av.tl.predict(mdata)
+    assert "has no class" not in caplog.text
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.rename_categories({"B": "B cell"})
+    av.tl.predict(mdata)
+    assert (
+        "labels_key='cell_type': the model has no class 'B cell' (26 cells); these cells are predicted" in caplog.text
+    )
+    assert (mdata.obs["totalanvi_label"] == "B cell").sum() == 26

@@ -271,6 +271,17 @@ class Known(NamedTuple):
     strange: np.ndarray  # (cells,) bool, whether the model has no such name at any level
 
 
+def tell_strange(known: Known, who: str, done: str) -> None:
+    """Say which labels are no name of the model's, and what is done with their cells."""
+    counts = known.text[known.strange].value_counts()
+    if len(counts):
+        listed = ", ".join(f"{name!r} ({count} cells)" for name, count in counts[:8].items())
+        logger.warning(
+            f"{who} has no class {listed}{', ...' * (len(counts) > 8)}; these cells are {done} as unlabelled, and "
+            "their labels stay as they are"
+        )
+
+
 def label_keys(labels_key: str | Sequence[str] | None) -> tuple[str | None, tuple[str, ...]]:
     """The finest column of labels, and all of them, coarse to fine, where there are several."""
     if labels_key is None or isinstance(labels_key, str) or not isinstance(labels_key, Sequence):

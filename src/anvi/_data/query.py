@@ -13,7 +13,7 @@ from anndata import AnnData
 from . import containers, slots
 from .containers import Source, as_name, cell_names, lend_rna, plain_genes, positions
 from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
-from .labels import label_keys, read_labels
+from .labels import label_keys, read_labels, tell_strange
 from .setup import ALL_ZERO_CELLS, Setup, find_panels
 
 logger = logging.getLogger("anvi")
@@ -235,7 +235,7 @@ def find_query(
         columns |= more
     report["new_batches"] = list(setup.batches[len(reference.batches) :])
     if labels_key is not None:
-        _tell_strange_labels(source, setup, cells)
+        tell_strange(read_labels(source, setup, cells), f"labels_key='{setup.labels_key}': the reference", "mapped")
     return Query(setup, match.found, columns, report)
 
 
@@ -367,17 +367,6 @@ def _column(
     elif name is not None:
         logger.warning(f"{argument}: the query has no column '{name}': all its cells are taken as '{stand_in}'")
     return column.fillna(stand_in), False
-
-
-def _tell_strange_labels(source: Source, setup: Setup, cells: pd.Index) -> None:
-    known = read_labels(source, setup, cells)
-    strange = known.text[known.strange].value_counts()
-    if len(strange):
-        listed = ", ".join(f"{name!r} ({count} cells)" for name, count in strange.items())
-        logger.warning(
-            f"labels_key='{setup.labels_key}': the reference has no class {listed}; these cells are mapped as "
-            "unlabelled, and their labels stay as they are"
-        )
 
 
 def _listed(names) -> str:

@@ -232,6 +232,15 @@ def is_fit(entry) -> bool:
     return isinstance(entry, Mapping) and {"params", "classes", "features"} <= set(entry)
 
 
+def _made_from(entry, key: str) -> bool:
+    """Whether an entry of `uns` is a graph of neighbours in the latent space of a fit, or a ranking by its model."""
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    if not isinstance(params, Mapping):
+        return False
+    ranking = params.get("corr_method") == "posterior-fdr" and params.get("model") == key
+    return ranking or params.get("use_rep") == latent(key)
+
+
 def levels_of(part: Data, key: str) -> list[str]:
     """Columns of obs that a fit whose labels have several levels has for the coarser ones."""
     entry = part.uns.get(key)
@@ -339,9 +348,20 @@ class Writer:
         self.drop_obs(*ours, prediction(key), *scores, split(key), library(key), mask_code(key))
         own_sets = (sets(key),) if ours else ()
         remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))
-        for part in (self.data, *(self.data.mod.values() if isinstance(self.data, MuData) else ())):
-            pushed = [prediction(key)] if self.home is self.data is not part else []
-            remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot", *pushed)
+        mods = self.data.mod if isinstance(self.data, MuData) else {}
+        for part in (self.data, *mods.values()):
+            remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot")
+        for part in self.others:
+            remove(part, *ours, prediction(key), *scores, split(key))
+        named = {"": self.data.uns} | {f"mdata['{mod}'].": part.uns for mod, part in mods.items()}
+        stale = [f"{where}uns['{name}']" for where, uns in named.items() for name in uns if _made_from(uns[name], key)]
+        if stale:
+            logger.warning(f"{', '.join(stale)}, and what was made of it, is of the earlier fit '{key}': make it anew")
+
+    @property
+    def others(self) -> list[AnnData]:
+        """The modalities, where results lie beside them: `mdata.push_obs` copies columns there."""
+        return list(self.data.mod.values()) if isinstance(self.data, MuData) and self.home is self.data else []
 
     @property
     def in_frames(self) -> bool:
@@ -378,6 +398,9 @@ class Writer:
         """A float32 or categorical column, missing for cells outside the model."""
         series = pd.Series(values, index=self.cells)
         self.home.obs[slot] = series.reindex(self.home.obs_names)
+        for part in self.others:
+            if slot in part.obs:  # a copy that mdata.push_obs made
+                part.obs[slot] = series.reindex(part.obs_names)
         if self.mirror is not None:
             self.data.obs[f"{self.mirror}:{slot}"] = series.reindex(self.data.obs_names)
         self.written.append(f"obs['{slot}']")

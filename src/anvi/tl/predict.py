@@ -8,7 +8,7 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
-from anvi._data.labels import known_labels
+from anvi._data.labels import known_labels, tell_strange
 from anvi._data.predictions import write_predictions
 from anvi._model import Model
 from anvi._posterior import encode
@@ -145,6 +145,8 @@ def predict(
             return table
         return pd.Series(pd.Categorical(table.idxmax(axis=1), categories=fitted.classes), table.index)
     known = known_labels(asked.source, asked.setup, pd.Index(cells.names))
+    if known is not None:
+        tell_strange(known, f"labels_key='{asked.setup.labels_key}': the model", "predicted")
     far = novelties(fitted, cells, embedding, FALSE_REJECTS if false_rejects is None else false_rejects)
     least = None if confidence is None else limits(fitted.landmarks, confidence)[encode.kind_of(fitted, cells)]
     told = {"soft": soft, "known": known, "far": far, "limits": least, "sets": None if sets is None else sets.inside}
