@@ -844,3 +844,32 @@ def test_coloured_letters_can_be_read_on_white_and_on_black(color):
     share = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = np.dot([0.2126, 0.7152, 0.0722], share)
     assert min(1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05) >= 4.5
+
+
+# two names that differ where they are cut ---------------------------------------------------------------------------
+
+NAIVE = [f"naive thymus-derived CD{i}-positive, alpha-beta T cell" for i in (4, 8)]  # of the Cell Ontology
+
+
+def test_names_that_are_cut_stay_apart():
+    shorten, shorten_each = _figure.shorten, _figure.shorten_each
+    assert shorten(NAIVE[0]) == shorten(NAIVE[1])
+    short = shorten_each([*NAIVE, "B cell", "x" * 60])
+    assert len(set(short)) == 4 and short[2:] == ["B cell", shorten("x" * 60)] and len(short[0]) < len(NAIVE[0])
+    assert shorten_each(["B", "B"]) == ["B", "B"]
+    ids = [f"ENSG{i:011d}" for i in range(20_000)]  # cut to 14 signs many are the same
+    assert len(set(shorten_each(ids, 14))) == 20_000
+
+
+def test_plots_tell_classes_of_long_names_apart():
+    mdata = cite(200, labeled_fraction=1.0)
+    mdata.obs["cell_type"] = mdata.obs["true_cell_type"].cat.rename_categories({"CD4 T": NAIVE[0], "CD8 T": NAIVE[1]})
+    av.tl.totalanvi(mdata, max_epochs=1, n_hidden=8)
+    av.tl.differential_expression(mdata, "cell_type", n_samples=50)
+    ax = av.pl.confusion(mdata, split=None, show=False)
+    columns = [text.get_text() for text in ax.get_xticklabels()]
+    dots = av.pl.differential_expression(mdata, kind="dot", show=False)[0]
+    legend = av.pl.embedding(mdata, "X_totalanvi", color="cell_type", show=False).get_legend().get_texts()
+    for names in (columns, [text.get_text() for text in dots.get_yticklabels()], [text.get_text() for text in legend]):
+        assert len(set(names)) == len(names)
+    plt.close("all")

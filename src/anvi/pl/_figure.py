@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,16 @@ def shorten(name: str, length: int = 32) -> str:
         head = (length - 1) * 2 // 3
         name = f"{name[:head]}…{name[head + 1 - length :]}"
     return name.replace("$", r"\$")
+
+
+def shorten_each(names: Iterable[str], length: int = 32) -> list[str]:
+    """Names as :func:`shorten` makes them, but longer where two would become the same."""
+    names = list(map(str, names))
+    short = [shorten(name, length) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    times, longer = Counter(short), shorten_each(names, length + 6)
+    return [long if times[name] > 1 else name for name, long in zip(short, longer, strict=True)]
 
 
 def text_color(background) -> str:

@@ -199,7 +199,7 @@ def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[s
         absent = table.by_absence(names) & (np.abs(values) > 0.1 * limit)
         row, column = np.nonzero(absent)
         one.scatter(column, row, s=14, facecolors="none", edgecolors="black", linewidths=0.6)
-        one.set_yticks(range(len(names)), [_figure.shorten(name, 20) for name in names], fontsize=LABEL)
+        one.set_yticks(range(len(names)), _figure.shorten_each(names, 20), fontsize=LABEL)
         _name_classes(one, groups, colors, "x")
         one.tick_params(length=0)
         one.spines[:].set_visible(False)
@@ -215,7 +215,7 @@ def _draw_heatmaps(tables: list[_Table], chosen: list[list[str]], colors: dict[s
 
 def _name_classes(ax: Axes, groups: list[str], colors: dict[str, str], axis: Literal["x", "y"]) -> None:
     """Names of classes along an axis, each with a spot of its colour."""
-    names = [_figure.shorten(name, 24) for name in groups]
+    names = _figure.shorten_each(groups, 24)
     size = 8 if len(groups) <= 20 else 6.5
     places, outside = np.arange(len(groups)), np.full(len(groups), -0.012)
     spots = {"s": 26, "marker": "s", "c": [colors[name] for name in groups], "clip_on": False, "linewidths": 0}
@@ -245,7 +245,7 @@ def _draw_dots(tables: list[_Table], chosen: list[list[str]], colors: dict[str, 
         edge = np.array([colors[groups[r]] if value > 0 else AGAINST for r, value in zip(row, shown, strict=True)])
         face = np.where(table.by_absence(names).T[row, column], "none", edge)
         one.scatter(column, row, s=150 * np.abs(shown) / largest, c=face, edgecolors=edge, linewidths=0.8)
-        one.set_xticks(range(len(names)), [_figure.shorten(name, 20) for name in names], rotation=90, fontsize=LABEL)
+        one.set_xticks(range(len(names)), _figure.shorten_each(names, 20), rotation=90, fontsize=LABEL)
         if i == 0 or not own:
             _name_classes(one, groups, colors, "y")
         else:  # the same rows as beside
@@ -285,7 +285,7 @@ def _draw_bars(tables: list[_Table], groups: list[str], n: int, colors: dict[str
             one.barh(places, mean - presence, left=presence, color=colors[group], alpha=PALE)
             one.barh(places, presence, color=colors[group])
             one.errorbar(mean, places, xerr=np.nan_to_num(error), fmt="none", ecolor=_figure.ink(), elinewidth=0.8)
-            _label_bars(one, [_figure.shorten(name, 14) for name in names], most)
+            _label_bars(one, _figure.shorten_each(names, 14), most)
             one.set_title(
                 f"{_figure.shorten(group, 20)}: {table.mod}" if one is row[0] else table.mod, fontsize=8.5, loc="left"
             )
@@ -325,9 +325,8 @@ def _draw_cell(key: str, parts: list[AttributionSlots], cell: str, n: int, color
         shown = values[largest].sort_values(ascending=False)
         one.barh(range(len(shown)), shown, color=[colors.get(what, "#444444") if v > 0 else AGAINST for v in shown])
         counts = part.counts(cell, shown.index)
-        _label_bars(
-            one, [f"{_figure.shorten(name, 14)} ({n:.4g})" for name, n in zip(shown.index, counts, strict=True)], n
-        )
+        names = _figure.shorten_each(shown.index, 14)
+        _label_bars(one, [f"{name} ({count:.4g})" for name, count in zip(names, counts, strict=True)], n)
         missing = int(values.isna().sum())
         title = f"{part.mod}, {values.sum():+.1f} in all" + (f", {missing} not measured" if missing else "")
         one.set_title(title, fontsize=8.5, loc="left")

@@ -14,7 +14,7 @@ from anvi._data.containers import Data
 from anvi._data.fits import Fit, resolve_fit
 from anvi._data.predictions import warn_of_strangers
 
-from ._figure import UNLABELLED, axes_for, finish, shorten, text_color
+from ._figure import UNLABELLED, axes_for, finish, shorten_each, text_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,10 +158,10 @@ def _draw_matrix(ax: Axes, table: pd.DataFrame, normalize: bool) -> AxesImage:
     n_rows, n_columns = values.shape
     image = ax.imshow(np.ma.masked_invalid(values), cmap=cmap, norm=norm, aspect="auto")
     size = 9 if max(n_rows, n_columns) <= 12 else 7
-    ax.set_xticks(range(n_columns), [shorten(name) for name in table.columns], fontsize=size)
+    ax.set_xticks(range(n_columns), shorten_each(table.columns), fontsize=size)
     flat = n_columns <= 6 and max(map(len, table.columns)) <= 4
     ax.tick_params(axis="x", rotation=0 if flat else 90)
-    rows = [f"{shorten(name)} ({int(total):,})" for name, total in zip(table.index, n[:, 0], strict=True)]
+    rows = [f"{name} ({int(total):,})" for name, total in zip(shorten_each(table.index), n[:, 0], strict=True)]
     ax.set_yticks(range(n_rows), rows, fontsize=size)
     ax.tick_params(length=0)
     ax.set(xlabel="predicted", ylabel="true (cells)")

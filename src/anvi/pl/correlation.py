@@ -16,7 +16,7 @@ from anvi._data.antibodies import match_antibodies
 from anvi._data.containers import Data, Source
 from anvi._data.fits import Fit, missing
 
-from ._figure import axes_for, finish, fit_or_prefix, ink, shorten
+from ._figure import axes_for, finish, fit_or_prefix, ink, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +165,7 @@ def _draw(ax: Axes, table: np.ndarray, shown: pd.DataFrame, fit: Fit, method: st
     image = ax.imshow(
         table, cmap=colormaps["RdBu_r"].with_extremes(bad="#dcdcdc"), vmin=-1, vmax=1, interpolation="none"
     )
-    labels = [shorten(f"{mod}:{name}" if twice else name, 20) for mod, name, twice in shown.to_numpy()]
+    labels = shorten_each((f"{mod}:{name}" if twice else name for mod, name, twice in shown.to_numpy()), 20)
     size = 8 if len(labels) <= 30 else 7
     ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
     ax.set_yticks(range(len(labels)), labels, fontsize=size)

@@ -13,7 +13,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data.containers import Data, check_type
 from anvi._data.fits import missing, parts
 
-from ._figure import axes_for, finish, shorten
+from ._figure import axes_for, finish, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,8 +249,8 @@ def _draw_groups(ax: Axes, part: Mapping, name: str) -> None:
     for column, (marker, label) in SCORES.items():
         ax.plot(table[column].astype(float), rows, marker, markersize=4.5, alpha=0.85, label=label)
     names = [
-        f"{shorten(str(group), 20)} ({cells:,})"
-        for group, cells in zip(table["group"], table["cells"].astype(int), strict=True)
+        f"{group} ({cells:,})"
+        for group, cells in zip(shorten_each(table["group"], 20), table["cells"].astype(int), strict=True)
     ]
     ax.set_yticks(rows, names)
     ax.set_ylim(len(table) - 0.5, -0.5)

@@ -14,7 +14,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data import containers, rankings
 from anvi._data.containers import Data
 
-from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten
+from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure
 def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[Axes], bool]:
     """All groups of a modality in one panel, fold changes upwards."""
     n_groups = max(len(panel.groups) for panel in panels)
-    longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+    longest = max(map(len, shorten_each(panels[0].groups, 24)))
     size = max(0.86 * n_groups + 1.0, 5.0), 3.6 * len(panels) + 0.07 * longest
     fig, axes, own = axes_for(ax, len(panels), "the modalities", *size, len(panels), 1)
     if own:
@@ -156,7 +156,7 @@ def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[
         one.set_ylabel("log2 fold change", fontsize=8)
         one.axhline(0, color="#d0d0d0", linewidth=0.6, zorder=0)
         one.set_xlim(-0.6, len(panel.groups) - 0.2)
-        names = [shorten(group, 24) for group in panel.groups]
+        names = shorten_each(panel.groups, 24)
         one.set_xticks(range(len(names)), names if one is axes[-1] else [""] * len(names), rotation=90, fontsize=8)
         one.tick_params(labelsize=8, length=2)
         one.margins(y=0.1)
@@ -210,7 +210,7 @@ def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
     top = max(float(np.nanmax(height, initial=0.0)), -np.log10(fdr)) * 1.06
     ax.set(xlim=(-1.85 * reach, 1.85 * reach), ylim=(-0.04 * top, top))  # the names stand at both sides
     order = np.flatnonzero(called)  # features come by descending score
-    names = [shorten(str(name), 14) for name in table["names"]]
+    names = shorten_each(table["names"], 14)
     _name(ax, [i for i in order if lfc[i] > 0][:n_names], names, lfc, height, HIGHER, right=True)
     _name(ax, [i for i in order[::-1] if lfc[i] <= 0][:n_names], names, lfc, height, LOWER, right=False)
     ax.set_title(f"{shorten(group, 26)} ({panel.mod})", fontsize=9)
@@ -254,7 +254,7 @@ def _volcano_handles(fdr: float) -> list:
 # dot plots ----------------------------------------------------------------------------------------------------------
 def _dots(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure, list[Axes], bool]:
     chosen = [_first_features(panel, n_features) for panel in panels]
-    longest = max(len(shorten(group, 24)) for group in panels[0].groups)
+    longest = max(map(len, shorten_each(panels[0].groups, 24)))
     width = float(np.clip(0.19 * max(map(len, chosen)), 2.4, 16.0)) + 0.075 * longest + 2.0
     height = max(float(np.clip(0.21 * len(panels[0].groups), 0.8, 16.0)) + 1.3, 2.6)
     fig, axes, own = axes_for(ax, len(panels), "the modalities", width, height * len(panels), len(panels), 1)
@@ -293,10 +293,10 @@ def _dot(ax: Axes, panel: _Panel, features: list[str]) -> None:
     )
     ax.set(xlim=(-0.7, len(features) - 0.3), ylim=(len(panel.groups) - 0.3, -0.7))
     font = 8 if len(panel.groups) <= 60 else 5
-    ax.set_yticks(range(len(panel.groups)), [shorten(group, 24) for group in panel.groups], fontsize=font)
+    ax.set_yticks(range(len(panel.groups)), shorten_each(panel.groups, 24), fontsize=font)
     if len(features) <= MAX_NAMES:
         font = 7 if len(features) <= 70 else 5.5
-        ax.set_xticks(range(len(features)), [shorten(name, 18) for name in features], rotation=90, fontsize=font)
+        ax.set_xticks(range(len(features)), shorten_each(features, 18), rotation=90, fontsize=font)
     else:
         ax.set_xticks([])
         ax.set_xlabel(f"{len(features)} features, the first of each group in turn", fontsize=8)

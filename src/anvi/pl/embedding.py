@@ -18,7 +18,7 @@ from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
 
-from ._figure import class_colors, find_basis, finish, label, no_basis, shorten
+from ._figure import class_colors, find_basis, finish, label, no_basis, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,8 +158,9 @@ def _draw(small: AnnData, slot: str, color: list[str | None], ax: Axes | None, s
             plt.close(number)
         raise
     for one in axes if isinstance(axes, list) else [axes]:
-        for text in one.get_legend().get_texts() if one.get_legend() is not None else ():
-            text.set_text(shorten(text.get_text()))
+        texts = one.get_legend().get_texts() if one.get_legend() is not None else []
+        for text, name in zip(texts, shorten_each(text.get_text() for text in texts), strict=True):
+            text.set_text(name)
     if pack:
         drawn = axes if isinstance(axes, list) else [axes]
         _pack(drawn[0].figure, drawn, n_columns)

@@ -14,7 +14,7 @@ from anvi._data import containers, slots
 from anvi._data.containers import Data, Source
 from anvi._data.fits import FIT_COMMAND, missing, resolve_fit, stored_fits
 
-from ._figure import UNLABELLED, axes_for, finish, shorten
+from ._figure import UNLABELLED, axes_for, finish, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def panels(
     _label_rows(ax, table, n_cells)
     if n_proteins <= MAX_NAMES:
         size = 8 if n_proteins <= 40 else 7
-        ax.set_xticks(range(n_proteins), [shorten(name, 20) for name in table.columns], rotation=90, fontsize=size)
+        ax.set_xticks(range(n_proteins), shorten_each(table.columns, 20), rotation=90, fontsize=size)
         ax.set_xlabel(f"{n_proteins} proteins", fontsize=9)
     else:
         _count_blocks(ax, table)
@@ -186,7 +186,9 @@ def _label_rows(ax: Axes, table: pd.DataFrame, n_cells: dict[str, str] | None) -
     """Panels and their cells on the left, their proteins on the right."""
     n_panels, n_proteins = table.shape
     size = 9 if n_panels <= 20 else 7
-    names = [shorten(name) if n_cells is None else f"{shorten(name)} ({n_cells[name]})" for name in table.index]
+    names = shorten_each(table.index)
+    if n_cells is not None:
+        names = [f"{short} ({n_cells[name]})" for short, name in zip(names, table.index, strict=True)]
     ax.set_yticks(range(n_panels), names, fontsize=size)
     for row, count in enumerate(table.to_numpy().sum(1)):
         ax.annotate(

@@ -207,9 +207,7 @@ def _draw_confidence(ax: Axes, plane: np.ndarray, confidence: np.ndarray) -> Non
 
 def _legend(ax: Axes, colors: dict[str, str], grey: bool):
     """Classes in columns on the right of an Axes."""
-    entries = {_figure.shorten(name): color for name, color in colors.items()}
-    if len(entries) < len(colors):
-        entries = dict(colors)  # two names became the same
+    entries = dict(zip(_figure.shorten_each(colors), colors.values(), strict=True))
     if grey:
         entries["no label" if "no label" not in entries else "(no label)"] = _figure.UNLABELLED
     handles = [_figure.dot(name, 6, color=color) for name, color in entries.items()]
