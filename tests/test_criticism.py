@@ -362,6 +362,8 @@ def test_rna_models_and_models_without_labels(fitted, caplog):
     stored = fitted["rna"].uns["scvi"]["criticism"]
     assert "de" not in stored and set(stored["verdict"]["modality"]) == {"rna"}
     assert stored["params"]["metrics"] == ["cv", "zero_fraction", "calibration"]
+    texts = ["modality", "metric", "statistic", "cells", "threshold", "source", "verdict"]  # whatever pandas calls text
+    assert {str(stored["verdict"][name].dtype) for name in texts} == {"category"}
     av.metrics.criticism(fitted, model="scvi", n_samples=1, groupby="batch", metrics=["de"])
     stored = fitted["rna"].uns["scvi"]["criticism"]
     assert set(stored["de"]["group"]) == set(fitted.obs["batch"])

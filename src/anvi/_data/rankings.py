@@ -201,7 +201,7 @@ def write_groups(out: slots.Writer, key: str | None, column: pd.Series | None, o
     # a column of numbers does not count as the same, since it would be drawn as such
     if key is not None and key in obs and not pd.api.types.is_numeric_dtype(obs[key].dtype):
         there, wanted = Source(out.home).text(key, "groupby", ()), column.reindex(out.home.obs_names).astype(object)
-        if there.equals(wanted.where(wanted.notna(), np.nan).map(str, na_action="ignore").rename(key)):
+        if there.equals(wanted.where(wanted.notna(), np.nan).map(str, na_action="ignore").astype(object).rename(key)):
             return {"groupby": key, "pushed": copied}
     copied |= key is not None and key not in obs
     name = key if copied else own

@@ -352,8 +352,8 @@ def tables(
             found.setdefault(name, []).append(part)
     verdicts = pd.DataFrame(lines, columns=list(Verdict._fields))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()} | {"verdict": verdicts}
-    # text as categories: every file format has them
-    texts = {name: part.columns[[*map(pd.api.types.is_object_dtype, part.dtypes)]] for name, part in joined.items()}
+    # text, object or str in pandas 3, as categories: every file format has them
+    texts = {name: part.columns[[*map(pd.api.types.is_string_dtype, part.dtypes)]] for name, part in joined.items()}
     return {name: part.astype(dict.fromkeys(texts[name], "category")) for name, part in joined.items()}
 
 
