@@ -437,7 +437,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_404,
+    "": 2_408,
     "_data": 4_043,
     "_fit": 1_211,
     "_posterior": 2_203,
@@ -445,7 +445,7 @@ BUDGETS = {
     "metrics": 994,
     "nn": 1_597,
     "pl": 2_113,
-    "pp": 393,
+    "pp": 394,
     "tl": 1_851,
 }
 

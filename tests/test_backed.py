@@ -10,6 +10,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata.io import read_elem, write_elem
 from helpers import cite, dense, mudata_of, quiet_mudata, with_peak
 from scipy import sparse
 
@@ -236,6 +237,30 @@ def test_a_file_that_is_none(tmp_path):
         av.tl.totalanvi(str(tmp_path / "bad.h5mu"))
     with pytest.raises(ValueError, match="No matrix of this object lies in a file"):
         save_backed(cite(60))
+
+
+def test_a_file_that_is_refused_can_be_mended_while_the_error_is_kept(tmp_path):
+    with h5py.File(tmp_path / "bad.h5mu", "w") as file:
+        file["obs"] = 3
+    with pytest.raises(ValueError, match="it has no modality") as kept:
+        open_backed(tmp_path / "bad.h5mu")
+    cite(60).write(tmp_path / "bad.h5mu")
+    assert kept.value.__traceback__ is not None and open_backed(tmp_path / "bad.h5mu").n_obs == 60
+
+
+def test_text_as_pandas_3_writes_it_is_saved_under_older_ones(mdata, tmp_path):
+    """Else a fit of hours would end in anndata's refusal to write what it has read."""
+    path, again = tmp_path / "data.h5mu", tmp_path / "again.h5mu"
+    mdata.write(path)
+    with h5py.File(path, "r+") as file, anndata.settings.override(allow_write_nullable_strings=True):
+        for place in ("obs", "mod/rna/obs", "mod/prot/obs"):
+            names = pd.array(read_elem(file[place]).index.to_numpy(dtype=object), dtype="string")
+            del file[place]["_index"]
+            write_elem(file[place], "_index", names)
+    av.tl.scvi(path, max_epochs=1, n_hidden=16)
+    assert av.get.model(open_backed(path)).name == "scvi"
+    save_backed(read(path), again)  # no matrix lies in a file
+    assert [*read(again).obs_names] == [*mdata.obs_names]
 
 
 def test_another_kind_of_file_is_refused(path, tmp_path):

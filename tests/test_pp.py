@@ -31,6 +31,17 @@ def test_check_says_what_a_bug_report_needs(mdata):
     assert all(name in report.session for name in ("mudata", "torch", "numpy", "Python", "CPU"))
 
 
+def test_a_package_from_a_folder_that_is_gone(mdata, monkeypatch):
+    """A stale editable installation of whatever package stops the listing of versions."""
+
+    def list_versions(**options):
+        raise FileNotFoundError(2, "No such file or directory", "/old/src")
+
+    monkeypatch.setattr("session_info2.session_info", list_versions)
+    said = av.pp.check(mdata).session
+    assert "'/old/src': a package was installed from a folder that is gone" in said and "pip list" in said
+
+
 def test_check_finds_every_problem_in_one_go(mdata):
     mdata["rna"].X[0, 0] = -1
     report = av.pp.check(mdata, labels_key="celltype", batch_key="bach")

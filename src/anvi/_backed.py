@@ -13,7 +13,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ def quiet_mudata() -> Iterator[None]:
     try:
         with warnings.catch_warnings():  # of columns that will not be pulled up in future; nothing here needs them
             warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="mudata")  # pandas 3.1, of inplace=
             warnings.filterwarnings("ignore", message=r"From 0\.4 \.update", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Cannot join columns with the same name", category=UserWarning)
             warnings.filterwarnings("ignore", message="var_names are not unique", category=UserWarning)  # between steps
@@ -88,26 +89,29 @@ def open_backed(path: str | Path) -> MuData | AnnData:
     if path.suffix not in ENDINGS or not path.exists():
         raise FileNotFoundError(f"There is no {' or '.join(ENDINGS)} file {path}.")
     with reading(path):
-        root = _root(path)
-        if "mod" not in root:
-            if path.suffix == ".h5mu":
-                raise ValueError("it has no modality")
-            return _modality(root) if "encoding-type" in root.attrs else anndata.read_h5ad(path)
-        names = list(root["mod"].attrs.get("mod-order", root["mod"]))
-        others = {
-            name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
-        }
-        mods = {name: _modality(root["mod"][name], others["obs"].index) for name in names}
-        with quiet_mudata():
-            return MuData(mods, axis=int(root.attrs.get("axis", 0)), **others)
+        if path.suffix == ".zarr":
+            import zarr
+
+            return _whole(zarr.open_group(str(path), mode="r"), path)
+        with ExitStack() as opened:  # what is refused is closed: nobody could write it while the error is kept
+            data = _whole(opened.enter_context(h5py.File(path, "r")), path)
+            opened.pop_all()
+            return data
 
 
-def _root(path: Path):
-    if path.suffix != ".zarr":
-        return h5py.File(path, "r")
-    import zarr
-
-    return zarr.open_group(str(path), mode="r")
+def _whole(root, path: Path) -> MuData | AnnData:
+    """The object of an open file."""
+    if "mod" not in root:
+        if path.suffix == ".h5mu":
+            raise ValueError("it has no modality")
+        return _modality(root) if "encoding-type" in root.attrs else anndata.read_h5ad(path)
+    names = list(root["mod"].attrs.get("mod-order", root["mod"]))
+    others = {
+        name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
+    }
+    mods = {name: _modality(root["mod"][name], others["obs"].index) for name in names}
+    with quiet_mudata():
+        return MuData(mods, axis=int(root.attrs.get("axis", 0)), **others)
 
 
 def _modality(group, cells: pd.Index | None = None) -> AnnData:
@@ -157,17 +161,19 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
     >>> av.io.save_backed(mdata)  # the same file, with the answer in it  # doctest: +SKIP
     """
     lying = [matrix for part in _parts(data).values() for matrix in _matrices(part)]
+    # text of pandas 3, as a file may have brought it: under pandas 2 anndata writes it only with leave
+    leave = anndata.settings.override(allow_write_nullable_strings=True) if pd.__version__ < "3" else nullcontext()
     if not lying and path is None:
         raise ValueError("No matrix of this object lies in a file: name the one to write, path=...")
     if not lying:
-        with replacing(Path(path), Path(path).suffix) as part:
+        with leave, replacing(Path(path), Path(path).suffix) as part:
             data.write_zarr(part) if Path(path).suffix == ".zarr" else data.write(part)
         return
     at_home, old = _home(lying[0])
     path = at_home if path is None else Path(path).expanduser()
     if path.suffix != at_home.suffix:
         raise ValueError(f"{path} must end in {at_home.suffix}, as {at_home}: matrices are copied as they are stored.")
-    with replacing(path, path.suffix) as part:
+    with leave, replacing(path, path.suffix) as part:
         if isinstance(old, h5py.File):
             header = old.userblock_size  # by which mudata knows its files
             with h5py.File(part, "w", userblock_size=header) as new:

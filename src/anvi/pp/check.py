@@ -48,7 +48,10 @@ class Report:
         """Versions of what is imported and of all that it rests on, Python and the machine: for bug reports."""
         import session_info2
 
-        return str(session_info2.session_info(cpu=True, dependencies=True))
+        try:
+            return str(session_info2.session_info(cpu=True, dependencies=True))
+        except OSError as error:  # it looks into the folder of each editable installation
+            return f"{error}: a package was installed from a folder that is gone. Versions: python -m pip list"
 
     def __repr__(self) -> str:
         lines = [*self.facts]
