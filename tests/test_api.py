@@ -135,7 +135,7 @@ ALLOWED = {
     "datasets": {"datasets", "_backed", "settings"},
     "_files": {"_files"},
     "_backed": {"_backed", "_files", "_runtime"},
-    "_stream": {"_stream", "nn"},
+    "_stream": {"_stream", "_runtime", "nn"},
     "_data": {"_data", "_backed", "_stream", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
@@ -202,7 +202,8 @@ def test_the_layers_have_no_cycle():
 
 def test_import_is_light():
     code = (
-        "import sys, json, anvi; print(json.dumps([name for name in "
+        "import sys, json, anvi; anvi.tl.totalanvi, anvi.pp.check, anvi.get.model, anvi.io\n"
+        "print(json.dumps([name for name in "
         "('scanpy', 'muon', 'captum', 'matplotlib', 'sklearn', 'seaborn', 'numba', 'scipy.stats') "
         "if name in sys.modules]))"
     )
@@ -437,16 +438,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_408,
-    "_data": 4_043,
-    "_fit": 1_211,
-    "_posterior": 2_203,
+    "": 2_414,
+    "_data": 4_057,
+    "_fit": 1_244,
+    "_posterior": 2_204,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
     "pl": 2_113,
     "pp": 394,
-    "tl": 1_851,
+    "tl": 1_855,
 }
 
 
@@ -517,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_134}
+WALK = {"files": 35, "lines": 4_193}
 
 
 def test_a_fit_is_a_short_walk():

@@ -5,7 +5,8 @@ import pytest
 import reference
 import torch
 
-from anvi._fit.start import background_prior, lower_component
+from anvi._fit import start
+from anvi._fit.start import lower_component
 
 N_PROTEINS = 14
 
@@ -54,6 +55,11 @@ def test_a_cell_with_the_same_count_everywhere_has_that_background(value):
     mean, scale = lower_component(row, torch.ones_like(row, dtype=torch.bool))
     assert float(mean) == pytest.approx(value)
     assert float(scale) > 0
+
+
+def background_prior(counts, measured, *options, **more):
+    table, row = measured.unique(dim=0, return_inverse=True)
+    return start.background_prior(counts, table, row, *options, **more)
 
 
 def test_the_prior_of_each_panel_is_that_of_its_cells():

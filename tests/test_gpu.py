@@ -202,10 +202,10 @@ def test_replays_are_eager_steps(gpu, prepare, counted, name, options):
     # Adam turns rounding of a gradient near zero into steps of up to its rate
     close_weights(gpu, state.network.state_dict(), other.network.state_dict(), rtol=1e-3, atol=3e-2)
     assert torch.equal(state.noise.get_state(), other.noise.get_state())  # noise is drawn on where eager steps end
-    for slot in state.optimizer.state.values():
-        assert float(slot["step"]) == EAGER_STEPS + 3
+    for slot in state.optimizer.slots.values():
+        assert float(slot.step) == EAGER_STEPS + 3
     if state.adversary is not None:
-        assert all(float(slot["step"]) == EAGER_STEPS + 3 for slot in state.adversary_optimizer.state.values())
+        assert all(float(slot.step) == EAGER_STEPS + 3 for slot in state.adversary_optimizer.slots.values())
     norms = [part for part in state.network.modules() if hasattr(part, "running_mean")]
     assert norms and all(part.running_mean.abs().sum() > 0 for part in norms if part.training)
 
@@ -254,8 +254,7 @@ def test_weight_and_rate_reach_a_replay(gpu, prepare):
     run_steps(eager, other, EAGER_STEPS + 1)
     # 0.5 so far
     assert_same_steps(gpu, run_steps(captured, prepared, 1, kl=1.0), run_steps(eager, other, 1, kl=1.0))
-    for part in state.optimizer.param_groups:
-        part["lr"].fill_(0.0)
+    state.optimizer.set_rate(0.0)
     before = {name: value.detach().cpu().clone() for name, value in state.network.named_parameters()}
     run_steps(captured, prepared, 1)
     for name, value in state.network.named_parameters():

@@ -90,9 +90,9 @@ def test_every_answer_is_the_same_to_the_bit(fitted, name):
 def test_the_slots_hold_the_posterior_and_the_sums(fitted, name):
     lean = small(fitted, name)
     part, model = part_of(lean, name), av.get.model(fitted, name)
-    embedding = encode.embed(model, read_cells(fitted, model.setup))
+    mean, var = encode.posterior(model, read_cells(fitted, model.setup))
     cells = np.sort(fitted.obs_names.to_numpy(str))
-    for slot, values in (("qz_mean", embedding.mean), ("qz_var", embedding.var)):
+    for slot, values in (("qz_mean", mean), ("qz_var", var)):
         written = part.obsm[f"{name}_{slot}"]
         assert written.dtype == np.float32
         np.testing.assert_array_equal(pd.DataFrame(written, index=part.obs_names).loc[cells], values)

@@ -37,12 +37,12 @@ def test_answers_do_not_depend_on_the_chunk_and_equal_one_cell_at_a_time(monkeyp
 
 def test_samples_have_the_posterior_mean_and_variance():
     _, model, cells = fitted()
-    embedding = encode.embed(model, cells)
+    mean, var = encode.posterior(model, cells)
     samples = encode.latent_samples(model, cells, 400, seed=0)
     assert samples.shape == (400, 300, 20)
     # the mean of 400 draws has a standard error of sd / 20; 6,000 numbers stay within 5 of them
-    assert (np.abs(samples.mean(0) - embedding.mean) < 5 * np.sqrt(embedding.var / 400)).all()
-    np.testing.assert_allclose(samples.var(0).mean() / embedding.var.mean(), 1, atol=0.02)
+    assert (np.abs(samples.mean(0) - mean) < 5 * np.sqrt(var / 400)).all()
+    np.testing.assert_allclose(samples.var(0).mean() / var.mean(), 1, atol=0.02)
     np.testing.assert_array_equal(samples, encode.latent_samples(model, cells, 400, seed=0))
 
 

@@ -1,5 +1,8 @@
 """The step with fixed shapes: what a CUDA graph needs, tested as far as a CPU goes; and the graph itself on a GPU."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,7 +109,7 @@ def test_entries_with_room_are_those_of_the_cells(prepared):
 def test_a_step_with_room_has_fixed_shapes_and_waits_for_nothing(prepared, name, options, monkeypatch):
     state, cells, minibatches, group, plan = prepared(name, **options)
     # the optimisers are torch's, and on a CPU they do read their step count
-    monkeypatch.setattr(state.optimizer, "step", lambda: None)
+    monkeypatch.setattr(state.optimizer, "step", lambda scale=None: None)
     if state.adversary is not None:
         monkeypatch.setattr(state.adversary_optimizer, "step", lambda: None)
     runs = []
@@ -207,3 +210,47 @@ def test_no_proteins_are_hidden_unless_asked(prepared):
         for choice in minibatches.plan()[:2]:
             results.append(float(step.run_step(state, cells, choice, group, Weights(1.0), plan, fooling=False).loss))
     assert one != two and all(value > 0 for value in two)
+
+
+def test_adam_is_that_of_torch():
+    """Step by step, with gradients that come late, a scale, a decay and a rate that changes; also after a reload."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(size, generator=generator) for size in ((7, 3), (5,), (2, 2))]
+    ours, theirs, again = ([value.clone().requires_grad_() for value in start] for _ in range(3))
+    adam = step.Adam(ours, 0.1, eps=1e-4, weight_decay=1e-2)
+    reference = torch.optim.Adam(theirs, lr=0.1, eps=1e-4, weight_decay=1e-2, fused=True)
+    for number in range(5):
+        scale = torch.tensor(1.0 + number)
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            for one in pair:
+                one.grad = None if i == 1 and number < 2 else gradient.clone()
+        rate = 0.1 / (1 + number)
+        adam.set_rate(rate)
+        reference.param_groups[0]["lr"], reference.grad_scale = rate, scale
+        if number == 3:  # another goes on
+            for own, value in zip(again, ours, strict=True):
+                own.data.copy_(value.data)
+                own.grad = value.grad.clone()
+            other = step.Adam(again, rate, eps=1e-4, weight_decay=1e-2)
+            other.load_state_dict(adam.state_dict())
+            other.step(scale)
+        adam.step(scale)
+        reference.step()
+        if number == 3:
+            assert all(map(torch.equal, again, ours))
+        assert all(map(torch.equal, ours, theirs)), number
+    kept = {name: value.clone() for name, value in adam.state_dict().items()}
+    assert set(kept) == {f"{i}/{name}" for i in range(3) for name in ("step", "exp_avg", "exp_avg_sq")}
+    assert kept["0/step"] == 5 and kept["1/step"] == 3
+
+
+def test_a_fit_does_without_the_compiler_of_torch():
+    """It takes a second and 80 MB in every process, and nothing is compiled."""
+    code = """
+import sys, anvi as av
+av.tl.totalanvi(av.datasets.synthetic_cite(300, n_genes=60), max_epochs=1, n_hidden=16)
+print(sorted({name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

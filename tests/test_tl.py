@@ -373,8 +373,8 @@ def test_latent_samples(fitted):
     assert samples.shape == (200, 300, 20) and list(shuffled.obsm) == before
     assert samples.coords["obs"].values.tolist() == shuffled.obs_names.tolist()
     model = av.get.model(shuffled, "totalvi")
-    embedding = encode.embed(model, read_cells(shuffled, model.setup))
-    scale = pd.DataFrame(np.sqrt(embedding.var), sorted(shuffled.obs_names)).loc[shuffled.obs_names]
+    _, var = encode.posterior(model, read_cells(shuffled, model.setup))
+    scale = pd.DataFrame(np.sqrt(var), sorted(shuffled.obs_names)).loc[shuffled.obs_names]
     error = np.abs(samples.mean("sample") - shuffled.obsm["X_totalvi"]) / scale
     assert float(error.max()) < 5.5 / np.sqrt(200)  # of 6,000 standard normal means
     np.testing.assert_allclose((samples.std("sample") / scale).mean(), 1, atol=0.01)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anvi._runtime import give_back_memory
 from anvi.nn import Entries
 from anvi.nn.sparse import kernels_for
 
@@ -258,6 +259,7 @@ class Streamed:
             counts = self.read(slice(*self.edges[some[0] : some[0] + 2].tolist()))
         else:
             counts = _joined(read(), self.n_columns, n_entries)
+            give_back_memory()  # of blocks as they were read, which a thread keeps for itself
         return Buffer(counts.with_empty_row(), offset)
 
     def _block(self, number: int) -> Buffer:

@@ -93,6 +93,15 @@ class Cells:
         """Measured-mask of every cell `(cells, proteins)`."""
         return None if self.mask_table is None else self.mask_table[self.mask_row]
 
+    def measured_of(self, index: Tensor) -> Tensor:
+        """Measured-mask of some cells `(cells, proteins)`."""
+        return self.mask_table[self.mask_row[index]]
+
+    @property
+    def has_protein(self) -> Tensor | None:
+        """Whether some protein of a cell was measured `(cells,)` bool; None in a model without proteins."""
+        return None if self.mask_table is None else self.mask_table.any(1)[self.mask_row]
+
     @property
     def told(self) -> Tensor:
         """What a label says `(cells,)`: the class, or the row of label_table if it may be coarse; -1 for nothing."""
@@ -470,10 +479,9 @@ def absent_genes(cells: Cells, setup: Setup) -> str | None:
     expected = (counts.sum(0) - counts) * totals / (totals.sum() - totals).clamp(min=1)  # by what other batches have
     absent = (counts == 0) & (expected >= ABSENT_COUNTS)
     code = int(absent.sum(1).argmax())
-    for some in (
-        by_batch[code].split(10_000) if absent[code].sum() > 10 else ()
-    ):  # the others of these cells may have some
-        absent[code] &= summed(some) == 0
+    if absent[code].sum() > 10:  # the others of these cells may have some
+        for some in by_batch[code].split(10_000):
+            absent[code] &= summed(some) == 0
     number = int(absent[code].sum())
     if number <= max(10, ABSENT_GENES * n_genes):
         return None
@@ -579,7 +587,7 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
     measured[codes < 0] = True
     # a panel that the model has not seen: the rules of a fit say what it measured, the first panel lends its prior
     of_protein_cell = column.loc[proteins.cells]
-    strangers = tuple(sorted(set(of_protein_cell.dropna()) - set(map(containers.as_name, setup.panels))))
+    strangers = tuple(sorted({*pd.factorize(of_protein_cell)[1]} - set(map(containers.as_name, setup.panels))))
     if strangers:
         _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
         new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)

@@ -266,14 +266,14 @@ MEAN_NO_LABEL = {
 class Known(NamedTuple):
     """What the user says of the cells."""
 
-    text: pd.Series  # (cells,) the finest value of each, NaN where there is none
+    text: np.ndarray  # (cells,) the finest value of each, NaN where there is none
     row: np.ndarray  # (cells,) which classes it leaves open, a row of Levels.sets; all where the model has no such name
     strange: np.ndarray  # (cells,) bool, whether the model has no such name at any level
 
 
 def tell_strange(known: Known, who: str, done: str) -> None:
     """Say which labels are no name of the model's, and what is done with their cells."""
-    counts = known.text[known.strange].value_counts()
+    counts = pd.Series(known.text[known.strange]).value_counts()
     if len(counts):
         listed = ", ".join(f"{name!r} ({count} cells)" for name, count in counts[:8].items())
         logger.warning(
@@ -300,7 +300,7 @@ def find_levels(
         if tree is not None:
             raise ValueError("label_tree needs labels_key=, the column whose values it is made of.")
         return ()
-    found = {name: label_column(source, name, unlabeled, mods).loc[cells] for name in columns or (key,)}
+    found = {name: label_column(source, name, unlabeled, mods).reindex(cells) for name in columns or (key,)}
     for name, column in found.items():
         _check_labels(column, name, unlabeled, alone=not columns and tree is None)
     if columns:
@@ -308,7 +308,7 @@ def find_levels(
     elif tree is not None:
         levels = levels_of_tree(found[key], tree, key)
     else:
-        return ((key, tuple(sorted(found[key].dropna().unique()))),)
+        return ((key, tuple(sorted(pd.factorize(found[key])[1]))),)
     if len(levels[-1][1]) < 2:
         raise ValueError(
             f"labels_key={list(columns) or key!r}: fewer than two classes leave nothing to tell apart. "
@@ -358,24 +358,26 @@ def read_labels(data: Source | Data, setup: "Setup", cells: pd.Index) -> Known:
     """
     source, levels = Source.of(data), setup.levels
     keys = setup.label_columns or (setup.labels_key,)
-    columns = [label_column(source, key, setup.unlabeled_category, setup.mods).reindex(cells) for key in keys]
-    sets, text = levels.sets(), pd.Series(np.nan, cells, dtype=object)
+    sets, text = levels.sets(), np.full(len(cells), np.nan, dtype=object)
     inside = sets.astype(float) @ (~sets).T == 0  # (sets, sets) whether what one leaves open, the other does, too
     nothing = len(setup.classes)  # the row of cells that may be anything
     row, strange = np.full(len(cells), nothing), np.zeros(len(cells), dtype=bool)
-    for number, column in reversed(list(enumerate(columns))):  # fine to coarse
-        place = levels.rows(column.dropna().unique(), number if len(keys) == len(levels.names) else None)
-        strange |= (text.isna() & column.notna() & ~column.isin(list(place))).to_numpy()
-        here = column.map(place).astype(float).fillna(nothing).to_numpy(dtype=np.int64)
+    for number, key in reversed(list(enumerate(keys))):  # fine to coarse
+        column = label_column(source, key, setup.unlabeled_category, setup.mods).reindex(cells)
+        code, values = pd.factorize(column)  # each value once; -1, the last place below, without a label
+        place = levels.rows(values, number if len(keys) == len(levels.names) else None)
+        here = np.array([*(place.get(value, nothing) for value in values), nothing])[code]
+        names, finest = np.array([*values, np.nan], dtype=object)[code], pd.isna(text)
+        strange |= finest & np.array([*(value not in place for value in values), False])[code]
         at_odds = ~inside[row, here] & (row != nothing)
         if at_odds.any():
-            first = cells[at_odds][0]
+            first = at_odds.argmax()
             raise ValueError(
-                f"labels_key: {at_odds.sum()} cells have a '{keys[number]}' that does not go with what is finer "
-                f"(first: '{first}', '{column[first]}' and '{text[first]}'); correct them, or set one to NaN."
+                f"labels_key: {at_odds.sum()} cells have a '{key}' that does not go with what is finer "
+                f"(first: '{cells[first]}', '{names[first]}' and '{text[first]}'); correct them, or set one to NaN."
             )
         row = np.where(row == nothing, here, row)
-        text = pd.Series(np.where(text.notna(), text, column), cells, dtype=object)
+        text = np.where(finest, names, text)
     return Known(text, row, strange)
 
 
@@ -389,7 +391,8 @@ def labels_at(
     known = read_labels(data, setup, cells)
     code = setup.levels.known()[number, known.row]
     names = np.array([*setup.levels.groups(number), np.nan], dtype=object)[code]
-    return known.text.where((known.row == len(setup.classes)) & known.text.notna(), names)
+    strange = (known.row == len(setup.classes)) & ~pd.isna(known.text)
+    return pd.Series(np.where(strange, known.text, names), cells)
 
 
 def known_labels(data: Source | Data, setup: "Setup", cells: pd.Index) -> Known | None:

@@ -120,8 +120,7 @@ def write_predictions(
             out.obs(slot, far[number].score.astype(np.float32))
         elif again:
             out.drop_obs(slot)
-    named = _named(levels, probabilities, known, far, limits)
-    out.obs(slots.label(key), pd.Categorical(named, categories=[*classes, *sorted(set(named) - set(classes))]))
+    out.obs(slots.label(key), _named(levels, probabilities, known, far, limits))
     if out.home is out.data and not Source(out.data).alone:
         columns = [slots.prediction(key), slots.label(key)]
         logger.info(f"for plots of one modality: mdata.push_obs(columns={columns})")
@@ -145,25 +144,33 @@ def _named(
     known: Known | None,
     far: tuple[NoveltyScores, ...] | None,
     limits: np.ndarray | None,
-) -> np.ndarray:
+) -> pd.Categorical:
     """Label of each cell `(cells,)`: what it is called at the deepest level at which it is known, or near and sure."""
-    told = None
+    classes, numbers = levels.table[-1], range(len(levels.names))
+    names = pd.Index([*classes, slots.UNASSIGNED, *(name for number in numbers for name in levels.groups(number))])
     if known is not None:
-        told, allowed = levels.known()[:, known.row], levels.sets()[known.row]  # (levels, cells), (cells, classes)
-        inside = np.where(allowed, np.maximum(probabilities, 1e-30), 0)
-        probabilities = inside / inside.sum(1, keepdims=True)
-    named = np.full(len(probabilities), slots.UNASSIGNED, dtype=object)
-    for number in range(len(levels.names)):
-        sums = levels.sums(probabilities, number)
-        good = np.ones(len(named), dtype=bool) if limits is None else sums.max(1) >= limits[:, number]
-        if far is not None:
-            good &= ~far[number].beyond
-        if told is not None:
-            good |= told[number] >= 0
-        named[good] = np.asarray(levels.groups(number), dtype=object)[sums.argmax(1)[good]]
-    if known is None:
-        return named
-    return np.where(known.strange, known.text.to_numpy(dtype=object), named)
+        certain, allowed = levels.known(), levels.sets()  # (levels, sets), (sets, classes)
+        names = names.append(pd.Index(known.text[known.strange], dtype=object))
+    names = names.unique()
+    code = np.full(len(probabilities), names.get_loc(slots.UNASSIGNED))
+    for start in range(0, len(code), BLOCK):
+        rows = slice(start, start + BLOCK)
+        inside = probabilities[rows]
+        if known is not None:
+            inside = np.where(allowed[known.row[rows]], np.maximum(inside, 1e-30), 0)
+            inside = inside / inside.sum(1, keepdims=True)
+        for number in numbers:
+            sums = levels.sums(inside, number)
+            good = np.ones(len(sums), dtype=bool) if limits is None else sums.max(1) >= limits[rows, number]
+            if far is not None:
+                good &= ~far[number].beyond[rows]
+            if known is not None:
+                good |= certain[number, known.row[rows]] >= 0
+            code[rows][good] = names.get_indexer(levels.groups(number))[sums.argmax(1)[good]]
+    if known is not None:
+        code[known.strange] = names.get_indexer(known.text[known.strange])
+    others = sorted(set(names[np.unique(code)]) - set(classes))
+    return pd.Categorical.from_codes(code, names).set_categories([*classes, *others])
 
 
 BINS = 15

@@ -139,9 +139,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def _forget_gradients(state: State) -> None:
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.adversary is not None:
-        state.adversary_optimizer.zero_grad(set_to_none=True)
+    for optimizer in (state.optimizer, state.adversary_optimizer):
+        if optimizer is not None:
+            optimizer.forget_gradients()
 
 
 def _with_reserve(n: int) -> int:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,16 @@ from anvi.settings import Progress
 from .graph import CapturedStep
 from .plan import Plan
 from .ranks import Ranks
-from .step import DIVERGENCES, Adversary, State, run_step, summarise
+from .step import DIVERGENCES, Adam, Adversary, State, run_step, summarise
 
 _SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
 
 
 def save_checkpoint(path: Path, state, fingerprint: str) -> None:
     """Write the whole state of a fit; the file is replaced at once, so a kill leaves the old or the new one."""
-    tensors = {f"network/{name}": value for name, value in state.network.state_dict().items()}
-    for name, value in (state.best_weights or {}).items():
-        tensors[f"best/{name}"] = value
-    tensors |= _optimizer_tensors("optimizer", state.optimizer)
-    if state.adversary is not None:
-        tensors |= {f"adversary/{name}": value for name, value in state.adversary.state_dict().items()}
-        tensors |= _optimizer_tensors("adversary_optimizer", state.adversary_optimizer)
+    tensors = {f"best/{name}": value for name, value in (state.best_weights or {}).items()}
+    for part, of in state.parts.items():
+        tensors |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
     tensors |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
     scalars = {name: getattr(state, name) for name in _SCALARS} | {"fingerprint": fingerprint}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -77,12 +73,9 @@ def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = Non
     _check_tensors(path, state, tensors)
     for name in _SCALARS:
         setattr(state, name, scalars[name])
-    state.network.load_state_dict(_under("network", tensors))
+    for part, of in state.parts.items():
+        of.load_state_dict(_under(part, tensors))
     state.best_weights = _under("best", tensors) or None
-    _load_optimizer("optimizer", state.optimizer, tensors)
-    if state.adversary is not None:
-        state.adversary.load_state_dict(_under("adversary", tensors))
-        _load_optimizer("adversary_optimizer", state.adversary_optimizer, tensors)
     state.shuffle.set_state(tensors["shuffle"].cpu())
     state.noise.set_state(tensors["noise"].cpu())
 
@@ -108,20 +101,17 @@ def _check_scalars(scalars: dict) -> None:
 
 def _check_tensors(path: Path, state, tensors: dict[str, torch.Tensor]) -> None:
     """Raise a ValueError unless every tensor has its place, size and kind: the optimiser trusts them blindly."""
-    expected = {f"network/{name}": value for name, value in state.network.state_dict().items()}
+    expected: dict[str, Tensor] = {}
+    for part, of in state.parts.items():
+        if isinstance(of, Adam):  # a parameter that has had no gradient yet has none of these
+            trained = {i: value for i, value in enumerate(of.parameters) if f"{part}/{i}/step" in tensors}
+            names = ("exp_avg", "exp_avg_sq")
+            expected |= {f"{part}/{i}/{name}": value for i, value in trained.items() for name in names}
+            expected |= {f"{part}/{i}/step": torch.zeros(()) for i in trained}
+        else:
+            expected |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
     if any(name.startswith("best/") for name in tensors):
         expected |= {f"best/{name}": value for name, value in state.network.state_dict().items()}
-    pairs = [("optimizer", state.optimizer)]
-    if state.adversary is not None:
-        expected |= {f"adversary/{name}": value for name, value in state.adversary.state_dict().items()}
-        pairs.append(("adversary_optimizer", state.adversary_optimizer))
-    one = torch.zeros(())
-    for prefix, optimizer in pairs:
-        trained = [value for group in optimizer.param_groups for value in group["params"]]
-        for i, value in enumerate(trained):
-            if f"{prefix}/{i}/step" in tensors:  # a parameter that has had no gradient yet has none of these
-                slots = {"step": one, "exp_avg": value, "exp_avg_sq": value}
-                expected |= {f"{prefix}/{i}/{name}": slot for name, slot in slots.items()}
     expected |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
     odd = sorted(set(tensors) ^ set(expected))
     odd += [
@@ -139,19 +129,6 @@ def _check_tensors(path: Path, state, tensors: dict[str, torch.Tensor]) -> None:
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    slots = optimizer.state_dict()["state"]
-    return {f"{prefix}/{i}/{name}": value for i, slot in slots.items() for name, value in slot.items()}
-
-
-def _load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for path, value in _under(prefix, tensors).items():
-        i, name = path.split("/")
-        slots.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
 
 
 logger = logging.getLogger("anvi")
@@ -277,20 +254,14 @@ def _start(
             raise ValueError("adversary=True needs at least two batches or panels; there is one.")
     return State(
         network=network,
-        optimizer=_adam(trained, plan.lr, plan),
+        optimizer=Adam(trained, plan.lr, plan.adam_eps, plan.weight_decay),
         adversary=adversary,
-        adversary_optimizer=None if adversary is None else _adam(list(adversary.parameters()), 1e-3, plan),
+        adversary_optimizer=(
+            None if adversary is None else Adam(adversary.parameters(), 1e-3, plan.adam_eps, plan.weight_decay)
+        ),
         shuffle=generator(shuffle_seed),
         noise=generator(noise_seed, device),
         ranks=ranks or Ranks(device),
-    )
-
-
-def _adam(parameters: Sequence[Tensor], lr: float | Tensor, plan: Plan) -> torch.optim.Adam:
-    on_gpu = parameters[0].is_cuda
-    lr = torch.tensor(lr, device=parameters[0].device) if on_gpu else lr
-    return torch.optim.Adam(
-        parameters, lr=lr, eps=plan.adam_eps, weight_decay=plan.weight_decay, fused=True, capturable=on_gpu
     )
 
 
@@ -308,10 +279,16 @@ def panels_differ(cells: Cells) -> bool:
     """Whether some group of cells had a protein measured that another had in no cell."""
     if cells.mask_table is None:
         return False
-    group = _adversary_groups(cells)
-    measured = cells.measured if cells.has_rna is None else torch.cat([cells.measured, cells.has_rna[:, None]], dim=1)
-    some = torch.zeros(int(group.max()) + 1, measured.shape[1], device=group.device)
-    some = some.index_add_(0, group, measured.float()) > 0  # (groups, proteins, and RNA where some cells have none)
+    group, row, table = _adversary_groups(cells), cells.mask_row, cells.mask_table.float()
+    if cells.has_rna is not None:  # RNA is one more, which some cells have
+        row, with_rna = (
+            row + len(table) * cells.has_rna,
+            torch.eye(2, device=table.device).repeat_interleave(len(table), 0),
+        )
+        table = torch.cat([table.repeat(2, 1), with_rna[:, 1:]], dim=1)
+    pair = (group * len(table) + row).unique()  # what occurs in a group
+    some = table.new_zeros(int(group.max()) + 1, table.shape[1])
+    some = some.index_add_(0, pair // len(table), table[pair % len(table)]) > 0  # (groups, proteins, and RNA)
     return bool((some != some[0]).any())
 
 
@@ -319,7 +296,7 @@ def _adversary_groups(cells: Cells) -> Tensor:
     """What the adversary tells apart: batches, or else panels, or else cells with and without proteins or RNA."""
     group = cells.batch
     if group.max() == 0 and cells.mask_table is not None:
-        modalities = cells.measured.any(1).long()
+        modalities = cells.has_protein.long()
         modalities = modalities if cells.has_rna is None else modalities + 2 * cells.has_rna
         group = cells.panel if cells.panel.max() > 0 else modalities
     return group.unique(return_inverse=True)[1]  # only groups that occur
@@ -331,11 +308,7 @@ def _epoch(
     """One epoch and its bookkeeping; None if it was rolled back."""
     weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio, plan.label_smoothing)
     lr = plan.learning_rate(state.epoch) * state.lr_scale
-    for part in state.optimizer.param_groups:
-        if isinstance(part["lr"], Tensor):  # a graph reads it from this place
-            part["lr"].fill_(lr)
-        else:
-            part["lr"] = lr
+    state.optimizer.set_rate(lr)
     last_good = _snapshot(state)
     state.ranks.own_noise(state.noise, random_state, state.epoch, state.retries)
     steps = minibatches.plan()
@@ -428,26 +401,15 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
     return {"validation_loss": weighed} | row
 
 
-def _snapshot(state: State) -> dict:
+def _snapshot(state: State) -> dict[str, dict[str, Tensor]]:
     """Weights and optimiser state to come back to."""
-    parts: tuple[Any, ...] = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
-    return {i: _cloned(part.state_dict()) for i, part in enumerate(parts) if part is not None}
-
-
-def _cloned(value):
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _cloned(item) for key, item in value.items()}
-    return [_cloned(item) for item in value] if isinstance(value, list) else value
+    return {part: {name: value.clone() for name, value in of.state_dict().items()} for part, of in state.parts.items()}
 
 
 def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan: Plan) -> None:
     state.retries += 1
-    parts: tuple[Any, ...] = (state.network, state.optimizer, state.adversary, state.adversary_optimizer)
-    for i, part in enumerate(parts):
-        if part is not None:
-            part.load_state_dict(last_good[i])
+    for part, of in state.parts.items():
+        of.load_state_dict(last_good[part])
     names = cells.names[index.cpu().numpy()]
     if state.retries > plan.max_retries:
         raise FloatingPointError(

@@ -51,7 +51,13 @@ def lower_component(values: Tensor, measured: Tensor, n_iterations: int = 100) -
 
 
 def background_prior(
-    y: Tensor, measured: Tensor, panel: Tensor, n_panels: int, generator: torch.Generator, n_sampled: int = 1_000
+    y: Tensor,
+    mask_table: Tensor,
+    mask_row: Tensor,
+    panel: Tensor,
+    n_panels: int,
+    generator: torch.Generator,
+    n_sampled: int = 1_000,
 ) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation at which the prior of log background starts, per panel.
 
@@ -59,8 +65,10 @@ def background_prior(
 
     Parameters
     ----------
-    y, measured
-        Protein counts and mask `(cells, proteins)`.
+    y
+        Protein counts `(cells, proteins)`.
+    mask_table, mask_row
+        Which proteins were measured `(masks, proteins)`, and the row of each cell `(cells,)`.
     panel
         Panel codes `(cells,)`.
     n_panels
@@ -76,13 +84,13 @@ def background_prior(
     """
     mean = torch.full((n_panels,), float("nan"))
     log_scale = torch.full((n_panels,), float("nan"))
-    enough = torch.cat([part.sum(1) >= 5 for part in measured.split(65_536)])  # sums of all would be made in int64
+    enough = (mask_table.sum(1) >= 5)[mask_row]
     for code in range(n_panels):
         cells = ((panel == code) & enough).nonzero().squeeze(1)
         if len(cells) < 5:
             continue
         cells = cells[torch.randperm(len(cells), generator=generator)[:n_sampled]]
-        means, scales = lower_component(widened(y, cells).log1p(), measured[cells])
+        means, scales = lower_component(widened(y, cells).log1p(), mask_table[mask_row[cells]])
         mean[code] = means.mean()
         # the published start is a tenth of this, which lets the divergence of the background drown all else at first
         log_scale[code] = scales.square().mean().sqrt().log()
@@ -135,7 +143,8 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
     network = VAE(config, generator(seed))
     with torch.no_grad():
         if network.protein is not None and config.n_proteins > 10:  # with fewer, two components cannot be told apart
-            start = background_prior(cells.y, cells.measured, cells.panel, config.n_panels, generator(seed))
+            masks = cells.mask_table, cells.mask_row
+            start = background_prior(cells.y, *masks, cells.panel, config.n_panels, generator(seed))
             network.protein.prior_mean.copy_(start[0][:, None].expand(-1, config.n_proteins))
             network.protein.prior_log_scale.copy_(start[1][:, None].expand(-1, config.n_proteins))
         if network.library_encoder is not None:

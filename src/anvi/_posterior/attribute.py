@@ -421,7 +421,7 @@ def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) ->
     if baseline == "rest":
         return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
     generator = torch.Generator().manual_seed(block_seed(seed, 1))
-    stained = None if cells.mask_table is None else cells.measured.any(1).cpu()
+    stained = None if cells.has_protein is None else cells.has_protein.cpu()
     index = draw_references(explained.predicted, sets, int(baseline), generator, stained, cells.rank)
     cells.x.hold(cells.x_row[index.flatten().to(device)])  # each comes with every cell that is explained
     return References(cells, index.to(device), row.to(device), protein, scaled)

@@ -94,7 +94,7 @@ def kinds(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
 def standing_for(group: str, cells: Cells, index: Tensor) -> Tensor:
     """Those of some cells that can be seen as cells of a kind: what has neither RNA nor proteins is no cell."""
     if group == encode.GROUPS[2]:
-        return index[cells.mask_table.any(1)[cells.mask_row[index]]]
+        return index[cells.has_protein[index]]
     return index if cells.has_rna is None else index[cells.has_rna[index]]
 
 

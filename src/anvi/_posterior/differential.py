@@ -376,7 +376,7 @@ def counted(
     sums = torch.zeros(3, len(populations), n_features, dtype=torch.float64, device=device)  # counts, not 0, measured
     for part, group in zip(cell.to(device).split(CHUNK), which[order].to(device).split(CHUNK), strict=True):
         if proteins:
-            measured = cells.mask_table[cells.mask_row[part]]
+            measured = cells.measured_of(part)
             counts = cells.proteins(part) * measured
             for total, values in zip(sums, (counts, counts > 0, measured), strict=True):
                 total.index_add_(0, group, values.double())

@@ -107,8 +107,9 @@ class Votes(NamedTuple):
         if neighbors is None:
             return cls(logits, None)
         # by differences: which cells are nearest must not depend on the others of a chunk
-        distance = torch.cdist(z, neighbors.latent, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distance.topk(min(model.info["n_neighbors"], len(neighbors.label)), largest=False).indices
+        parts, k = z.split(CHUNK // 4), min(model.info["n_neighbors"], len(neighbors.label))
+        distances = (torch.cdist(part, neighbors.latent, compute_mode="donot_use_mm_for_euclid_dist") for part in parts)
+        nearest = torch.cat([distance.topk(k, largest=False).indices for distance in distances])
         shares = torch.zeros_like(logits).scatter_add_(1, neighbors.label[nearest], neighbors.weight[nearest])
         return cls(logits, shares / shares.sum(1, keepdim=True))
 
@@ -128,7 +129,6 @@ class Embedding(NamedTuple):
     """What the encoder says of each cell."""
 
     mean: np.ndarray  # (cells, latent) posterior mean
-    var: np.ndarray  # (cells, latent) posterior variance
     proba: np.ndarray | None  # (cells, classes)
 
 
@@ -140,23 +140,23 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
     """
     network, temperature = model.network, temperatures(model, cells)
     near = neighbors_of(model)
-    mean, var = (_empty(model, len(cells), network.config.n_latent) for _ in range(2))
+    mean = _empty(model, len(cells), network.config.n_latent)
     proba = None if network.labels is None else _empty(model, len(cells), network.config.n_labels)
     for block in blocks(model, cells):
         mean[block.rows] = network.to_latent(block.q_z.mean).cpu()
-        var[block.rows] = block.q_z.var.cpu()
         if proba is not None:
             z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
             votes = Votes.of(model, near, z)
             proba[block.rows] = votes.proba(1.0 if temperature is None else temperature[block.index]).cpu()
-    for part, what in ((mean, "latent vector"), (var, "latent variance"), (proba, "probabilities")):
-        if part is not None and not bool(part.isfinite().all()):
-            cell = cells.names[int((~part.isfinite().all(1)).nonzero()[0])]
-            raise ValueError(
-                f"The model '{model.key}' gives no finite {what} for the cell '{cell}': its weights are damaged, or "
-                "the counts are extreme (pp.check)."
-            )
-    return Embedding(mean.numpy(), var.numpy(), None if proba is None else proba.numpy())
+        for part, what in ((mean, "latent vector"), (proba, "probabilities")):
+            odd = None if part is None else ~part[block.rows].isfinite().all(1)
+            if odd is not None and odd.any():
+                cell = cells.names[block.rows][odd.numpy()][0]
+                raise ValueError(
+                    f"The model '{model.key}' gives no finite {what} for the cell '{cell}': its weights are damaged, "
+                    "or the counts are extreme (pp.check)."
+                )
+    return Embedding(mean.numpy(), None if proba is None else proba.numpy())
 
 
 def _empty(model: Model, *shape: int) -> Tensor:
@@ -182,7 +182,7 @@ def _group(cells: Cells) -> Tensor:
     """Place of each cell in `GROUPS` `(cells,)`."""
     if cells.mask_table is None:
         return torch.ones_like(cells.label)
-    group = 1 - cells.mask_table.any(1)[cells.mask_row].long()
+    group = 1 - cells.has_protein.long()
     return group if cells.has_rna is None else torch.where(cells.has_rna, group, 2)
 
 

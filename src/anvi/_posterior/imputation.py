@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from anvi._data.cells import Cells
@@ -87,7 +87,7 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     if not model.config.has_protein or not model.setup.counts or model.config.objective != "bound":
         return model
     device, generator = cells.label.device, torch.Generator().manual_seed(seed)
-    some = cells.mask_table.any(1)[cells.mask_row]
+    some = cells.has_protein
     some = some if cells.has_rna is None else some & cells.has_rna
     kept, held_out = (
         at_most(n, part.to(device)[some[part.to(device)]], generator)
@@ -96,13 +96,14 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     if len(kept) <= N_NEIGHBORS:
         return model
     everybody = at_most(LANDMARKS, _with_rna(cells), generator)
-    cells.x.hold(cells.x_row[torch.cat([kept, held_out, everybody])])
+    cells.x.let_go()  # of training: one pass over all cells follows
     genes, center, scale = _moments(cells, model.config.n_batches)
+    cells.x.hold(cells.x_row[torch.cat([kept, held_out, everybody])])
     part = Imputation(
         genes=genes,
         center=center,
         scale=scale,
-        y=torch.where(cells.measured[kept], cells.proteins(kept).log1p(), torch.nan),
+        y=torch.where(cells.measured_of(kept), cells.proteins(kept).log1p(), torch.nan),
         batch=cells.batch[kept],
         measured=_measured(cells, model.config.n_batches),
         **dict.fromkeys(("loading", "latent", "components", "slope", "intercept", "residuals"), torch.zeros(0)),
@@ -114,7 +115,7 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     index = kept if alone else held_out
     found, spread = _predict(part, view if alone else _view(model, part, cells, index), leave_out=alone)
     found += part.offset[cells.batch[index]]
-    off = (torch.where(cells.measured[index], cells.proteins(index).log1p(), torch.nan) - found) / spread
+    off = (torch.where(cells.measured_of(index), cells.proteins(index).log1p(), torch.nan) - found) / spread
     grid = torch.linspace(0, 1, 101, dtype=torch.float64, device=device)
     residuals = torch.nanquantile(off.double(), grid, dim=0).float().T.contiguous()  # (proteins, 101)
     part = part._replace(residuals=residuals.nan_to_num(0.0))
@@ -165,7 +166,7 @@ def _imputed(
     found, spread = _predict(part, _view(model, part, cells, index))
     if part.offset is not None:
         found += part.offset[batch]
-    partly = cells.mask_table.any(1)[cells.mask_row[index]]
+    partly = cells.has_protein[index]
     if partly.any():
         decoded = _decoded(model, block, None, True)[some].log1p()
         found = torch.where(partly[:, None], (found + decoded) / 2, found)
@@ -232,14 +233,14 @@ def told_by_query(model: Model, cells: Cells) -> Imputation | None:
     n_measured = _n_measured(part)
     offset, new, with_rna = part.offset.where(n_measured > N_NEIGHBORS, torch.nan), [], _with_rna(cells)
     known = (~offset.isnan()).any(1).nonzero().squeeze(1).tolist()  # batches of the reference, on its scale
-    with_both = with_rna[cells.mask_table.any(1)[cells.mask_row[with_rna]]]
+    with_both = with_rna[cells.has_protein[with_rna]]
     for code in cells.batch[with_both].unique().tolist():
         if n_measured[code].any():  # the reference knows its scale
             continue
         index = at_most(ALIGNED, with_both[cells.batch[with_both] == code], torch.Generator().manual_seed(code))
         cells.x.hold(cells.x_row[index])
         found, _ = _near(part, _view(model, part, cells, index))
-        error = torch.where(cells.measured[index], cells.proteins(index).log1p() - found, torch.nan)
+        error = torch.where(cells.measured_of(index), cells.proteins(index).log1p() - found, torch.nan)
         n_measured[code] = (~error.isnan()).sum(0)
         few = torch.minimum((~part.y.isnan()).sum(0), n_measured[code]) <= N_NEIGHBORS
         offset[code] = error.nanmean(0).masked_fill(few, torch.nan)
@@ -263,7 +264,7 @@ def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
 
     None of cells without RNA, of which neighbours by RNA know nothing: theirs are decoded.
     """
-    possible, some = (~imputation.y.isnan()).sum(0) > N_NEIGHBORS, cells.mask_table.any(1)[cells.mask_row].cpu()
+    possible, some = (~imputation.y.isnan()).sum(0) > N_NEIGHBORS, cells.has_protein.cpu()
     never = ~(imputation.measured[cells.batch.cpu()] & some[:, None])
     rna = True if cells.has_rna is None else cells.has_rna.cpu()[:, None]
     return never & possible & ~cells.measured.cpu() & rna
@@ -306,7 +307,7 @@ def _moments_of(cells: Cells, genes: Tensor, n_batches: int, mean: Tensor | None
     device = cells.label.device
     n = torch.zeros(n_batches, 1, dtype=torch.float64, device=device)
     first, second = (torch.zeros(n_batches, len(genes), dtype=torch.float64, device=device) for _ in range(2))
-    for index in _with_rna(cells).split(encode.CHUNK):
+    for index in _with_rna(cells).split(encode.CHUNK // 4):  # in double precision
         x, batch = _log_normalised(cells, index, genes).double(), cells.batch[index]
         n.index_add_(0, batch, torch.ones(len(index), 1, dtype=n.dtype, device=device))
         first.index_add_(0, batch, x)
@@ -420,7 +421,7 @@ def _interval(
     for level in ((1 - coverage) / 2, (1 + coverage) / 2):
         off = _level(part.residuals, level) * spread - middle
         if part.between is not None:  # what is off in the whole batch does not depend on the cell
-            elsewhere = part.apart[batch] * part.between * torch.from_numpy(stats.t.ppf(level, df)).to(part.between)
+            elsewhere = part.apart[batch] * part.between * torch.from_numpy(special.stdtrit(df, level)).to(part.between)
             off = off.hypot(share * elsewhere) * (1 if level > 0.5 else -1)
         ends.append((found + middle + off).clamp(min=0).expm1())
     return ends

@@ -332,9 +332,7 @@ def gather(
             rna.start(rows, x, there, split[rows])
             if prot is not None:
                 y = cells.proteins(index[rows]).cpu().numpy()
-                measured = (
-                    cells.mask_table[cells.mask_row[rows]].cpu().numpy() if mask else np.ones(y.shape, dtype=bool)
-                )
+                measured = cells.measured_of(rows).cpu().numpy() if mask else np.ones(y.shape, dtype=bool)
                 prot.start(rows, y, measured, split[rows])
         rna.add(drawn.step, drawn.rna.numpy())
         if prot is not None:

@@ -160,7 +160,7 @@ def reconstruction_error(
     rna = True if asked.cells.has_rna is None else asked.cells.has_rna[index].cpu().numpy()
     present = {"rna": np.where(rna, found.reconstruction_rna, np.nan)}
     if found.reconstruction_protein is not None:
-        some = asked.cells.mask_table[asked.cells.mask_row[index]].any(1).cpu().numpy()
+        some = asked.cells.has_protein[index].cpu().numpy()
         present["protein"] = np.where(some, found.reconstruction_protein, np.nan)
         if not per_cell and not some.all():
             logger.info(

@@ -225,7 +225,7 @@ def _cells_to_keep(
         return ~everyone, ~everyone
     stained = everyone
     if asked.cells.mask_table is not None and definition.masked:
-        stained = asked.cells.mask_table.any(1)[asked.cells.mask_row].cpu().numpy()
+        stained = asked.cells.has_protein.cpu().numpy()
     return _ppc.choose_cells(groups, everyone, n, seed), _ppc.choose_cells(groups, stained, n, seed)
 
 

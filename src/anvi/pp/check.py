@@ -150,7 +150,7 @@ def check(
     if setup and keys.get("labels_key") is not None:
         names = source.modality(rna_mod, "rna_mod").obs_names
         known = read_labels(source, setup, names)
-        report.labels = known.text.value_counts()
+        report.labels = pd.Series(known.text).value_counts()
         report.facts.append(
             f"labels in {labels_key!r}: {report.labels.sum()} of {len(names)} cells, {len(setup.classes)} classes"
         )
@@ -179,7 +179,7 @@ def check(
     if cells:
         report.notes += remarks(cells, setup)
     if cells and setup.joint:
-        n_some = int(cells.measured.any(1).sum())
+        n_some = int(cells.has_protein.sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")
     if all(mod in source.mods for mod in mods):
         shared = source.mods[rna_mod].var_names.intersection(source.mods[prot_mod].var_names)

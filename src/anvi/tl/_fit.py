@@ -37,7 +37,7 @@ from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelties
 from anvi._posterior.imputation import with_imputation
-from anvi._runtime import DEVICES, check_flag, made_current, own_torch, usable_memory
+from anvi._runtime import DEVICES, check_flag, give_back_memory, made_current, own_torch, usable_memory
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
 
@@ -168,6 +168,7 @@ def run_fit(
     _log_data(source, cells, setup, genes)
     n_genes = source.modality(setup.rna_mod, "rna_mod").n_vars
     del source  # and the proteins that it keeps
+    give_back_memory()
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
     plan.check()
@@ -176,7 +177,7 @@ def run_fit(
         raise ValueError(f"{len(cells)} cells leave {len(train_cells)} to train on; at least two are needed.")
     if not len(validation_cells) and plan.early_stopping:
         logger.info("too few cells for a validation split: no early stopping")
-    unstained = cells.measured is not None and not bool(cells.measured.any(1).all())
+    unstained = cells.has_protein is not None and not bool(cells.has_protein.all())
     transfer = config.has_labels and config.objective == "bound"
     plan = plan if config.has_protein else replace(plan, hide_proteins=0.0, hide_rna=0.0)
     plan = plan.for_cells(
@@ -213,6 +214,7 @@ def run_fit(
         return slots.own(data, copy) if copy else None
     choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"
     settle_rows(network, on_device)
+    give_back_memory()
     info = {"key": key, "genes": choice} | ({"processes": ranks.size} if ranks.size > 1 else {})
     info |= info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, ranks.device)
     model, table = calibrated(
@@ -220,6 +222,7 @@ def run_fit(
     )
     model = with_imputation(model, on_device, train_cells, validation_cells, seed)
     on_device.x.let_go()  # answers take one pass over all cells
+    give_back_memory()
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
     data = slots.own(data, copy)
@@ -350,7 +353,7 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
         logger.warning(told)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
-        n_measured = int(cells.measured.any(1).sum())
+        n_measured = int(cells.has_protein.sum())
         alone = "" if cells.has_rna is None else f", {int((~cells.has_rna).sum())} nothing else"
         parts.append(f"{len(setup.proteins)} proteins ({n_measured} cells have some{alone})")
         if split := split_targets(setup.proteins, setup.panels, setup.measured):

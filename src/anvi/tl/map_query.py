@@ -28,7 +28,7 @@ from anvi._fit.plan import Plan
 from anvi._fit.start import set_library_prior
 from anvi._model import Model
 from anvi._posterior import encode, imputation
-from anvi._runtime import made_current, verb
+from anvi._runtime import give_back_memory, made_current, verb
 from anvi.nn import VAE
 from anvi.settings import choose_device
 
@@ -241,6 +241,7 @@ def map_query(
     imputing = imputation.told_by_query(mapped.on(where_to), on_device)
     mapped = replace(mapped, imputation=imputing)
     on_device.x.let_go()
+    give_back_memory()
     embedding = encode.embed(mapped.on(where_to), on_device)
     # write
     query = slots.own(query, copy)
