@@ -439,15 +439,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_414,
-    "_data": 4_057,
+    "_data": 4_066,
     "_fit": 1_244,
     "_posterior": 2_204,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
-    "pl": 2_113,
+    "pl": 2_122,
     "pp": 394,
-    "tl": 1_855,
+    "tl": 1_856,
 }
 
 
@@ -518,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_193}
+WALK = {"files": 35, "lines": 4_205}
 
 
 def test_a_fit_is_a_short_walk():

@@ -1,5 +1,7 @@
 """Other people's data, once wrong answers without a word: covariates, size factors, labels, keys, tiny queries."""
 
+from functools import partial
+
 import mudata
 import numpy as np
 import pandas as pd
@@ -367,3 +369,30 @@ def test_labels_changed_after_the_fit_are_told(labelled, caplog):
         "labels_key='cell_type': the model has no class 'B cell' (26 cells); these cells are predicted" in caplog.text
     )
     assert (mdata.obs["totalanvi_label"] == "B cell").sum() == 26
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"labels_key": "totalanvi_prediction"},
+        {"labels_key": "totalanvi_label"},
+        {"categorical_covariate_keys": ["totalanvi_split"]},
+        {"continuous_covariate_keys": ["totalanvi_confidence"]},
+    ],
+)
+def test_a_fit_does_not_learn_from_what_it_writes(labelled, keys):
+    """Predictions held against themselves are right in all cells."""
+    mdata = labelled.copy()
+    mdata.obs["totalanvi_prediction"] = mdata.obs["true_cell_type"]  # two classes and more
+    with pytest.raises(ValueError, match=r"write its own answers there.*key_added="):
+        av.tl.totalanvi(mdata, **keys, max_epochs=1)
+    av.tl.totalanvi(mdata, **keys, max_epochs=1, n_hidden=8, key_added="again")
+
+
+def test_groups_and_colours_that_are_not_there(labelled):
+    draw = partial(av.pl.embedding, labelled, "X_totalanvi", color=["true_cell_type", "P01"], show=False)
+    draw(groups=["B", "NK"])
+    with pytest.raises(KeyError, match="groups: 'Bee' is no value of what is coloured; there are.*'B'"):
+        draw(groups=["Bee"])
+    with pytest.raises(KeyError, match="palette has no colour for 'CD14 Mono'"):
+        draw(palette={"B": "red"})

@@ -236,6 +236,18 @@ def check_free(data: Source | Data, key: str, *, joint: bool, rna_mod: str) -> N
         raise ValueError(f"uns['{key}'] holds something that is no model of anvi; pass another key_added=.")
 
 
+def check_reads_no_own(setup: Setup, key: str) -> None:
+    """Raise a ValueError if a fit is to learn from a column that it will write over."""
+    own = (*slots.of_predictions(key)[0 if setup.classes else 1 :], slots.split(key))
+    read = [setup.labels_key, *setup.label_columns, setup.batch_key, setup.panel_key, *setup.continuous]
+    for name in [*read, *(name for name, _ in setup.categorical)]:
+        if name is not None and name.rpartition(":")[2] in own:
+            raise ValueError(
+                f"The fit would learn from obs['{name}'] and write its own answers there, so that nothing could be "
+                "held against them: pass key_added= for another name of the fit, or copy the column."
+            )
+
+
 def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | None = None) -> None:
     """Raise a ValueError if what a verb would write or remove under a key is there, and anvi did not write it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -119,6 +119,7 @@ def embedding(
     names = dict.fromkeys(name for name in [*wanted, mask if isinstance(mask, str) else None] if name is not None)
     sources = {name: _find(data, name) for name in names}
     small = _small(data, part, slot, sources, layer)
+    _check_values(small.obs[list(filter(None, wanted))], sc_kwargs)
     if "norm" not in sc_kwargs:
         limits = [None if name is None else _highest(small.obs[name], sources[name].kind) for name in wanted]
         sc_kwargs = {"vmax": limits} | sc_kwargs
@@ -126,6 +127,17 @@ def embedding(
     _copy_colors(data, small, sources)
     fig = (axes[0] if isinstance(axes, list) else axes).figure
     return finish(fig, axes, show=show, save=save, return_fig=return_fig, own=ax is None)
+
+
+def _check_values(colors: pd.DataFrame, sc_kwargs: dict) -> None:
+    """Raise a KeyError at groups that no cell is in, which would be drawn as none, and at values without a colour."""
+    texts, groups, palette = colors.select_dtypes(exclude="number"), sc_kwargs.get("groups"), sc_kwargs.get("palette")
+    there = {str(value) for name in texts for value in texts[name].dropna().unique()}
+    groups = [groups] if isinstance(groups, str) else [] if groups is None else groups
+    if unknown := sorted({str(name) for name in groups} - there):
+        raise KeyError(f"groups: '{unknown[0]}' is no value of what is coloured; there are {sorted(there)[:15]}.")
+    if isinstance(palette, Mapping) and (bare := sorted(there - {str(name) for name in palette})):
+        raise KeyError(f"palette has no colour for '{bare[0]}'; as a dict it needs one for each value.")
 
 
 def _draw(small: AnnData, slot: str, color: list[str | None], ax: Axes | None, sc_kwargs: dict) -> Axes | list[Axes]:

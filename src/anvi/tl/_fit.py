@@ -23,7 +23,7 @@ from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, remarks, with_library
 from anvi._data.containers import Data, Source, did_you_mean
-from anvi._data.fits import check_free, check_no_own
+from anvi._data.fits import check_free, check_no_own, check_reads_no_own
 from anvi._data.labels import Known, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
 from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
@@ -154,6 +154,7 @@ def run_fit(
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)
     check_no_own(source, setup, key)
+    check_reads_no_own(setup, key)
     cells = read_cells(source, setup, labels=True, most=most)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
