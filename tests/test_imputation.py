@@ -653,3 +653,18 @@ def test_damaged_offsets_are_refused(name):
     new = [f"imputation.{one}" for one in ("offset", "between", "apart")]
     weights = {key: value for key, value in model.weights().items() if key not in new}  # as of before
     assert Model.from_parts(model.facts(), weights, model.history).imputation.offset is None
+
+
+def test_components_explain_what_the_exact_ones_do():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 20)) @ rng.normal(size=(20, 150)) + rng.normal(size=(400, 150))
+    loading = imputation._loading(torch.tensor(x, dtype=torch.float32), seed=0).double()
+    assert loading.shape == (150, imputation.N_COMPONENTS)
+    torch.testing.assert_close(loading.T @ loading, torch.eye(50).double(), atol=1e-5, rtol=0)
+    exact = np.linalg.svd(x, compute_uv=False)[:50]
+    assert np.linalg.norm(x @ loading.numpy()) ** 2 > 0.999 * np.sum(exact**2)
+    before = torch.random.get_rng_state()
+    again = imputation._loading(torch.tensor(x, dtype=torch.float32), seed=0).double()
+    assert torch.equal(loading, again) and torch.equal(before, torch.random.get_rng_state())
+    few = imputation._loading(torch.randn(6, 3), seed=0)  # fewer genes than components
+    assert few.shape == (3, 2)
