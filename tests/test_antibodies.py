@@ -84,6 +84,14 @@ def test_synonyms(one, other):
         ("TCRab", "TCRgd"),
         ("CD3", "CD3_CD19"),
         ("CD3 (UCHT1)", "CD3 (SK7)"),
+        ("CD34 (581)", "CD34 (561)"),
+        ("CD34-581", "CD34_561"),
+        ("CD66b (6/40c)", "CD66b (G10F5)"),
+        ("CD59 (p282)", "CD59 (MEM-43)"),
+        ("CD3", "CD3 (mouse)"),
+        ("CD4_mouse", "CD4"),
+        ("CD19 [anti-mouse]", "CD19"),
+        ("CD45 (rat)", "mouse CD45"),
         ("mouse IgG1", "rat IgG1"),
     ],
 )
@@ -92,10 +100,32 @@ def test_what_is_not_the_same(one, other):
     assert matched([other], [one]) == {other: None}
 
 
+@pytest.mark.parametrize("name", ["Ms.CD4", "CD4 (mouse)", "CD4_mouse", "CD4-rat", "anti-mouse CD4-RM4.5"])
+def test_the_species_of_an_antibody_may_stand_on_either_side(name):
+    said = name.replace("rat", "mouse") if "rat" in name else name
+    assert matched([said], ["anti-mouse CD4"]) == {said: "anti-mouse CD4"}
+    assert ("rat" in name) == (matched([name], ["anti-mouse CD4"]) == {name: None})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\ufeffCD4", "CD\u200b4", "CD4\u2060", "aCD4", "αCD4", "CD4 Recombinant", "CD4_anti-human", "antihuman CD4"],
+)
+def test_what_no_eye_sees_makes_no_other_antibody(name):
+    assert matched([name], ["CD4"]) == {name: "CD4"}
+
+
+def test_marks_without_width_make_no_other_category():
+    assert av._data.containers.as_name("\ufeffCD4 T\u200b") == "CD4 T"
+
+
 @pytest.mark.parametrize(
     ("name", "clone"),
     [
         ("CD3 (UCHT1)", "UCHT1"),
+        ("CD3 (581)", "581"),
+        ("CD3_TS1/8", "TS1/8"),
+        ("CD3 (6/40c)", "6/40c"),
         ("CD3 [UCHT1]", "UCHT1"),
         ("CD3 (clone UCHT1)", "UCHT1"),
         ("CD3 clone: UCHT1", "UCHT1"),
@@ -572,6 +602,23 @@ def test_other_features_among_genes(one_panel):
     av.tl.scvi(names["adata"], max_epochs=1)
     adata.var["feature_types"] = "Peaks"  # nothing but peaks: the user's wish
     av.tl.scvi(adata, max_epochs=1)
+
+
+@pytest.mark.parametrize("kind", ["CRISPR Guide Capture", "Multiplexing Capture", "Gene Expression"])
+def test_other_features_among_proteins(one_panel, kind):
+    mdata = one_panel.copy()
+    mdata["prot"].var["feature_types"] = ["Antibody Capture"] * 15 + [kind] * 5
+    with pytest.raises(
+        ValueError, match=rf"5 of the 20 features in mdata\['prot'\] are no antibodies.*'{kind}'"
+    ) as said:
+        av.tl.totalvi(mdata, max_epochs=1)
+    av.tl.totalvi(mdata.copy(), max_epochs=1, proteins=[f"P{i:02}" for i in range(1, 16)])  # they were not asked for
+    with quiet_mudata():
+        exec(str(said.value).partition("Leave them out first: ")[2], {"mdata": mdata})
+    assert mdata["prot"].n_vars == 15
+    av.tl.totalvi(mdata, max_epochs=1)
+    mdata["prot"].var["feature_types"] = kind  # nothing else: the user's wish
+    av.tl.totalvi(mdata, max_epochs=1)
 
 
 def test_one_name_in_every_kit_is_no_pair_of_names():

@@ -439,7 +439,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_414,
-    "_data": 4_066,
+    "_data": 4_100,
     "_fit": 1_244,
     "_posterior": 2_208,
     "io": 1_071,
@@ -518,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_208}
+WALK = {"files": 35, "lines": 4_224}
 
 
 def test_a_fit_is_a_short_walk():

@@ -1,9 +1,10 @@
 """Which antibody of one kit is which of another: names under one stated normalisation, and a table of synonyms.
 
-A name loses, in this order, what says nothing of the target: spelling (Unicode compatibility forms, trade marks,
-spaces), prefixes (`prot:`, `adt_`, `CITE_`, `GRCh38_`, `TotalSeq-B0034`, `anti-human`, `Hu.`), suffixes (`_TotalSeqB`,
-`_TotalC`, `:AB`, `_PROT`, `-ADT`, `-A0034`, `(human)`, an oligonucleotide). A clone in brackets, or behind a known
-target (`CD3_UCHT1`, `CD4-2`), is taken off and kept. What is left is compared without case, Greek letters as Latin
+A name loses, in this order, what says nothing of the target: spelling (Unicode compatibility forms, trade marks, spaces
+of any width), prefixes (`prot:`, `adt_`, `CITE_`, `GRCh38_`, `TotalSeq-B0034`, `anti-human`, `Hu.`), suffixes
+(`_TotalSeqB`, `_TotalC`, `:AB`, `_PROT`, `-ADT`, `-A0034`, `(human)`, `Recombinant`, an oligonucleotide). A clone in
+brackets, or behind a known target (`CD3_UCHT1`, `CD4-2`), is taken off and kept; another species
+(`anti-mouse CD4`, `CD4 (mouse)`) makes another target. What is left is compared without case, Greek letters as Latin
 ones, without spaces and hyphens other than those between two digits; then by its target in `TARGETS`.
 
 Two names are one antibody if they are the same text, else if they are the same under this normalisation, else if they
@@ -19,6 +20,8 @@ from functools import cache
 from typing import NamedTuple
 
 import pandas as pd
+
+from .containers import UNSEEN
 
 TARGETS = """
 CD1a; CD1b; CD1c, BDCA-1; CD1d; CD2, LFA-2; CD3, CD3E; CD4; CD5; CD6; CD7; CD8, CD8a; CD8b; CD9; CD10, MME, CALLA
@@ -49,9 +52,9 @@ CD244, 2B4, SLAMF4; CD252, TNFSF4, OX40L; CD253, TNFSF10, TRAIL; CD254, TNFSF11,
 CD267, TNFRSF13B, TACI; CD268, TNFRSF13C, BAFF-R; CD269, TNFRSF17, BCMA; CD270, TNFRSF14, HVEM; CD271, NGFR
 CD272, BTLA; CD273, PDCD1LG2, PD-L2, B7-DC; CD274, PD-L1, B7-H1; CD275, ICOSLG, ICOSL, B7-H2; CD276, B7-H3
 CD278, ICOS; CD279, PDCD1, PD-1; CD282, TLR2; CD284, TLR4; CD294, PTGDR2, CRTH2; CD301, CLEC10A; CD303, CLEC4C, BDCA-2
-CD304, NRP1, Neuropilin-1, BDCA-4; CD305, LAIR1; CD309, KDR, VEGFR2; CD314, KLRK1, NKG2D; CD317, BST2, Tetherin
-CD319, SLAMF7, CRACC; CD321, F11R, JAM-A; CD324, CDH1, E-cadherin; CD325, CDH2, N-cadherin; CD326, EPCAM
-CD328, SIGLEC7; CD329, SIGLEC9; CD335, NCR1, NKp46; CD336, NCR2, NKp44; CD337, NCR3, NKp30; CD338, ABCG2
+CD304, NRP1, Neuropilin-1, BDCA-4; CD305, LAIR1; CD307d, FCRL4; CD307e, FCRL5; CD309, KDR, VEGFR2; CD314, KLRK1, NKG2D
+CD317, BST2, Tetherin; CD319, SLAMF7, CRACC; CD321, F11R, JAM-A; CD324, CDH1, E-cadherin; CD325, CDH2, N-cadherin
+CD326, EPCAM; CD328, SIGLEC7; CD329, SIGLEC9; CD335, NCR1, NKp46; CD336, NCR2, NKp44; CD337, NCR3, NKp30; CD338, ABCG2
 CD340, ERBB2, HER2; CD352, SLAMF6, NTB-A; CD357, TNFRSF18, GITR; CD360, IL21R; CD365, HAVCR1, TIM-1
 CD366, HAVCR2, TIM-3; CD369, CLEC7A, Dectin-1; CD370, CLEC9A; CD371, CLEC12A; KLRG1; TIGIT; CX3CR1; XCR1; CCR10
 Siglec-8; Siglec-10; Podoplanin, PDPN; GARP, LRRC32; VISTA, VSIR; GPR56, ADGRG1; Integrin beta 7, ITGB7
@@ -83,28 +86,35 @@ AMBIGUOUS = "ambiguous"
 
 _PREFIX = re.compile(
     r"(?:prot|protein|adt|cite|citeseq|antibody|csp|surface|cell[ _\-]surface)[:_.\- ]+|ab[:_.\-]"
-    r"|(?:GRCh3[78]|hg19|hg38)[:_\-]+|h(?=CD\d)|totalseq[ _\-]*[abcd]?(?:\d{4})?[ _\-:]+"
+    r"|(?:GRCh3[78]|hg19|hg38)[:_\-]+|[haα]-?(?=CD\d)|antihuman[ _.\-]+|totalseq[ _\-]*[abcd]?(?:\d{4})?[ _\-:]+"
     r"|[abcd]\d{4}[ _\-]|anti[ _.\-]+(?:mouse[/ ]human|human[/ ]mouse)[ _.\-]+|anti[ _.\-]+|human[/ ]mouse[ _.\-]+"
     r"|mouse[/ ]human[ _.\-]+|human[ _.\-]+|hu(?:ms)?(?:rt)?[._]|hu[ \-]",
     re.IGNORECASE,
 )
 _SUFFIX = re.compile(
     r"[ _.:\-]*total(?:seq)?[ _\-]*[abcd](?:\d{4})?|[ _.:\-]*totalseq|[ _\-]ts[abcd]|[ _\-][abcd]\d{4}|[:_]ab"
-    r"|[:_.\- |]+(?:protein|prot|adt|cite|antibody|pabo|surface|human)|[ _]*\((?:anti[ \-])?human\)",
+    r"|[:_.\- |]+(?:protein|prot|adt|cite|antibody|pabo|surface|recombinant|(?:anti[ _.\-])?human)"
+    r"|[ _]*\((?:anti[ \-])?(?:mouse/)?human(?:/mouse)?\)",
     re.IGNORECASE,
 )
 _OLIGO = re.compile(r"[ _\-:](?:[ACGTN]{8,})")
 _BRACKETS = re.compile(r"(.*\S)\s*[(\[]\s*([^()\[\]]+?)\s*[)\]]")
 _CLONE = re.compile(r"(.*?)[ _,;\-]+clone[ _:.\-]*(\S.*)", re.IGNORECASE)
-_TAIL = re.compile(r"[1-9]|(?=.*[A-Z])(?=.*\d)(?!CD\d)[A-Z0-9][A-Za-z0-9.\-]{2,}")  # behind a known target: a clone
+_TAIL = re.compile(r"[1-9]|\d{3}|(?=.*[A-Z])(?=.*\d)(?!CD\d)[A-Z0-9][A-Za-z0-9./\-]{2,}")  # behind a target: a clone
+_INSIDE = re.compile(r"[1-9]|(?=.*\d)(?!CD\d)[A-Za-z0-9./\-]{2,}")  # the same in brackets
 _NO_TARGET = re.compile(
-    r"(?:hash[ _\-]?tags?|hto|cmo|multiplexing[ _]capture|sample[ _\-]?tag)(?:[ _\-.#]*[A-Z]?\d+)?(?:[ _\-].*)?"
+    r"(?:(?:anti[ _.\-]+)?(?:mouse|ms|rat)[ _.\-]+)?(?:hash(?:[ _\-]?tags?)?|hto|cmo|multiplexing[ _]capture"
+    r"|sample[ _\-]?tag)(?:[ _\-.#]*(?:[A-Z]?\d+|[A-Z]))?(?:[ _\-].*)?"
     r"|unmapped|unassigned|no[ _]match|bad[ _]struct|total[ _]reads",
     re.IGNORECASE,
 )
 _GREEK = {"alpha": "a", "beta": "b", "gamma": "g", "delta": "d", "epsilon": "e"}
 _GREEK |= dict(zip("αβγδε", "abgde", strict=True)) | {"κ": "kappa", "λ": "lambda", "μ": "mu"}
 _SPECIES = {"mouse": "mouse", "ms": "mouse", "rat": "rat", "rt": "rat", "hamster": "hamster", "armenian": "hamster"}
+_FIRST = re.compile(r"(?P<species>mouse|ms|rat)[ ._\-]+(?P<rest>\S.*)", re.IGNORECASE)
+_LAST = re.compile(
+    r"(?P<rest>\S.*?)[ _.\-(\[]+(?:anti[ _.\-])?(?P<species>mouse|rat)[)\]]?", re.IGNORECASE
+)  # CD4 (mouse), CD4_mouse
 _CLASS = re.compile(r"\big ?(g[ ]?(?:1|2a|2b|2c|3|4)?|m|a|d|e)(?![a-z0-9])")
 _CONTROL = re.compile(r"\b(?:isotype|iso|ctrl|ctl|control|isotypectrl|isotypecontrol)\b")
 
@@ -328,7 +338,7 @@ def names_no_target(name: str) -> bool:
 
 def _without_affixes(name: str) -> tuple[str, bool]:
     """A name without what says nothing of the target; and whether it said "anti"."""
-    text = unicodedata.normalize("NFKC", re.sub("[™®©]", "", name))
+    text = unicodedata.normalize("NFKC", re.sub("[™®©]", "", name).translate(UNSEEN))
     text = " ".join(re.sub("[\u2010-\u2015\u2212]", "-", text).split())
     says_anti = re.match(r"(?:.*[ _:\-])?anti[ _.\-]", text, re.IGNORECASE) is not None
     while True:
@@ -368,10 +378,10 @@ def _isotype(text: str, says_anti: bool) -> tuple[str | None, str, str | None] |
 
 def _target(text: str, clone: str | None) -> tuple[str | None, str, str | None]:
     """Target of a name, the name without a clone, and the clone."""
-    other = re.match(r"(?:mouse|ms|rat)[ ._\-]+(?=\S)", text, re.IGNORECASE)
+    other = _FIRST.fullmatch(text) or _LAST.fullmatch(text)
     if other:  # not the human protein
-        target, rest, clone = _target(text[other.end() :], clone)
-        species = _SPECIES[re.match("[a-z]+", other[0].casefold())[0]]
+        target, rest, clone = _target(other["rest"], clone)
+        species = _SPECIES[other["species"].casefold()]
         return target and f"{species} {target}", f"{species} {rest}", clone
     if _known(text):
         return _known(text), text, clone
@@ -381,7 +391,7 @@ def _target(text: str, clone: str | None) -> tuple[str | None, str, str | None]:
         target, outside, clone = _target(outside, clone)
         if _known(inside):
             return (_known(inside) if target in (None, _known(inside)) else None), text, clone
-        if clone is None and _TAIL.fullmatch(inside):
+        if clone is None and _INSIDE.fullmatch(inside):
             return target, outside, inside
         return target, text if target is None else outside, clone
     for cut in re.finditer(r"[ _./\-]+", text):

@@ -24,6 +24,9 @@ from anvi.settings import with_bar
 Data: TypeAlias = MuData | AnnData
 logger = logging.getLogger("anvi")
 
+UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+"""What no eye sees in a text, as `str.translate` takes it out: soft hyphens, spaces without width, byte order marks."""
+
 PIECE = 4_000_000
 """Values of a matrix that are looked at together: reading and checking must not need as much memory as the counts."""
 
@@ -511,7 +514,7 @@ def as_name(value: object) -> object:
     """How a value of a column names a category, NaN if it is missing; the same however a file or a join has written it.
 
     1, 1.0 and "1.0" are "1"; True, "TRUE" and "true" are "True"; a day is its date; text loses blanks about it, several
-    blanks of any kind are one, and a letter with an accent is the same in one sign or in two.
+    blanks of any kind are one, marks without width go, and a letter with an accent is the same in one sign or in two.
 
     Raises
     ------
@@ -526,7 +529,7 @@ def as_name(value: object) -> object:
         value = value.decode("utf-8", "replace")
     if isinstance(value, pd.Timestamp | datetime.datetime) and value == pd.Timestamp(value).normalize():
         value = pd.Timestamp(value).date()
-    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    text = unicodedata.normalize("NFC", " ".join(str(value).translate(UNSEEN).split()))
     if _WHOLE.fullmatch(text):
         text = text.partition(".")[0]
         return "0" if text == "-0" else text

@@ -35,6 +35,8 @@ NO_GENES = (
     "hto",
 )
 """What `var["feature_types"]` says of features that are no genes, in lower case: Cell Ranger's words and short ones."""
+NO_PROTEINS = ("gene expression", "multiplexing capture", "crispr guide capture", "peaks", "atac", "hto")
+"""The same of features that are no antibodies against proteins."""
 MOST_FEATURES = 0.8
 """Share of a model's genes or proteins in a query below which the log warns."""
 
@@ -522,6 +524,22 @@ def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
             f"'{kind}' of {shown}{', ...' if strange.sum() > 3 else ''}, and a fit would learn them as genes. "
             f"Split them first: {remedy}"
         )
+
+
+def check_protein_types(var: pd.DataFrame, where: str, mod: str) -> None:
+    """Raise a ValueError if genes, guides, tags of samples or peaks stand among the proteins of a fit."""
+    for column in var.columns.intersection(["feature_types", "feature_type"]):
+        kinds = var[column].astype(str)
+        strange = kinds.str.casefold().isin(NO_PROTEINS)
+        if strange.any() and not strange.all():
+            kind, antibody = kinds[strange].mode()[0], kinds[~strange].mode()[0]
+            shown = ", ".join(var.index[strange][:3]) + (", ..." if strange.sum() > 3 else "")
+            raise ValueError(
+                f"{strange.sum()} of the {len(var)} features in {where} are no antibodies: {where}.var['{column}'] "
+                f"says '{kind}' of {shown}, and a fit would learn them as proteins. "
+                f"Leave them out first: mdata.mod['{mod}'] = {where}[:, {where}.var['{column}'] == '{antibody}'].copy()"
+                "; mdata.update()"
+            )
 
 
 def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> None:

@@ -14,7 +14,14 @@ from anndata import AnnData
 from . import containers, slots
 from .antibodies import names_no_target, read_antibody
 from .containers import Data, Source, cell_names
-from .counts import Proteins, check_feature_types, check_names_agree, check_orientation, find_proteins
+from .counts import (
+    Proteins,
+    check_feature_types,
+    check_names_agree,
+    check_orientation,
+    check_protein_types,
+    find_proteins,
+)
 from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
 
 logger = logging.getLogger("anvi")
@@ -370,6 +377,9 @@ def find_setup(
     found = find_proteins(source, setup)
     slots.check_storable(found.names, found.where)
     found = found if proteins is True else choose_proteins(found, proteins)
+    if not source.alone and len(found.names):
+        part = source.modality(prot_mod, "prot_mod")
+        check_protein_types(part.var[part.var_names.isin(found.names)], source.name(prot_mod), prot_mod)
     return _with_panels(source, setup, found, panel_key)
 
 
