@@ -1,5 +1,6 @@
 """What is written is whole whatever happens, what is read is bounded, and every error names the file."""
 
+import functools
 import json
 import os
 import resource
@@ -224,13 +225,18 @@ def test_variances_of_norms_are_not_negative(slot):
         Model.from_slot(spoil(slot, **{name: lambda value: -value}), pd.DataFrame())
 
 
-def test_what_is_not_finite_is_no_answer(slot, fitted):
-    """Weights can be finite and too large."""
-    changed = spoil(slot, **{"encoder.mean.weight": lambda value: torch.full_like(value, 3e38)})
+@pytest.mark.parametrize(("name", "value"), [("encoder.mean.weight", 3e38), ("encoder.log_var.bias", 200.0)])
+def test_what_is_not_finite_is_no_answer(slot, fitted, name, value):
+    """Weights can be finite and too large; samples of an infinite variance are NaN in every answer."""
+    changed = spoil(slot, **{name: lambda weight: torch.full_like(weight, value)})
     model = Model.from_slot(changed, pd.DataFrame())
-    for verb in (av.tl.latent, av.tl.predict):
-        with pytest.raises(ValueError, match="gives no finite .* for the cell 'cell_"):
+    for verb in (av.tl.latent, av.tl.predict, functools.partial(av.tl.denoise, n_samples=2, inplace=False)):
+        with pytest.raises(ValueError, match="gives no finite latent .* for the cell 'cell_"):
             verb(fitted, model=model)
+    query = fitted.copy()
+    with pytest.raises(ValueError, match="gives no finite latent .* for the cell 'cell_"):
+        av.tl.map_query(query, model, key_added="mapped")
+    assert "mapped" not in query.uns and "X_mapped" not in query.obsm
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), None, "1", True], ids=repr)

@@ -61,8 +61,20 @@ def blocks(model: Model, cells: Cells, index: Tensor | None = None, size: int | 
         batch = take(cells, part, dense=network.needs_dense_counts)
         stored = cells.q_mean is not None
         q_z = Gaussian(cells.q_mean[part], cells.q_var[part]) if stored else network.encode(batch, Draws())
+        for values, what in ((q_z.mean, "latent vector"), (q_z.var, "latent variance")):
+            _check_finite(model, cells.names, part, values, what)
         yield Block(start, part, batch, q_z, None if rank is None else rank[part])
         start += len(part)
+
+
+def _check_finite(model: Model, names: np.ndarray, index: Tensor, values: Tensor, what: str) -> None:
+    """Raise a ValueError that names the first of some cells of which a value `(cells, values)` is not finite."""
+    odd = ~values.isfinite().all(1)
+    if odd.any():
+        raise ValueError(
+            f"The model '{model.key}' gives no finite {what} for the cell '{names[int(index[odd][0])]}': its weights "
+            "are damaged, or the counts are extreme (pp.check)."
+        )
 
 
 def noise(seed: int, sample: int, rows: slice | Tensor, width: int, device: torch.device) -> Tensor:
@@ -147,15 +159,9 @@ def embed(model: Model, cells: Cells, *, sample_seed: int | None = None) -> Embe
         if proba is not None:
             z = block.q_z.mean if sample_seed is None else sample_z(model, block, sample_seed, 0)
             votes = Votes.of(model, near, z)
-            proba[block.rows] = votes.proba(1.0 if temperature is None else temperature[block.index]).cpu()
-        for part, what in ((mean, "latent vector"), (proba, "probabilities")):
-            odd = None if part is None else ~part[block.rows].isfinite().all(1)
-            if odd is not None and odd.any():
-                cell = cells.names[block.rows][odd.numpy()][0]
-                raise ValueError(
-                    f"The model '{model.key}' gives no finite {what} for the cell '{cell}': its weights are damaged, "
-                    "or the counts are extreme (pp.check)."
-                )
+            found = votes.proba(1.0 if temperature is None else temperature[block.index])
+            _check_finite(model, cells.names, block.index, found, "probabilities")
+            proba[block.rows] = found.cpu()
     return Embedding(mean.numpy(), None if proba is None else proba.numpy())
 
 
