@@ -438,16 +438,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_414,
-    "_data": 4_100,
+    "": 2_433,
+    "_data": 4_109,
     "_fit": 1_244,
     "_posterior": 2_211,
     "io": 1_071,
     "metrics": 994,
     "nn": 1_597,
-    "pl": 2_122,
+    "pl": 2_124,
     "pp": 394,
-    "tl": 1_856,
+    "tl": 1_858,
 }
 
 
@@ -518,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_227}
+WALK = {"files": 35, "lines": 4_229}
 
 
 def test_a_fit_is_a_short_walk():

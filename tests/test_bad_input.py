@@ -313,6 +313,21 @@ def test_unknown_option(mdata, name):
         fit(mdata, name, n_hiden=3)
     with pytest.raises(TypeError, match="There is no option 'zzz'"):
         fit(mdata, name, zzz=3)
+    with pytest.raises(TypeError, match="There is no option 'panel'"):
+        fit(mdata, name, panel=None)  # unknown is unknown, whatever its value
+    with pytest.raises(TypeError, match="Did you mean 'unlabeled_category'"):  # not 'labelled_batch_size'
+        fit(mdata, "totalanvi", unlabelled_category="Unknown")
+
+
+def test_an_argument_of_another_fit_says_of_which(mdata):
+    with pytest.raises(
+        TypeError, match=r"tl\.totalvi has no option 'labels_key': .* labels \(tl\.scanvi, tl\.totalanvi"
+    ):
+        fit(mdata, "totalvi", labels_key="cell_type")
+    with pytest.raises(
+        TypeError, match=r"tl\.scvi has no option 'panel_key': .* proteins \(tl\.totalvi, tl\.totalanvi"
+    ):
+        fit(mdata, "scvi", panel_key="panel")
 
 
 @pytest.mark.parametrize("size", ["n_genes", "n_labels", "n_batches", "n_panels", "n_categories"])

@@ -357,6 +357,12 @@ def test_arguments_out_of_range(options, text):
         datasets.synthetic_cite(**options)
 
 
+@pytest.mark.parametrize("options", [{"n_obs": 300.5}, {"n_obs": "300"}, {"n_batches": 3.0}])
+def test_numbers_of_things_are_whole(options):
+    with pytest.raises(TypeError, match=f"{next(iter(options))}=.* must be a whole number"):
+        datasets.synthetic_cite(**options)
+
+
 @pytest.fixture
 def no_data(monkeypatch, tmp_path):
     """Neither file nor network; an empty cache."""

@@ -635,6 +635,23 @@ def test_no_hdf5_is_told_with_its_name(tmp_path):
         check_hdf5(tmp_path / "data.h5ad")
 
 
+def test_a_link_stays_one_and_what_it_points_at_is_replaced(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "old.html").write_text("old")
+    (tmp_path / "link.html").symlink_to(tmp_path / "far" / "old.html")
+    _files.write_bytes(tmp_path / "link.html", b"new")
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "far" / "old.html").read_text() == "new"
+    assert [file.name for file in (tmp_path / "far").iterdir() if not file.name.startswith(".")] == ["old.html"]
+
+
+def test_a_model_is_a_folder_and_data_are_a_file(fitted, tmp_path):
+    with pytest.raises(ValueError, match="a model is a folder, and '.h5mu' is how files of data end"):
+        av.write_model(fitted, tmp_path / "model.h5mu", model="scvi")
+    (tmp_path / "data.h5mu").write_text("data")
+    with pytest.raises(FileNotFoundError, match=r"Open it as data, then av\.get\.model\(data\)"):
+        av.read_model(tmp_path / "data.h5mu")
+
+
 def test_a_link_out_of_the_folder_is_not_sent(fitted, tmp_path):
     from anvi._store import _check_sources
 

@@ -165,3 +165,9 @@ def renamed(mdata: MuData, protein: str, to: AnnData | None = None) -> MuData:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return MuData({"rna": mdata["rna"], protein: mdata["protein"] if to is None else to})
+
+
+def test_a_folder_of_ours_is_called_so(tmp_path):
+    av.write_model(from_scvi_tools(CHECKPOINTS / "scvi"), tmp_path / "ours")
+    with pytest.raises(FileNotFoundError, match="a model folder of anvi is opened by av.read_model"):
+        from_scvi_tools(tmp_path / "ours")

@@ -162,6 +162,23 @@ REFUSED = {
     "a folder for a card": (2, "card model --out folder.h5mu --overwrite", "folder.h5mu is a folder"),
     "no number": (2, "fit counts.h5mu out.h5mu --max-epochs many", "invalid int value: 'many'"),
     "nothing to write": (2, "fit counts.h5mu", "the following arguments are required: out"),
+    "an option twice": (2, "fit counts.h5mu out.h5mu --lr 0.1 --set lr=0.2", "--set lr: --lr says another value"),
+    "over the reference": (
+        2,
+        "map query.h5mu fitted.h5mu ./fitted.h5mu --overwrite",
+        "holds the model and would be lost",
+    ),
+    "over the model": (2, "predict query.h5mu fitted.h5mu --model fitted.h5mu --overwrite", "holds the model"),
+    "over what a card is of": (
+        2,
+        "card fitted.h5mu --out fitted.h5mu --overwrite",
+        "holds the model and would be lost",
+    ),
+    "the wrong way round": (
+        1,
+        "map fitted.h5mu query.h5mu out.h5mu",
+        "query.h5mu' holds no fitted model. New cells come",
+    ),
     "no address": (1, "card model --training-code-url here", "training_code_url='here'"),
 }
 

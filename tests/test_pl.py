@@ -697,6 +697,13 @@ def test_embedding_keeps_colours_as_scanpy_does_and_nothing_else(mdata):
     assert set(mdata.uns["cell_type_colors"]) == {"#000000"}
 
 
+def test_no_cells_are_no_plot(mdata):
+    empty = mdata[:0].copy()
+    for plot in (lambda: av.pl.embedding(empty, "X_umap"), lambda: av.pl.predictions(empty, model="scanvi")):
+        with pytest.raises(ValueError, match="has no cells"):
+            plot()
+
+
 def test_embedding_passes_arguments_on(mdata):
     ax = av.pl.embedding(mdata, color="rna:G001", title="a title", vmax=3, mask_obs=np.arange(600) < 300)
     assert ax.get_title() == "a title" and ax.collections[0].norm.vmax == 3

@@ -141,6 +141,8 @@ def test_nothing_is_sent_that_is_no_model(hub, here, folder, tmp_path):
         av.io.push_to_hub(tmp_path, "lab/x", **here)
     with pytest.raises(TypeError, match="Expected a MuData or an AnnData"):
         av.io.push_to_hub(folder, "lab/x", data="data.h5mu", **here)
+    with pytest.raises(TypeError, match="takes the folder that av.write_model made; got Model"):
+        av.io.push_to_hub(object.__new__(av.Model), "lab/x", **here)
     assert hub.requests == []
 
 

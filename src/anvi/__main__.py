@@ -94,7 +94,10 @@ def fit(options: Namespace) -> Answer:
     from ._runtime import processes
 
     verb = getattr(av.tl, options.method)
-    given = _given(options, verb, options.method) | _settings(options.set, verb)
+    given, rarer = _given(options, verb, options.method), _settings(options.set, verb)
+    if both := sorted(given.keys() & rarer.keys()):
+        raise UsageError(f"--set {both[0]}: {_flag(both[0])} says another value; leave one of the two out.")
+    given |= rarer
     _check_out(options)
     data = _read(options.file)
     verb(data, **given)
@@ -112,7 +115,7 @@ def predict(options: Namespace) -> Answer:
     from ._find import find_model, find_reference
 
     given = _given(options, av.tl.predict, "predict")
-    _check_out(options)
+    _check_out(options, options.model)
     data, asked = _read(options.file), options.model
     if asked is not None and Path(asked).suffix in ENDINGS:
         asked = find_reference(_existing(Path(asked)), options.model_key)[0]
@@ -132,7 +135,7 @@ def map_(options: Namespace) -> Answer:
     from ._find import find_reference
 
     given = _given(options, av.tl.map_query, "map")
-    _check_out(options)
+    _check_out(options, options.reference)
     reference = find_reference(_existing(options.reference), options.model)[0]
     data = _read(options.file)
     av.tl.map_query(data, reference, **given)
@@ -161,7 +164,7 @@ def check(options: Namespace) -> Answer:
 def card(options: Namespace) -> Answer:
     """Write the model card of a fit."""
     if options.out is not None:
-        _check_place(options.out, options.overwrite)
+        _check_place(options.out, options.overwrite, options.source)
     given = _given(options, av.io.model_card, "card")
     if _existing(options.source).is_dir():
         if options.criticism:
@@ -436,19 +439,21 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _check_out(options: Namespace) -> None:
-    """Raise before work starts if there is nothing to read, or nowhere to write."""
+def _check_out(options: Namespace, model: Path | None = None) -> None:
+    """Raise before work starts if there is nothing to read, or nowhere to write but over the model that is asked."""
     source, out = _existing(options.file), options.out
     if out.suffix != source.suffix:
         raise UsageError(f"{out} must end in {source.suffix}, as the file that is read.")
-    _check_place(out, options.overwrite)
+    _check_place(out, options.overwrite, model if model != source else None)
 
 
-def _check_place(out: Path, overwrite: bool) -> None:
+def _check_place(out: Path, overwrite: bool, model: Path | None) -> None:
     if out.is_dir():
         raise UsageError(f"{out} is a folder.")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already; --overwrite replaces it.")
+    if model is not None and out.exists() and Path(model).exists() and out.samefile(model):
+        raise UsageError(f"{out} holds the model and would be lost: name another file for the answer.")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}")
 

@@ -25,13 +25,11 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
-from ._files import reading, replacing
+from ._files import ENDINGS, reading, replacing
 from ._runtime import processes
 
 logger = logging.getLogger("anvi")
 
-ENDINGS = (".h5mu", ".h5ad", ".zarr")
-"""How files with an object end."""
 TABLES = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
 """What a part of an object holds beside its matrices; a MuData has `obsmap` and `varmap`, too."""
 Verb = TypeVar("Verb", bound=Callable)

@@ -29,6 +29,8 @@ except ImportError:  # Windows
 
 logger = logging.getLogger("anvi")
 
+ENDINGS = (".h5mu", ".h5ad", ".zarr")
+"""How files with an object end."""
 LOCK_SECONDS = 60.0
 """How long to wait for another writer."""
 STALE_SECONDS = 86_400.0
@@ -97,11 +99,12 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     Parameters
     ----------
     path
-        The place; what lies there stays whole until the new one is on the disk, and goes in the same step.
+        The place, or a link to it; what lies there stays whole until the new one is on the disk, and goes in the same
+        step.
     suffix
         End of the temporary name, for writers that look at it.
     """
-    path = Path(os.path.abspath(path))  # a change of directory in between must not matter
+    path = Path(os.path.realpath(path))  # a link stays one; a change of directory in between must not matter
     part = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part{suffix}")
     try:
         with writing(path):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ._backed import ENDINGS, open_backed
+from ._backed import open_backed
 from ._data import slots
 from ._data.containers import Data, Source
 from ._data.fits import FIT_COMMAND, meant, stored_fits
-from ._files import parse_json, reading
+from ._files import ENDINGS, parse_json, reading
 from ._model import Model
 from ._store import FILES, fetch, read_fetched, read_model
 
@@ -77,13 +77,16 @@ def find_reference(reference: Data | str | Path | Model, model: str | None) -> t
     """
     if isinstance(reference, Model):
         return reference, None
-    if isinstance(reference, str | Path):
-        path = Path(reference).expanduser()
+    path = Path(reference).expanduser() if isinstance(reference, str | Path) else None
+    if path is not None:
         if path.is_dir() and path.suffix != ".zarr":
             return read_model(path, device="cpu"), None
         if isinstance(reference, str) and _may_be_on_the_hub(reference):
             return _from_hub(reference), None
         reference = _read(path)
+    if not stored_fits(reference, whole=True):
+        where = f"'{path}'" if path is not None else "The reference"
+        raise KeyError(f"{where} holds no fitted model. New cells come first, then the object or file with the model.")
     return find_model(reference, model)[0], reference
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from mudata import MuData
 from safetensors.torch import load, save
 
 from ._data.containers import Data, check_type
-from ._files import check_hdf5, newest, parse_json, reading, replacing, sealed, unsealed
+from ._files import ENDINGS, check_hdf5, newest, parse_json, reading, replacing, sealed, unsealed
 from ._model import SCHEMA, Model
 from ._runtime import verb
 from .settings import choose_device
@@ -31,6 +32,8 @@ def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool)
     """Write a model into a folder, with `card` as its README; see :func:`anvi.io.write_model`."""
     path = Path(path).expanduser()
     path = path.resolve() if path.is_symlink() else path  # what it points at is replaced
+    if path.suffix in ENDINGS:
+        raise ValueError(f"{path}: a model is a folder, and '{path.suffix}' is how files of data end; name it without.")
     if newest(path).exists():
         if not overwrite:
             raise FileExistsError(f"{path} is there already; pass overwrite=True to replace the model in it.")
@@ -105,7 +108,8 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
         )
     for name in (CONFIG, WEIGHTS, HISTORY):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path} has no {name}: it is no model folder of anvi.")
+            hint = " Open it as data, then av.get.model(data)." if path.suffix in ENDINGS else ""
+            raise FileNotFoundError(f"{path} has no {name}: it is no model folder of anvi.{hint}")
     with reading(path / CONFIG):
         facts = parse_json((path / CONFIG).read_bytes())
         checksums = facts.pop("sha256", {}) if isinstance(facts, dict) else None
@@ -189,6 +193,8 @@ def push_to_hub(
     >>> av.io.push_to_hub("model", "me/my-model", data=small)  # doctest: +SKIP
     """
     api = _api(token, endpoint)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path= takes the folder that av.write_model made; got {type(path).__name__}.")
     if data is not None:
         check_type(data)
     path = Path(path).expanduser()

@@ -140,6 +140,10 @@ def synthetic_cite(
     >>> import anvi as av
     >>> mdata = av.datasets.synthetic_cite(500, random_state=1)
     """
+    numbers = {"n_obs": n_obs, "n_genes": n_genes, "n_proteins": n_proteins, "n_classes": n_classes}
+    for name, value in (numbers | {"n_batches": n_batches, "n_panels": n_panels}).items():
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}={value!r:.80} must be a whole number.")
     n_stained = n_batches - bool(rna_only_batch)  # batches with proteins
     least = 10 * max(n_classes, n_batches)
     for name, value, good, allowed in (

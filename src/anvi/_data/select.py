@@ -323,6 +323,13 @@ def find_groups(
     TypeError, ValueError
         If a group is unknown, has no cells, or there is nothing to compare it with.
     """
+    if not isinstance(reference, str | int | float | np.generic):
+        raise TypeError(
+            f"reference={reference!r:.80} must name one group, or '{REST}'. Several together are a mask: "
+            "groups={'one': mask, 'others': data.obs[groupby].isin([...])}, reference='others'."
+        )
+    if not isinstance(groupby, str | None):
+        raise TypeError(f"groupby={groupby!r:.80} must name one column of obs.")
     if isinstance(groups, Mapping):
         if groupby is not None:
             raise ValueError(f"groups={{...}} are masks, which need no groupby='{groupby}'; leave one of the two out.")
@@ -374,6 +381,8 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     named = {*asked, reference}
     eligible = [name for name in categories if name not in nobody or name in named]
     names = [name for name in (asked or eligible) if name != reference or reference == REST]
+    if asked == [reference]:
+        raise ValueError(f"groups and reference are both '{reference}': there is nothing to compare.")
     if not names or len(eligible) < 2:
         there = f"a single group, '{eligible[0]}'" if eligible else "no group"
         raise ValueError(f"groupby='{key}' has {there}: there is nothing to compare.")

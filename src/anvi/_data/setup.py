@@ -332,6 +332,7 @@ def find_setup(
     # before columns of obs are looked up: what they lack then is another matter
     check_orientation(source, rna_mod, prot_mod if joint else None)
     if joint and not source.alone and prot_mod in source.mods:
+        containers.unique_names(source.mods[prot_mod].obs_names, f"{source.name(prot_mod)}.obs_names", "cell")
         check_names_agree(source.mods[prot_mod].obs_names, source.name(prot_mod), rna, whole=True)
     mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if joint else None)
     continuous = {key: _scale(source, key, mods, cells) for key in continuous_keys}

@@ -266,6 +266,10 @@ def _find(path: Path, prefix: str) -> Path:
             f"{path} was saved by scvi-tools before 0.15, in several files. Bring it up to date there first: "
             "scvi.model.SCVI.convert_legacy_save(old, new), with the class of your model."
         )
+    if (path / "config.json").exists():
+        raise FileNotFoundError(
+            f"There is no {file.name} in {path}: a model folder of anvi is opened by av.read_model."
+        )
     there = ", ".join(sorted(entry.name for entry in path.glob("*model.pt"))) or "none"
     raise FileNotFoundError(f"There is no {file.name} in {path}; files of that kind there: {there} (see prefix=).")
 

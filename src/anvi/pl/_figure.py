@@ -173,6 +173,8 @@ def fit_or_prefix(data: Data, model: str | None, table: str, ending: str, *, joi
 
 def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:
     """Where coordinates lie: the part of the object and the name in its obsm; None if nowhere."""
+    if not data.n_obs:
+        raise ValueError("The object has no cells: there is nothing to draw.")
     mod, colon, rest = basis.partition(":")
     mods = Source(data).mods
     named = bool(colon) and mod in mods

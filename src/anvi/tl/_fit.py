@@ -46,8 +46,9 @@ logger = logging.getLogger("anvi")
 RandomState = int | np.random.Generator | None
 Callback = Callable[[dict[str, float]], object]
 OF_LABELS = ("linear_classifier", "label_prior", "dropout_u", "classification_ratio", "labelled_batch_size")
-OF_LABELS += ("label_smoothing", "n_neighbors")
+OF_LABELS += ("label_smoothing", "n_neighbors", "labels_key", "label_tree", "unlabeled_category")
 OF_PROTEINS = ("protein_dispersion", "protein_weight", "hide_proteins", "hide_rna", "efficiency")
+OF_PROTEINS += ("panel_key", "missing", "proteins", "prot_mod", "prot_obsm")
 
 
 class Options(TypedDict, total=False):
@@ -129,7 +130,7 @@ def run_fit(
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
-    network_options, plan_options = _sort_options(name, {k: value for k, value in options.items() if value is not None})
+    network_options, plan_options = _sort_options(name, options)
     source = Source(data)
     key = slots.clean_key(name if key_added is None else key_added)
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
@@ -318,16 +319,17 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     """Options of the network and of the training; an unknown one raises a TypeError that names its neighbours."""
     network_names = {field.name for field in fields(Config)} - set(NO_OPTIONS)
     plan_names = {field.name for field in fields(Plan)}
-    unknown = sorted(set(options) - network_names - plan_names)
-    if unknown and unknown[0] in DEVICES:
-        raise TypeError(f"There is no option '{unknown[0]}': name the device, device='cuda' or device='cpu'.")
-    if unknown:
-        hint = did_you_mean(unknown[0], sorted(network_names | plan_names))
-        raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
     foreign = foreign_options(model)
     for key in options:
         if key in foreign:
             raise TypeError(f"tl.{model} has no option '{key}': it belongs to models with {foreign[key]}.")
+    unknown = sorted(set(options) - network_names - plan_names)
+    if unknown and unknown[0] in DEVICES:
+        raise TypeError(f"There is no option '{unknown[0]}': name the device, device='cuda' or device='cpu'.")
+    if unknown:
+        hint = did_you_mean(unknown[0], sorted(network_names | plan_names | SETUP_ARGUMENTS))
+        raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
+    options = {key: value for key, value in options.items() if value is not None}
     for field in (*fields(Config), *fields(Plan)):
         if field.name in options and str(field.type).removesuffix(" | None") in ("bool", "<class 'bool'>"):
             check_flag(field.name, options[field.name])
