@@ -113,3 +113,22 @@ def test_truth():
         )
         assert areas > least, areas
         assert abs(chance - 0.5) < 0.1
+
+
+def test_batches_that_did_not_measure_a_protein_are_told(caplog):
+    mdata = cite()
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)  # batch_1 lacks a quarter of the proteins, batch_2 all
+
+    def told(**options) -> list[str]:
+        caplog.clear()
+        av.tl.denoise(mdata, inplace=False, **options)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    lacking = mdata.uns["truth"]["measured"]["panel_1"]
+    name = lacking.index[~lacking][0]
+    assert not told(transform_batch="batch_0") and not told() and not told(transform_batch="batch_2", modality="rna")
+    assert told(transform_batch="batch_1")[0].startswith(f"transform_batch: {(~lacking).sum()} proteins ({name}, ")
+    assert "20 proteins" in told(transform_batch="all")[0] and "'batch_1', 'batch_2'" in told(transform_batch="all")[0]
+    assert told(transform_batch="batch_1", features=[name]) and not told(
+        transform_batch="batch_1", features=[lacking.index[lacking][0]]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from anvi._data.select import Batches, Features, Groups, Mask, find_batches, fin
 from anvi._data.setup import Setup
 from anvi._find import find_model, key_to_write
 from anvi._model import Model
+from anvi._posterior.differential import measured_in
 from anvi._runtime import made_current
 from anvi.settings import choose_device
 
@@ -221,7 +223,25 @@ def ask(
     labels = fitted.config.dispersion == "gene-label" if labels is None else labels
     tell_cells_without_rna(fitted, source, setup)
     cells = read_cells(source, setup, labels=labels, stored=stored, asked=True).to(on_device)
+    if batches.codes is not None and wanted.has_proteins:
+        tell_unmeasured(fitted, cells, batches.codes, wanted)
     return Context(source, fitted.on(on_device), key, setup, cells, wanted, batches, groups, seed, to)
+
+
+def tell_unmeasured(model: Model, cells: Cells, codes: Sequence[int], features: Features) -> None:
+    """Warn where proteins are to be decoded as in batches that did not measure them."""
+    setup, columns = model.setup, slice(None) if features.proteins is None else features.proteins
+    by_batch = setup.panel_key is None and len(setup.measured) == len(setup.batches)
+    codes = [code for code in codes if by_batch or (cells.batch == code).any()]  # of others nothing is known
+    lacking = ~measured_in(model, cells).numpy()[codes][:, columns]  # (batches, proteins)
+    if lacking.any():
+        which = ", ".join(repr(setup.batches[code]) for code, row in zip(codes, lacking, strict=True) if row.any())
+        names = list(itertools.compress(features.protein_names, lacking.any(0)))
+        logger.warning(
+            f"transform_batch: {len(names)} proteins ({', '.join(names[:4])}{', ...' * (len(names) > 4)}) were not "
+            f"measured in {which}, of which the model has not learnt what they look like there: take batches that "
+            "measured them"
+        )
 
 
 def tell_cells_without_rna(model: Model, source: Source, setup: Setup) -> None:
