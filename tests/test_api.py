@@ -439,7 +439,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_433,
-    "_data": 4_109,
+    "_data": 4_122,
     "_fit": 1_244,
     "_posterior": 2_211,
     "io": 1_071,
@@ -518,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_229}
+WALK = {"files": 35, "lines": 4_242}
 
 
 def test_a_fit_is_a_short_walk():

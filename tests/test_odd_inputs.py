@@ -728,3 +728,26 @@ def test_places_for_pictures(base, tmp_path):
 def test_too_many_arguments_are_python_s_to_tell(no_training):
     with pytest.raises(TypeError, match="positional arguments"):
         av.tl.totalanvi(cite(100), "cell_type", "batch")
+
+
+def test_classes_that_are_batches_by_another_name_are_told(caplog):
+    mdata = cite()
+    of_batch = {"batch_0": "sorted T", "batch_1": "sorted B"}
+    mdata.obs["sorted"] = mdata.obs["batch"].astype(str).map(of_batch)
+    av.tl.totalanvi(mdata, "sorted", batch_key="batch", max_epochs=1)
+    assert "every batch has labels of one class alone" in caplog.text
+    caplog.clear()
+    mdata.obs.loc[mdata.obs_names[mdata.obs["batch"] == "batch_2"][0], "sorted"] = "sorted T"  # still one of each
+    mdata.obs.loc[mdata.obs_names[mdata.obs["batch"] == "batch_1"][0], "sorted"] = "sorted T"
+    av.tl.totalanvi(mdata, "sorted", batch_key="batch", max_epochs=1)
+    assert "every batch has labels of one class alone" not in caplog.text
+
+
+def test_a_batch_without_a_protein_count_in_a_panel_of_others_is_told(caplog):
+    mdata = cite(missing="zero")
+    mdata.obs["kit"] = np.where(np.arange(mdata.n_obs) % 2, "one", "two")  # stained and unstained cells in each
+    av.tl.totalvi(mdata, batch_key="batch", panel_key="kit", max_epochs=1)
+    assert "batch 'batch_2' has no protein count at all" in caplog.text
+    caplog.clear()
+    av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)  # not measured, by the rule
+    assert "no protein count at all" not in caplog.text

@@ -34,7 +34,7 @@ from .counts import (
 )
 from .labels import read_labels
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, FEW_CELLS, VARIABLE, Setup, find_panels, numeric_column
+from .setup import ALL_ZERO_CELLS, FEW_CELLS, VARIABLE, Setup, find_panels, library_means, numeric_column
 
 logger = logging.getLogger("anvi")
 
@@ -414,17 +414,6 @@ def _check_normal(library: np.ndarray, setup: Setup) -> None:
         raise ValueError("gene_likelihood='normal' needs cells whose values sum to more than 0; pass size_factor_key.")
 
 
-def library_means(setup: Setup, log_library: np.ndarray, batch: np.ndarray) -> tuple[float, ...]:
-    """Mean log library size of every batch: the setup's, else that of its cells with RNA, else that of all batches."""
-    n_batches = len(setup.batches)
-    n, total = (np.bincount(batch, weights, n_batches) for weights in (None, log_library))
-    found = np.where(n > 0, total / np.maximum(n, 1), np.nan)
-    found[: len(setup.log_library)] = setup.log_library
-    if np.isnan(found).all():
-        raise ValueError("no cell has RNA, and the model does not say how much of it cells have.")
-    return tuple(np.where(np.isnan(found), np.nanmean(found), found).tolist())
-
-
 def with_library(setup: Setup, cells: Cells) -> Setup:
     """The setup with the mean log library size of every batch, for cells without RNA that are read later."""
     rna = slice(None) if cells.has_rna is None else cells.has_rna.numpy()
@@ -452,6 +441,16 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
         counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
         if len(counts) and counts.max() <= 1:
             told.append("no RNA count is above 1: these say whether a gene was seen, not how often. Give the counts")
+    known = torch.stack([cells.batch, cells.label])[:, cells.label >= 0].unique(dim=1)  # (batch and class, pairs)
+    if len(setup.classes) > 1 and known.shape[1] == len(known[0].unique()) > 1 and len(known[1].unique()) > 1:
+        told.append(
+            f"every batch has labels of one class alone: what tells '{setup.labels_key}' apart may be the batch"
+        )
+    for code, name in enumerate(setup.batches if cells.y is not None and cells.q_mean is None else ()):
+        some = ((cells.batch == code) & cells.has_protein).nonzero().squeeze(1)[: 10 * FEWEST_CELLS]
+        if len(some) >= FEWEST_CELLS and not cells.proteins(some).any():
+            why = "If nothing was stained: NaN, no such cells in the proteins, or a panel_key= that tells them apart"
+            told.append(f"batch '{name}' has no protein count at all, and its zeros are learned as counts. {why}")
     tags = [name for name in setup.proteins if names_no_target(name)]
     if tags:
         told.append(

@@ -532,6 +532,17 @@ def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
     return list(keys or ())
 
 
+def library_means(setup: Setup, log_library: np.ndarray, batch: np.ndarray) -> tuple[float, ...]:
+    """Mean log library size of every batch: the setup's, else that of its cells with RNA, else that of all batches."""
+    n_batches = len(setup.batches)
+    n, total = (np.bincount(batch, weights, n_batches) for weights in (None, log_library))
+    found = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+    found[: len(setup.log_library)] = setup.log_library
+    if np.isnan(found).all():
+        raise ValueError("no cell has RNA, and the model does not say how much of it cells have.")
+    return tuple(np.where(np.isnan(found), np.nanmean(found), found).tolist())
+
+
 def _categories(source: Source, key: str | None, argument: str, mods, cells: pd.Index) -> tuple[str, ...]:
     if key is None:
         return ("all",)
