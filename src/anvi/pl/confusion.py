@@ -196,4 +196,4 @@ def _draw_recall(ax: Axes, recall: np.ndarray) -> None:
     bars.set_xticks([0, 1], ["0", "1"], fontsize=7)
     bars.tick_params(axis="y", which="both", left=False, labelleft=False)
     bars.spines[["top", "right", "left"]].set_visible(False)
-    bars.set_title("recall", fontsize=9)
+    bars.set_xlabel("recall", fontsize=9)  # below: a long title of the matrix reaches over the bars
