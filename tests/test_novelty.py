@@ -62,7 +62,7 @@ def test_a_batch_that_is_off_as_a_whole_is_measured_by_a_longer_unit(labelled):
         latent = np.tile(near, (len(cells), 1))
         latent[:, 0] += factor * distance
         sure = np.eye(len(model.classes), dtype=np.float32)[np.zeros(len(cells), dtype=int)]
-        return confidence.novelties(alone, cells, encode.Embedding(latent, latent, sure), 0.05)[-1].beyond.mean()
+        return confidence.novelties(alone, cells, encode.Embedding(latent, sure), 0.05)[-1].beyond.mean()
 
     assert rejected(1.0) == pytest.approx(0.05, abs=0.005)
     assert rejected(1.3) == pytest.approx(0.05, abs=0.005)  # all are farther, none for its type
@@ -248,4 +248,4 @@ def test_a_model_without_landmarks_says_nothing(labelled):
     model = replace(av.get.model(labelled), landmarks=None)
     cells = read_cells(labelled, model.setup)
     nowhere = np.zeros((len(cells), 20))
-    assert confidence.novelties(model, cells, encode.Embedding(nowhere, nowhere, nowhere[:, :1] + 1), 0.05) is None
+    assert confidence.novelties(model, cells, encode.Embedding(nowhere, nowhere[:, :1] + 1), 0.05) is None

@@ -216,7 +216,7 @@ def fit(
         while not state.finished:
             row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state, threads, stop)
             if row is None:
-                run = _runner(network, cells, ranks)  # rolling back has replaced tensors that a graph points at
+                run = _runner(network, cells, ranks)  # a graph may point at slots of Adam that are gone
                 continue
             progress.advance(row)
             if callback is not None and ranks.rank == 0:

@@ -132,7 +132,7 @@ class Adam:
 
     def _new_slot(self, i: int) -> Slot:
         like = self.parameters[i]
-        return Slot(torch.zeros((), device=like.device), torch.zeros_like(like), torch.zeros_like(like))
+        return Slot(like.new_zeros(()), torch.zeros_like(like), torch.zeros_like(like))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it knows, by number of the parameter and name."""
