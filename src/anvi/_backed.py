@@ -160,7 +160,7 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
     """
     lying = [matrix for part in _parts(data).values() for matrix in _matrices(part)]
     # text of pandas 3, as a file may have brought it: under pandas 2 anndata writes it only with leave
-    leave = anndata.settings.override(allow_write_nullable_strings=True) if pd.__version__ < "3" else nullcontext()
+    leave = anndata.settings.override(allow_write_nullable_strings=True) if pd.__version__[0] == "2" else nullcontext()
     if not lying and path is None:
         raise ValueError("No matrix of this object lies in a file: name the one to write, path=...")
     if not lying:

@@ -228,10 +228,7 @@ class Setup:
             (all(len(row) == n_classes > 0 for _, row in self.label_levels), "its levels do not name every class"),
             (self.levels.table[-1] == self.classes, "its levels of labels do not end in its classes"),
             (len(set(names_of_levels)) == len(names_of_levels), "its levels of labels repeat"),
-            (
-                len(self.measured) == n_panels,
-                "its table of panels has not a row for each",
-            ),
+            (len(self.measured) == n_panels, "its table of panels has not a row for each"),
             (not self.joint or n_panels > 0, "it has proteins and no panel"),
             (all(len(row) == n_proteins for row in self.measured), "its table of panels has not a column a protein"),
             (len(self.continuous_scale) in (0, len(self.continuous)), "its covariates have not a scale each"),

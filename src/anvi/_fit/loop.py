@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional
 
 from anvi._data.batches import Minibatches, chunks, labelled_first
 from anvi._data.cells import Cells
@@ -281,11 +282,9 @@ def panels_differ(cells: Cells) -> bool:
         return False
     group, row, table = _adversary_groups(cells), cells.mask_row, cells.mask_table.float()
     if cells.has_rna is not None:  # RNA is one more, which some cells have
-        row, with_rna = (
-            row + len(table) * cells.has_rna,
-            torch.eye(2, device=table.device).repeat_interleave(len(table), 0),
-        )
-        table = torch.cat([table.repeat(2, 1), with_rna[:, 1:]], dim=1)
+        row = row + len(table) * cells.has_rna
+        without, with_rna = (functional.pad(table, (0, 1), value=value) for value in (0.0, 1.0))
+        table = torch.cat([without, with_rna])
     pair = (group * len(table) + row).unique()  # what occurs in a group
     some = table.new_zeros(int(group.max()) + 1, table.shape[1])
     some = some.index_add_(0, pair // len(table), table[pair % len(table)]) > 0  # (groups, proteins, and RNA)
