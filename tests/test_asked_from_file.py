@@ -129,10 +129,6 @@ PASSES = {
     "expected gradients": 4,  # and to hold the references
     "differential": 3,  # the cells that are drawn, counts of genes (proteins are in memory), and of those not drawn
     "importance": 3,
-    "denoise": 2,  # to decode, and to impute proteins
-    "impute": 2,
-    "parameters": 2,  # of genes, of proteins
-    "elbo": 2,  # labelled cells, then the others
 }
 """Passes over the file, at most; of all others 1."""
 VERBS = [

@@ -46,6 +46,14 @@ def half(_half):
     return _half[0].copy(), _half[1]
 
 
+def impute(model: Model, cells) -> np.ndarray:
+    """Imputed counts of all cells `(cells, proteins)`."""
+    imputing = imputation.Imputing(model, cells)
+    for block in encode.blocks(model, cells):
+        imputing.add(block)
+    return imputing.found.value
+
+
 def components_by_hand(mdata, part: Imputation) -> pd.DataFrame:
     """Log-normalised genes, standardised within batches as numpy does, times the loadings."""
     x = np.asarray(mdata["rna"].X.todense(), dtype=np.float64)
@@ -291,9 +299,9 @@ def test_whose_proteins_are_imputed(half):
     assert (where.loc[hidden].to_numpy() == counts.loc[hidden, list(model.setup.proteins)].isna().to_numpy()).all()
 
     # cells with other proteins: half of the logarithm is decoded
-    found = pd.DataFrame(imputation.impute(model, cells).value, cells.names).loc[hidden].iloc[:, 5:]
+    found = pd.DataFrame(impute(model, cells), cells.names).loc[hidden].iloc[:, 5:]
     blind = replace(cells, mask_table=torch.zeros_like(cells.mask_table[:1]), mask_row=torch.zeros_like(cells.mask_row))
-    alone = pd.DataFrame(imputation.impute(model, blind).value, cells.names).loc[hidden].iloc[:, 5:]
+    alone = pd.DataFrame(impute(model, blind), cells.names).loc[hidden].iloc[:, 5:]
     decoded = expected.expected_expression(
         model, cells, find_features(model.setup, None, "prot"), include_background=True
     )

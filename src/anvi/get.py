@@ -91,7 +91,7 @@ def likelihood_parameters(
 
     asked = ask(data, model, features=features, modality=modality, device=device, labels=None)
     setup, wanted, names = asked.setup, asked.features, asked.names
-    question = asked.model, asked.cells, wanted, asked.rows
+    of_genes, of_proteins = expected.parameters(asked.model, asked.cells, wanted, asked.rows)
     labels = (*setup.classes, setup.unlabeled_category) if setup.classes else None
     coords = {
         "batch": list(setup.batches),
@@ -99,13 +99,11 @@ def likelihood_parameters(
         "panel": list(setup.panels),
         "obs": names.to_numpy(dtype=str),
     }
-    found = {}
-    if wanted.has_genes:
-        found[setup.rna_mod] = wanted.gene_names, expected.gene_parameters(*question)
-    if wanted.has_proteins:
-        found[setup.prot_mod] = wanted.protein_names, expected.protein_parameters(*question)
     arrays = {}
-    for mod, (features_of_mod, of_mod) in found.items():
+    for mod, features_of_mod, of_mod in (
+        (setup.rna_mod, wanted.gene_names, of_genes),
+        (setup.prot_mod, wanted.protein_names, of_proteins),
+    ):
         for name, (axis, values) in of_mod.items():
             dims = (f"{mod}_var",) if axis is None else (axis, f"{mod}_var")
             labelled = {f"{mod}_var": list(features_of_mod)}

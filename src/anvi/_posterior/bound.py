@@ -75,8 +75,8 @@ def bound(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: int) 
     network = model.network.eval()
     present: list[str] = []
     total = torch.zeros(0)
-    labelled_first = torch.argsort((cells.label[index] < 0).long(), stable=True)  # as the network wants it
-    for rows in labelled_first.split(encode.CHUNK):
+    for rows in torch.arange(len(index), device=index.device).split(encode.CHUNK):
+        rows = rows[torch.argsort((cells.label[index[rows]] < 0).long(), stable=True)]  # as the network wants them
         here = index[rows]
         batch = take(cells, here, n_labelled=int((cells.label[here] >= 0).sum()))
         for sample in range(n_samples):

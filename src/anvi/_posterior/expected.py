@@ -1,7 +1,7 @@
 """Expected expression by the decoder, foreground, and the parameters of the likelihoods."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,7 @@ def expected_expression(
     library_size: float | str = 1.0,
     include_background: bool = False,
     rows: Tensor | None = None,  # (cells,) row of each cell in the answer
+    beside: Callable[[Block], None] | None = None,  # what else is asked of every block
 ) -> Expected:
     """Expected expression of genes and proteins."""
     rows = torch.arange(len(cells)) if rows is None else rows.cpu()
@@ -87,6 +88,8 @@ def expected_expression(
         if sweep.average:
             copies.put(rna, 0, here, sums[0], size / sweep.n_steps)  # the library enters once, not once per batch
             copies.put(prot, 0, here, sums[1], 1 / sweep.n_steps)
+        if beside is not None:
+            beside(block)
     copies.finish()
     return Expected(_shaped(rna, sweep), _shaped(prot, sweep))
 
@@ -195,52 +198,53 @@ class Parameter(NamedTuple):
 
 
 @torch.no_grad()
-def gene_parameters(model: Model, cells: Cells, features: Features, rows: Tensor) -> dict[str, Parameter]:
-    """Parameters of the likelihood of genes, by name; `rows` `(cells,)`: where each cell goes in what is returned."""
-    config, columns = model.config, columns_of(features, cells.label.device)[0]
-    names = ["mean"] + ["zero_probability"] * (config.gene_likelihood == "zinb")
+def parameters(
+    model: Model, cells: Cells, features: Features, rows: Tensor
+) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+    """Parameters of the likelihoods of genes and of proteins, by name.
+
+    `rows` `(cells,)`: where each cell goes in what is returned.
+    """
+    config, network = model.config, model.network
     by_cell = config.dispersion == "gene-cell" and config.gene_likelihood != "poisson"
-    names += ["theta"] * by_cell
-    found = {name: torch.empty(len(cells), len(features.gene_names)) for name in names}
+    of_genes = ["mean"] + ["zero_probability"] * (config.gene_likelihood == "zinb") + ["theta"] * by_cell
+    of_proteins = ["background_log_mean", "background_log_scale", "foreground_factor", "background_probability"]
+    genes, proteins = (
+        {name: torch.empty(len(cells), len(asked)) for name in names if asked}
+        for names, asked in ((of_genes, features.gene_names), (of_proteins, features.protein_names))
+    )
+    columns = columns_of(features, cells.label.device)
+    # what differs from cell to cell
     for block in blocks(model, cells):
-        z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
-        rates = model.network.decode_rna(z, block.batch, Draws(), columns=columns)
-        found["mean"][here] = (mean_library(model, block) * rates.log_scale.exp()).cpu()
-        if rates.zero_logits is not None:
-            found["zero_probability"][here] = rates.zero_logits.sigmoid().cpu()
-        if by_cell:
-            found["theta"][here] = rates.log_theta.exp().cpu()
-    parameters = {name: Parameter("obs", values.numpy()) for name, values in found.items()}
-    if config.gene_likelihood != "poisson" and not by_cell:
-        table = model.network.rna.log_theta.exp().cpu()
+        z, here = network.to_latent(block.q_z.mean), rows[block.rows]
+        if genes:
+            rates = network.decode_rna(z, block.batch, Draws(), columns=columns[0])
+            genes["mean"][here] = (mean_library(model, block) * rates.log_scale.exp()).cpu()
+            if rates.zero_logits is not None:
+                genes["zero_probability"][here] = rates.zero_logits.sigmoid().cpu()
+            if by_cell:
+                genes["theta"][here] = rates.log_theta.exp().cpu()
+        if proteins:
+            rates = network.decode_protein(z, block.batch, Draws())
+            factor = (rates.log_fore - rates.log_back).exp()
+            values = (rates.back_mean, rates.back_scale, factor, rates.mixing.sigmoid())
+            for out, value in zip(proteins.values(), values, strict=True):
+                out[here] = (value if columns[1] is None else value[:, columns[1]]).cpu()
+    # and what does not
+    found = tuple({name: Parameter("obs", part.numpy()) for name, part in some.items()} for some in (genes, proteins))
+    if genes and config.gene_likelihood != "poisson" and not by_cell:
         axis = {"gene": None, "gene-batch": "batch", "gene-label": "label"}[config.dispersion]
         name = "scale" if config.gene_likelihood == "normal" else "theta"
-        parameters[name] = _table(table, axis, features.genes)
-    return parameters
-
-
-@torch.no_grad()
-def protein_parameters(model: Model, cells: Cells, features: Features, rows: Tensor) -> dict[str, Parameter]:
-    """Parameters of the likelihood of proteins, by name; `rows` as in :func:`gene_parameters`."""
-    names = ("background_log_mean", "background_log_scale", "foreground_factor", "background_probability")
-    found = {name: torch.empty(len(cells), len(features.protein_names)) for name in names}
-    columns = columns_of(features, cells.label.device)[1]
-    for block in blocks(model, cells):
-        z, here = model.network.to_latent(block.q_z.mean), rows[block.rows]
-        rates = model.network.decode_protein(z, block.batch, Draws())
-        factor = (rates.log_fore - rates.log_back).exp()
-        values = (rates.back_mean, rates.back_scale, factor, rates.mixing.sigmoid())
-        for name, value in zip(names, values, strict=True):
-            found[name][here] = (value if columns is None else value[:, columns]).cpu()
-    parameters = {name: Parameter("obs", values.numpy()) for name, values in found.items()}
-    part = model.network.protein
-    by_batch = model.config.protein_dispersion == "protein-batch"
-    parameters["phi"] = _table(part.log_phi.exp(), "batch" if by_batch else None, features.proteins)
-    parameters["prior_log_mean"] = _table(part.prior_mean, "panel", features.proteins)
-    parameters["prior_log_scale"] = _table(part.prior_log_scale.exp(), "panel", features.proteins)
-    if part.log_efficiency is not None:
-        parameters["efficiency"] = _table(part.log_efficiency.exp(), "batch", features.proteins)
-    return parameters
+        found[0][name] = _table(network.rna.log_theta.exp(), axis, features.genes)
+    if proteins:
+        part = network.protein
+        by_batch = config.protein_dispersion == "protein-batch"
+        found[1]["phi"] = _table(part.log_phi.exp(), "batch" if by_batch else None, features.proteins)
+        found[1]["prior_log_mean"] = _table(part.prior_mean, "panel", features.proteins)
+        found[1]["prior_log_scale"] = _table(part.prior_log_scale.exp(), "panel", features.proteins)
+        if part.log_efficiency is not None:
+            found[1]["efficiency"] = _table(part.log_efficiency.exp(), "batch", features.proteins)
+    return found
 
 
 @torch.no_grad()

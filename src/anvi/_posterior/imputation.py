@@ -122,23 +122,43 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     return replace(model, imputation=_on(part, torch.device("cpu")))
 
 
-@torch.no_grad()
-def impute(
-    model: Model,
-    cells: Cells,
-    *,
-    include_background: bool = True,  # or the share of the count that the decoder takes for foreground
-    coverage: float | None = None,  # how often the interval is to hold a measured count; None: no interval
-    rows: Tensor | None = None,  # (cells,) row of each cell in the answer
-) -> Imputed | None:
-    """Proteins of cells whose batches did not measure them; None where there are none, or the model cannot."""
-    part, device = model.imputation, cells.label.device
-    if part is None or (cells.q_mean is not None and cells.rna_view is None):
-        return None
-    where = _to_impute(part, cells)
-    if not where.any():
-        return None
-    if coverage is not None:
+class Imputing:
+    """Proteins of cells whose batches did not measure them, block by block; nothing if there are none to impute.
+
+    Parameters
+    ----------
+    model, cells
+        Who is asked, and about which cells.
+    include_background
+        The whole count, or the share of it that the decoder takes for foreground.
+    coverage
+        How often the interval is to hold a measured count; None: no interval.
+    rows
+        `(cells,)` row of each cell in the answer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cells: Cells,
+        *,
+        include_background: bool = True,
+        coverage: float | None = None,
+        rows: Tensor | None = None,
+    ):
+        self.model, self.cells, self.include_background, self.coverage = model, cells, include_background, coverage
+        self.rows = torch.arange(len(cells)) if rows is None else rows.cpu()
+        self.where: Tensor | None = None  # (cells, proteins) bool
+        part = model.imputation
+        if part is None or (cells.q_mean is not None and cells.rna_view is None):
+            return
+        where = _to_impute(part, cells)
+        if not where.any():
+            return
+        self.where, self.part = where, _on(part, cells.label.device)
+        self.out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
+        if coverage is None:
+            return
         _tell_of_scale(model, part, where & ~part.measured[cells.batch.cpu()])
         if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
             logger.warning(
@@ -146,15 +166,33 @@ def impute(
                 "others of their batch have them (a batch for each panel gives these one), the cells have no RNA, or "
                 "too few cells were measured"
             )
-    part, rows = _on(part, device), torch.arange(len(cells)) if rows is None else rows.cpu()
-    out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
-    for block in encode.blocks(model, cells):  # in whole blocks, as the posterior of minified data is found
-        some = where[block.rows].any(1)
+
+    @torch.no_grad()
+    def add(self, block: Block) -> None:
+        """Impute a block; in whole blocks of :func:`anvi._posterior.encode.blocks`, as minified data have it."""
+        if self.where is None:
+            return
+        here = self.where[block.rows]
+        some = here.any(1)
         if some.any():
-            found = _imputed(model, part, cells, block, some.to(device), include_background, coverage)
-            for values, one in zip(out, found, strict=True):
-                values[rows[block.rows][some]] = one.cpu().where(where[block.rows][some], torch.nan)
-    return Imputed(*(values.numpy() for values in out), *[None] * (3 - len(out)))
+            found = _imputed(
+                self.model,
+                self.part,
+                self.cells,
+                block,
+                some.to(block.index.device),
+                self.include_background,
+                self.coverage,
+            )
+            for values, one in zip(self.out, found, strict=True):
+                values[self.rows[block.rows][some]] = one.cpu().where(here[some], torch.nan)
+
+    @property
+    def found(self) -> Imputed | None:
+        """What was imputed; None: nothing."""
+        return (
+            None if self.where is None else Imputed(*(part.numpy() for part in self.out), *[None] * (3 - len(self.out)))
+        )
 
 
 def _imputed(
@@ -181,7 +219,7 @@ def _imputed(
 
 @torch.no_grad()
 def stored_view(model: Model, cells: Cells) -> np.ndarray | None:
-    """What minified data keep for :func:`impute` `(cells, latent + components)`; None where nothing is imputed."""
+    """What minified data keep for :class:`Imputing` `(cells, latent + components)`; None where nothing is imputed."""
     if model.imputation is None:
         return None
     some = _to_impute(model.imputation, cells).any(1)

@@ -15,7 +15,7 @@ from anvi._data.containers import Data
 from anvi._model import Model
 from anvi._posterior import expected
 from anvi._posterior.expected import Sweep, expected_expression
-from anvi._posterior.imputation import impute
+from anvi._posterior.imputation import Imputing
 from anvi._runtime import verb
 
 from ._ask import Axes, Context, ask
@@ -154,6 +154,23 @@ def denoise(
     inplace = inplace and return_mean and features is None
     asked = ask(**locals(), answer="denoise")
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=n_samples == 1, average=return_mean, seed=asked.seed)
+    columns = slice(None) if asked.features.proteins is None else asked.features.proteins
+    # proteins that were not measured around a cell come from cells where they were
+    imputing = None
+    if decodes_own and asked.features.has_proteins:
+        imputing = Imputing(
+            asked.model,
+            asked.cells,
+            include_background=include_background,
+            coverage=return_interval,
+            rows=asked.rows,
+        )
+    if return_interval is not None and (imputing is None or imputing.where is None):
+        raise ValueError(
+            f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
+            "cell measured them, no cell has RNA, too few cells of the reference were measured, or the model cannot "
+            "(an earlier anvi or scvi-tools fitted it)."
+        )
     answer = expected_expression(
         asked.model,
         asked.cells,
@@ -162,23 +179,9 @@ def denoise(
         library_size=library_size,
         include_background=include_background,
         rows=asked.rows,
+        beside=None if imputing is None else imputing.add,
     )
-    # proteins that were not measured around a cell come from cells where they were
-    imputed, columns = None, slice(None) if asked.features.proteins is None else asked.features.proteins
-    if decodes_own and asked.features.has_proteins:
-        imputed = impute(
-            asked.model,
-            asked.cells,
-            include_background=include_background,
-            coverage=return_interval,
-            rows=asked.rows,
-        )
-    if return_interval is not None and imputed is None:
-        raise ValueError(
-            f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
-            "cell measured them, no cell has RNA, too few cells of the reference were measured, or the model cannot "
-            "(an earlier anvi or scvi-tools fitted it)."
-        )
+    imputed = None if imputing is None else imputing.found
     if imputed is not None:
         np.copyto(answer.prot, imputed.value[:, columns], where=~np.isnan(imputed.value[:, columns]))
     if not inplace and return_mean and features is not None:
