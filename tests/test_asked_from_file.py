@@ -111,6 +111,9 @@ def ask(name: str, data, model, tmp_path: Path):
         "importance": lambda: av.tl.differential_expression(
             data, groupby="true_cell_type", n_samples=50, weights="importance", inplace=False, **few
         ),
+        "differential as scvi": lambda: av.tl.differential_expression(
+            data, groupby="true_cell_type", groups=["B", "NK"], n_samples=9, pseudocounts="scvi", inplace=False, **few
+        ),
         "correlation": lambda: av.tl.feature_correlation(data, n_samples=2, inplace=False, **few),
         "draws": lambda: av.tl.posterior_predictive(data, n_samples=2, **few),
         "draws in a store": lambda: av.tl.posterior_predictive(
@@ -127,13 +130,20 @@ def ask(name: str, data, model, tmp_path: Path):
 PASSES = {
     "attributions": 3,  # to predict, for the profiles of the classes, to explain
     "expected gradients": 4,  # and to hold the references
-    "differential": 3,  # the cells that are drawn, counts of genes (proteins are in memory), and of those not drawn
-    "importance": 3,
 }
 """Passes over the file, at most; of all others 1."""
 VERBS = [
     *("latent", "latent samples", "predict", "predict samples", "denoise", "denoise as in", "impute", "foreground"),
-    *("attributions", "expected gradients", "differential", "importance", "correlation", "draws", "draws in a store"),
+    *(
+        "attributions",
+        "expected gradients",
+        "differential",
+        "importance",
+        "differential as scvi",
+        "correlation",
+        "draws",
+        "draws in a store",
+    ),
     *("criticism", "elbo", "likelihood", "parameters", "library"),
 ]
 

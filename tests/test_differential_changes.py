@@ -268,11 +268,14 @@ def test_threshold_is_estimated_once_and_the_one_that_is_used(asked, monkeypatch
 
 
 @torch.no_grad()
-def test_pseudocounts_of_the_incumbent(asked):
+def test_pseudocounts_of_the_incumbent(asked, monkeypatch):
+    monkeypatch.setattr(differential, "RARE", 0.3)
     model, cells, types = asked
     populations, comparisons = two(types)
-    draws = differential.draw_posterior(model, cells, populations, N, 0)
-    rare = differential.rarely_seen(cells, populations, comparisons, below=0.3)
+    counts = differential.Counts(cells, populations)
+    with counts.taken():
+        draws = differential.draw_posterior(model, cells, populations, N, 0)
+    rare = counts.of(comparisons, proteins=False).rare
     x = cells.x.dense(cells.x_row)[0].numpy()
     wanted, largest = [], []
     for side, population in enumerate(populations):

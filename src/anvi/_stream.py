@@ -79,6 +79,13 @@ class CSR(NamedTuple):
     def let_go(self) -> None:
         """Keep no row but those that it has."""
 
+    @contextmanager
+    def shown(self, rows: Tensor, look: Callable[[Tensor, Entries], None]) -> Iterator[None]:
+        """Show what is stored of some rows, piece by piece: their places among them, and their entries."""
+        yield
+        for places in torch.arange(len(rows), device=rows.device).split(BLOCK):
+            look(places, self.entries(rows[places]))
+
     def with_empty_row(self) -> "CSR":
         """The same with a row without an entry behind the last."""
         return self._replace(indptr=torch.cat([self.indptr, self.indptr[-1:]]))
@@ -182,6 +189,7 @@ class Streamed:
         self._held, self._buffer = self._nothing.counts, self._nothing
         self._recent: dict[int, Buffer] = {}  # the blocks that were read last, the newest behind the others
         self._coming: Iterator[Buffer] = iter(())
+        self._look: Callable[[int, Buffer], None] | None = None
         self._planned: list[list[int]] = []
 
     @property
@@ -271,6 +279,8 @@ class Streamed:
                 if n_rows - len(self._recent[earlier].counts.indptr) >= KEPT:
                     del self._recent[earlier]  # before the next one is read
             self._recent[number] = self._load([number])
+            if self._look is not None:
+                self._look(number, self._recent[number])
         return self._recent[number]
 
     def hold(self, rows: Tensor) -> None:
@@ -284,6 +294,32 @@ class Streamed:
             n_entries = len(before.values) + int((self.indptr[new + 1] - self.indptr[new]).sum())
         self._held = _joined(chain([before], self._parts(new)), self.n_columns, n_entries)
         self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + (len(before.indptr) - 1)
+
+    @contextmanager
+    def shown(self, rows: Tensor, look: Callable[[Tensor, Entries], None]) -> Iterator[None]:
+        """Show what is stored of some rows, each once: when their block is read anyhow, or at the end.
+
+        The places of rows among them are given, and their entries. So who needs all rows and who needs some share a
+        pass over the file.
+        """
+        ascending, order = rows.cpu().sort()
+        block, times = self.block_of(ascending).unique_consecutive(return_counts=True)
+        waiting = dict(zip(block.tolist(), order.split(times.tolist()), strict=True))  # places of rows, by block
+
+        def show(number: int, buffer: Buffer) -> None:
+            for places in waiting.pop(number, order[:0]).split(BLOCK):
+                entries = buffer.counts.entries(rows[places].cpu() + buffer.offset[number])
+                look(places.to(rows.device), Entries(*(part.to(rows.device) for part in entries)))
+
+        for number, buffer in self._recent.items():
+            show(number, buffer)
+        self._look = show
+        try:
+            yield
+            for number in list(waiting):
+                self._block(number)
+        finally:
+            self._look = None
 
     def let_go(self) -> None:
         """Keep no row in memory any more."""

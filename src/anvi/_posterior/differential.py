@@ -1,6 +1,7 @@
 """Differential expression: posterior draws of populations, fold changes of pairs, expected false discoveries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from anvi._data.cells import Cells, in_order
 from anvi._model import Model
-from anvi.nn import Batch, Draws
+from anvi.nn import Batch, Draws, Entries
 
 from .bound import BACK, Z, noise_for, resample
 from .encode import CHUNK, block_seed, blocks
@@ -172,6 +173,8 @@ PILOT = 1_000
 """Pairs from which a threshold is estimated."""
 LEAST_DELTA, MOST_MEANS = 0.1, 50_000
 LEAST_PSEUDOCOUNT = 1e-10
+RARE = 0.01
+"""Mean count below which a gene tells the incumbent's pseudocount."""
 
 
 class Comparison(NamedTuple):
@@ -349,14 +352,6 @@ def estimate_pseudocounts(pairs: _Pairs, rare: np.ndarray) -> np.ndarray:
     return out
 
 
-def rarely_seen(
-    cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], below: float = 0.01
-) -> np.ndarray:
-    """Genes whose mean count in a group, and in its reference, is below a limit `(2, comparisons, genes)`."""
-    means = counted(cells, populations, comparisons, proteins=False)
-    return np.stack([means.mean_group, means.mean_reference]) < below
-
-
 class Counted(NamedTuple):
     """What the counts themselves say on both sides `(comparisons, features)`, NaN where nothing was measured."""
 
@@ -365,36 +360,59 @@ class Counted(NamedTuple):
     share_group: np.ndarray  # of cells with at least one count
     share_reference: np.ndarray
 
+    @property
+    def rare(self) -> np.ndarray:
+        """Features that are hardly seen in a group, and in its reference `(2, comparisons, features)` bool."""
+        return np.stack([self.mean_group, self.mean_reference]) < RARE
 
-def counted(
-    cells: Cells, populations: Sequence[np.ndarray], comparisons: Sequence[Comparison], *, proteins: bool
-) -> Counted:
-    """Mean counts, and shares of cells with any, of the groups and their references."""
-    n_features, device = cells.y.shape[1] if proteins else cells.x.n_columns, cells.label.device
-    which = torch.arange(len(populations)).repeat_interleave(torch.tensor([*map(len, populations)]))
-    cell, order = torch.from_numpy(np.concatenate(populations)).sort(stable=True)  # each block of a file is read once
-    sums = torch.zeros(3, len(populations), n_features, dtype=torch.float64, device=device)  # counts, not 0, measured
-    for part, group in zip(cell.to(device).split(CHUNK), which[order].to(device).split(CHUNK), strict=True):
-        if proteins:
-            measured = cells.measured_of(part)
-            counts = cells.proteins(part) * measured
-            for total, values in zip(sums, (counts, counts > 0, measured), strict=True):
-                total.index_add_(0, group, values.double())
-        else:
-            entries = cells.x.entries(cells.x_row[part])
-            place = group[entries.row] * n_features + entries.column
-            for total, values in zip(sums, (entries.count, entries.count > 0), strict=False):
-                total.view(-1).index_add_(0, place, values.double())
-            sums[2] += group.bincount(minlength=len(populations))[:, None]
-    found = sums.transpose(0, 1).cpu().numpy()  # (populations, 3, features)
 
-    def side(parts: Sequence[int]) -> np.ndarray:
-        total = sum(found[part] for part in parts)
-        return np.where(total[2] > 0, total[:2] / np.maximum(total[2], 1), np.nan)
+class Counts:
+    """Counts of genes and proteins, summed over populations.
 
-    sides = [(side([one.group]), side(one.reference)) for one in comparisons]
-    group, reference = (np.stack(part, axis=1) for part in zip(*sides, strict=True))  # (2, comparisons, features)
-    return Counted(group[0], reference[0], group[1], reference[1])
+    Within :meth:`taken`, genes are counted while the cells are read for whatever is done there.
+    """
+
+    def __init__(self, cells: Cells, populations: Sequence[np.ndarray]):
+        self.cells, device = cells, cells.label.device
+        which = torch.arange(len(populations)).repeat_interleave(torch.tensor([*map(len, populations)]))
+        self.cell, self.group = torch.from_numpy(np.concatenate(populations)).to(device), which.to(device)
+        n_proteins = 0 if cells.y is None else cells.y.shape[1]
+        # counts, cells with any, cells that were measured (3, populations, features)
+        self.genes, self.proteins = (
+            torch.zeros(3, len(populations), n, dtype=torch.float64, device=device)
+            for n in (cells.x.n_columns, n_proteins)
+        )
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Count, once what is done meanwhile has read what it needs."""
+        with self.cells.x.shown(self.cells.x_row[self.cell], self._add_genes):
+            yield
+        if self.proteins.shape[2]:
+            for part, group in zip(self.cell.split(CHUNK), self.group.split(CHUNK), strict=True):
+                measured = self.cells.measured_of(part)
+                counts = self.cells.proteins(part) * measured
+                for total, values in zip(self.proteins, (counts, counts > 0, measured), strict=True):
+                    total.index_add_(0, group, values.double())
+
+    def _add_genes(self, places: Tensor, entries: Entries) -> None:
+        group, n_genes = self.group[places], self.genes.shape[2]
+        place = group[entries.row] * n_genes + entries.column
+        for total, values in zip(self.genes, (entries.count, entries.count > 0), strict=False):
+            total.view(-1).index_add_(0, place, values.double())
+        self.genes[2] += group.bincount(minlength=len(self.genes[2]))[:, None]
+
+    def of(self, comparisons: Sequence[Comparison], *, proteins: bool) -> Counted:
+        """Mean counts, and shares of cells with any, of the groups and their references."""
+        found = (self.proteins if proteins else self.genes).transpose(0, 1).cpu().numpy()  # (populations, 3, features)
+
+        def side(parts: Sequence[int]) -> np.ndarray:
+            total = sum(found[part] for part in parts)
+            return np.where(total[2] > 0, total[:2] / np.maximum(total[2], 1), np.nan)
+
+        sides = [(side([one.group]), side(one.reference)) for one in comparisons]
+        group, reference = (np.stack(part, axis=1) for part in zip(*sides, strict=True))  # (2, comparisons, features)
+        return Counted(group[0], reference[0], group[1], reference[1])
 
 
 class Evidence(NamedTuple):

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -246,15 +247,20 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
         if not all(side.any() for side in sides):
             raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
     populations, comparisons = differential.strata(inside, outside)
-    weighed = {"importance": how.weights == "importance"}
-    draws = differential.draw_posterior(asked.model, asked.cells, populations, how.n_samples, asked.seed, **weighed)
+    model, cells, weighed = asked.model, asked.cells, {"importance": how.weights == "importance"}
+    counts = None
+    if cells.q_mean is None and (asked.setup.counts or how.pseudocounts == "scvi"):  # else there are none, or no use
+        counts = differential.Counts(cells, populations)
+    with nullcontext() if counts is None else counts.taken():
+        draws = differential.draw_posterior(model, cells, populations, how.n_samples, asked.seed, **weighed)
     if draws.effective is not None:
         logger.info(f"importance weights: {draws.effective:.1f} of {N_PROPOSALS} samples count, median over draws")
     params = {"reference": found.reference, "layer": None, "corr_method": "posterior-fdr", "model": asked.key}
     params |= how._asdict() | {"random_state": asked.seed}
     by_mod = {}
     for mod in mods:
-        names, result = _compared(asked, mod, populations, comparisons, draws, how)
+        counted = None if counts is None else counts.of(comparisons, proteins=mod != asked.setup.rna_mod)
+        names, result = _compared(asked, mod, counted, comparisons, draws, how)
         offset = differential.PRIOR_COUNT
         if mod == asked.setup.rna_mod:
             offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
@@ -262,19 +268,19 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
             logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
         own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
         depth = DEPTH if mod == asked.setup.rna_mod and asked.setup.size_factor_key is None else 1.0
-        counts = None
-        if asked.cells.q_mean is None and asked.setup.counts:  # else there are none
-            every = differential.counted(asked.cells, populations, comparisons, proteins=mod != asked.setup.rna_mod)
+        if counted is not None and asked.setup.counts:
             kept = np.isin(asked.setup.genes if mod == asked.setup.rna_mod else asked.setup.proteins, names)
-            counts = differential.Counted(*(part[:, kept] for part in every))
-        by_mod[mod] = _ranking(result, counts, found.names, names, how.n_samples, depth, params | own)
+            counted = differential.Counted(*(part[:, kept] for part in counted))
+        else:
+            counted = None
+        by_mod[mod] = _ranking(result, counted, found.names, names, how.n_samples, depth, params | own)
     return by_mod
 
 
 def _compared(
     asked: Context,
     mod: str,
-    populations: list[np.ndarray],
+    counted: differential.Counted | None,
     comparisons: list[differential.Comparison],
     draws: differential.PosteriorDraws,
     how: _How,
@@ -286,7 +292,7 @@ def _compared(
         if offset is None:
             offset = LEAST_COUNT / float(np.median(cells.sizes().exp().cpu().numpy()))
         elif offset == "scvi":
-            rare, offset = differential.rarely_seen(cells, populations, comparisons), math.nan
+            rare, offset = counted.rare, math.nan
         values = differential.genes(model, cells, draws, batch_correction=how.batch_correction)
     else:
         measured = differential.measured_in(model, cells).any(0).cpu().numpy()
