@@ -144,7 +144,7 @@ def test_models_of_scvi_tools(name):
     cells = read_cells(data, model.setup)
     index = torch.from_numpy(pd.Index(cells.names).get_indexer(found["obs"].values.astype(str)))
     batch = take(cells, index)
-    target = torch.nn.functional.one_hot(attribute.predict(model, cells)[index], len(model.classes)).float()
+    target = torch.nn.functional.one_hot(predicted_codes(model, cells)[index], len(model.classes)).float()
     theirs, difference = definition(model.network, batch, Baseline(None, None), target, 2000, "gausslegendre")
     mods = [model.setup.rna_mod] + ([model.setup.prot_mod] if model.setup.joint else [])
     for mod, other in zip(mods, theirs, strict=True):
@@ -173,6 +173,13 @@ def mdata(trained):
     return trained.copy()
 
 
+@torch.no_grad()
+def predicted_codes(model, cells):
+    """Code of the class that each cell is predicted to be, all cells at once."""
+    q_z = model.network.eval().encode(take(cells, torch.arange(len(cells))), Draws())
+    return model.network.labels.classify(q_z.mean, Draws()).argmax(1)
+
+
 def parts_of(mdata, key="totalanvi"):
     model = av.get.model(mdata, key)
     return model, read_cells(mdata, model.setup)
@@ -194,7 +201,7 @@ def test_the_difference_is_that_of_the_network(mdata):
     """Sums of single cells against logits at the cell and at a baseline made by hand."""
     found = av.tl.attributions(mdata, baseline="rest", n_cells=20, per_cell=True, inplace=False, n_steps=200)
     model, cells = parts_of(mdata)
-    code = attribute.predict(model, cells).numpy()
+    code = predicted_codes(model, cells).numpy()
     x, y = cells.x.dense(cells.x_row)[0].numpy(), np.where(cells.measured, cells.y, np.nan)
     share = np.stack([x[code == c].mean(0) / x[code == c].mean(0).sum() for c in range(6)])
     with warnings.catch_warnings():
@@ -224,7 +231,7 @@ def test_unmeasured_proteins_have_no_number(mdata):
     known = known.loc[found["obs"].values, found["prot_var"].values].to_numpy()
     assert 0.1 < known.mean() < 0.9
     np.testing.assert_array_equal(np.isfinite(found["prot_per_cell"].values), known)
-    code = pd.Series(attribute.predict(model, cells).numpy(), cells.names)[found["obs"].values].to_numpy()
+    code = pd.Series(predicted_codes(model, cells).numpy(), cells.names)[found["obs"].values].to_numpy()
     for c in range(6):
         np.testing.assert_array_equal(found["prot_cells"][c], known[code == c].sum(0))
         with warnings.catch_warnings():
@@ -250,7 +257,7 @@ def test_presence_and_absence(mdata):
     found = av.tl.attributions(mdata, baseline="rest", n_cells=30, per_cell=True, inplace=False)
     model, cells = parts_of(mdata)
     names = pd.Index(cells.names).get_indexer(found["obs"].values)
-    code = attribute.predict(model, cells).numpy()
+    code = predicted_codes(model, cells).numpy()
     x = cells.x.dense(cells.x_row)[0].numpy()
     share = np.stack([x[code == c].mean(0) / x[code == c].mean(0).sum() for c in range(6)])
     rest = np.stack([np.delete(share, c, 0).mean(0) for c in range(6)])
@@ -323,11 +330,12 @@ def test_the_same_seed_gives_the_same_numbers(mdata):
 
 def test_a_balanced_sample():
     group = torch.tensor([0] * 50 + [1] * 3 + [-1] * 10 + [2] * 7)
-    index = attribute.sample(group, 5, torch.Generator().manual_seed(0))
+    lot = torch.rand(200, len(group), generator=torch.Generator().manual_seed(0))
+    index = attribute.sample(group, 5, lot[0])
     assert torch.bincount(group[index]).tolist() == [5, 3, 5]
     assert len(index.unique()) == 13 and torch.equal(index, index.sort().values)
-    assert len(attribute.sample(group, None, torch.Generator())) == 60
-    first = {int(attribute.sample(group, 1, torch.Generator().manual_seed(i))[0]) for i in range(200)}
+    assert len(attribute.sample(group, None, lot[0])) == 60
+    first = {int(attribute.sample(group, 1, numbers)[0]) for numbers in lot}
     assert len(first) > 40  # of 50; random, not the first ones
 
 
@@ -351,8 +359,11 @@ def test_more_points_only_where_they_are_needed(mdata, monkeypatch):
 
 def test_profiles_are_brought_to_the_depth_of_the_cell(mdata):
     model, cells = parts_of(mdata)
-    code = attribute.predict(model, cells)
-    rna, protein = attribute.mean_profiles(cells, code, 6)
+    code = predicted_codes(model, cells)
+    means = attribute.Means(cells, 6)
+    for rows in torch.arange(600).split(100):
+        means.add(take(cells, rows), code[rows])
+    rna, protein = means.profiles()
     index = torch.arange(0, 600, 7)
     batch = take(cells, index)
     row = code[index, None]
@@ -360,7 +371,7 @@ def test_profiles_are_brought_to_the_depth_of_the_cell(mdata):
     torch.testing.assert_close(start.x.sum(1), batch.x.sum(1), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(start.y.sum(1), (batch.y * batch.measured).sum(1), rtol=1e-4, atol=1e-3)
     assert (start.y[~batch.measured] == 0).all()
-    (plain,) = Profiles(*attribute.mean_profiles(cells, code, 6, False), row, False)(batch, torch.arange(len(index)))
+    (plain,) = Profiles(*means.profiles(False), row, False)(batch, torch.arange(len(index)))
     x = cells.x.dense(cells.x_row)[0]
     torch.testing.assert_close(plain.x[0], x[code == code[0]].mean(0), rtol=1e-4, atol=1e-5)
 
@@ -385,11 +396,12 @@ def test_references_are_from_the_other_classes_in_turn():
     group = torch.tensor([0] * 40 + [1] * 40 + [2] * 4 + [3] * 2)
     chosen = torch.tensor([[False, True, True, False], [True, False, True, False]])
     stained = torch.arange(86) % 2 == 0
-    drawn = attribute.draw_references(group, chosen, 6, torch.Generator().manual_seed(0), stained)
+    lot = torch.rand(86, generator=torch.Generator().manual_seed(0))
+    drawn = attribute.draw_references(group, chosen, 6, lot, torch.Generator().manual_seed(0), stained)
     for row, others in enumerate(([1, 2], [0, 2])):
         assert torch.bincount(group[drawn[row]], minlength=4)[others].tolist() == [3, 3]
     assert (drawn % 2 == 0).all()  # stained ones, where there are any
-    few = attribute.draw_references(group, chosen[:1] & (torch.arange(4) == 2), 9, torch.Generator())
+    few = attribute.draw_references(group, chosen[:1] & (torch.arange(4) == 2), 9, lot, torch.Generator())
     assert torch.bincount(few[0], minlength=86)[80:84].min() >= 2  # all four cells, before any a third time
 
 

@@ -48,7 +48,7 @@ def half(_half):
 
 def impute(model: Model, cells) -> np.ndarray:
     """Imputed counts of all cells `(cells, proteins)`."""
-    imputing = imputation.Imputing(model, cells)
+    imputing = imputation.Imputing.of(model, cells, torch.arange(len(cells)))
     for block in encode.blocks(model, cells):
         imputing.add(block)
     return imputing.found.value

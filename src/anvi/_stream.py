@@ -9,7 +9,6 @@ that a question that goes through its cells in the order of the file reads each 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import chain
 from threading import Event
 from typing import NamedTuple
 
@@ -186,7 +185,7 @@ class Streamed:
         self._nothing = self._load(())
         self._held_at = torch.full((int(edges[-1]) + 1,), -1, dtype=torch.int32)  # (rows,) row in what is held, or -1
         self._held_at[-1] = 0
-        self._held, self._buffer = self._nothing.counts, self._nothing
+        self._held, self._buffer = [self._nothing.counts], self._nothing  # what is held, in parts
         self._recent: dict[int, Buffer] = {}  # the blocks that were read last, the newest behind the others
         self._coming: Iterator[Buffer] = iter(())
         self._look: Callable[[int, Buffer], None] | None = None
@@ -289,11 +288,10 @@ class Streamed:
         new = new[self._held_at[new] < 0]
         if not len(new):
             return
-        before, n_entries = self._held, None
-        if self.indptr is not None:
-            n_entries = len(before.values) + int((self.indptr[new + 1] - self.indptr[new]).sum())
-        self._held = _joined(chain([before], self._parts(new)), self.n_columns, n_entries)
-        self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + (len(before.indptr) - 1)
+        n_held = sum(len(part.indptr) - 1 for part in self._held)
+        n_entries = None if self.indptr is None else int((self.indptr[new + 1] - self.indptr[new]).sum())
+        self._held.append(_joined(self._parts(new), self.n_columns, n_entries))
+        self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + n_held
 
     @contextmanager
     def shown(self, rows: Tensor, look: Callable[[Tensor, Entries], None]) -> Iterator[None]:
@@ -323,7 +321,7 @@ class Streamed:
 
     def let_go(self) -> None:
         """Keep no row in memory any more."""
-        self._held, self._recent = self._nothing.counts, {}
+        self._held, self._recent = [self._nothing.counts], {}
         self._held_at[:-1] = -1
 
     def dense(self, rows: Tensor) -> tuple[Tensor, Entries]:
@@ -333,9 +331,15 @@ class Streamed:
     def entries(self, rows: Tensor, room: int | None = None) -> Entries:
         """What is stored of some rows: held, read ahead, or read now."""
         asked = rows.cpu()
-        counts, place = self._held, self._held_at[asked].long()
+        place = self._held_at[asked].long()
         if bool((place < 0).any()):
             counts, place = self._found(asked)
+        else:
+            if len(self._held) > 1:  # several times was something held
+                n_entries = sum(len(part.values) for part in self._held)
+                parts = (self._held.pop(0) for _ in range(len(self._held)))
+                self._held = [_joined(parts, self.n_columns, n_entries)]
+            counts = self._held[0]
         return Entries(*(part.to(rows.device) for part in counts.entries(place)))
 
     def _found(self, rows: Tensor) -> tuple[CSR, Tensor]:

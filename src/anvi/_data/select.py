@@ -185,7 +185,7 @@ class ExplainedGroups(NamedTuple):
 
     column: str  # their column of obs
     names: tuple[str, ...]
-    code: Tensor  # (cells,) on the CPU, -1 for none
+    code: Tensor | None  # (cells,) on the CPU, -1 for none; None: the predicted classes, which are not known yet
     chosen: tuple[int, ...]  # codes of those that are explained
 
 
@@ -220,11 +220,10 @@ def find_explained_groups(
     groupby: str | None,
     groups: Sequence[str] | None,
     aim: Contrast,
-    predicted: Tensor,
     column: str,
     classes: tuple[str, ...],
 ) -> ExplainedGroups:
-    """Groups of the cells, and which of them to explain.
+    """Groups of the cells, and which of them to explain; `column` is that of the predicted `classes`.
 
     Raises
     ------
@@ -233,13 +232,13 @@ def find_explained_groups(
     KeyError
         If there is no such column or group.
     ValueError
-        If names of groups are the same in a file, or no cell is left.
+        If names of groups are the same in a file, or there are none.
     """
     if np.isscalar(groups):
         raise TypeError(f"groups takes a list of names, e.g. groups=[{groups!r:.80}].")
     groups = groups if groups is None else as_names(groups)
     if groupby is None:
-        names, code = classes, predicted
+        names, code = classes, None
     else:
         column, names, code = _explained_column(source, setup, cells, groupby)
     if len(set(map(slots.column_name, names))) < len(names):
@@ -258,8 +257,6 @@ def find_explained_groups(
         chosen = tuple(sorted((aim.target, aim.against)))
     else:
         chosen = tuple(range(len(names)))
-    if not torch.isin(code, torch.tensor(chosen, dtype=torch.long)).any():
-        raise ValueError(f"No cell is in any of the groups {', '.join(repr(names[i]) for i in chosen[:10])}.")
     return ExplainedGroups(column, tuple(names), code, chosen)
 
 

@@ -5,7 +5,7 @@ Source: spec section 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anvi._data import rankings
 from anvi._data.batches import take
-from anvi._data.cells import Cells, in_order
+from anvi._data.cells import Cells
 from anvi._data.select import Contrast, ExplainedGroups, warn_of_word
 from anvi._data.setup import Setup
 from anvi._model import Model
@@ -34,6 +34,9 @@ FROM_ZERO = 4
 
 DOUBLINGS = 5
 """How often the points on a cell's lines are doubled if its attributions are not complete."""
+
+MOST_HELD = 50_000
+"""Cells of a streamed file that are kept in memory to be explained, at most."""
 
 TOLERANCE = 0.01
 """Error of the sum of a cell's attributions, relative to what they should sum to, up to which they are complete."""
@@ -132,25 +135,71 @@ def _value(network: VAE, batch: Batch, target: Tensor, members: Tensor | None) -
     return (of_groups(network.logits(batch, Draws()).double(), members) * target).sum(1)
 
 
+class Survey(NamedTuple):
+    """What one pass over all cells tells, before any is explained."""
+
+    predicted: Tensor  # (cells,) code of the predicted class, or group of classes, at the posterior mean; on the CPU
+    profiles: Means  # of the classes, or of the groups if the baseline is one of them
+
+
 @torch.no_grad()
-def predict(model: Model, cells: Cells, members: Tensor | None = None) -> Tensor:
-    """Code of the predicted class, or group of classes, of every cell `(cells,)`, at the posterior mean."""
-    classify = model.network.labels.classify
-    parts = (of_groups(classify(block.q_z.mean, Draws()), members) for block in blocks(model, cells))
-    return torch.cat([part.argmax(1) for part in parts])
+def survey(
+    model: Model,
+    cells: Cells,
+    groups: ExplainedGroups,
+    baseline: str | int,
+    n_cells: int | None,
+    number: Tensor,  # (cells,) on the CPU: of each group the cells with the lowest numbers are chosen
+    members: Tensor | None = None,  # (groups, classes) bool, where groups of classes are explained
+) -> Survey:
+    """Predict every cell, sum up the profiles of baselines, and keep the counts of cells that may be chosen later."""
+    classify, device = model.network.labels.classify, cells.label.device
+    n_classes = len(members) if members is not None else model.config.n_labels
+    predicted = torch.empty(len(cells), dtype=torch.long)
+    profiles = Means(cells, max(n_classes, len(groups.names)))
+    # of which the counts are kept: cells to explain have RNA, references have proteins before others
+    explained, references = (
+        _Lowest(len(groups.names), n_cells),
+        _Lowest(n_classes, 0 if isinstance(baseline, str) else baseline),
+    )
+    chosen = torch.tensor(groups.chosen, device=device)
+    for block in blocks(model, cells):
+        code = of_groups(classify(block.q_z.mean, Draws()), members).argmax(1)
+        predicted[block.rows] = code.cpu()
+        own = code if groups.code is None else groups.code[block.rows].to(device)
+        profiles.add(block.batch, own if baseline in groups.names else code)
+        if cells.streamed:
+            wanted = torch.isin(own, chosen) & (True if cells.has_rna is None else cells.has_rna[block.index])
+            behind = 0 if cells.has_protein is None else ~cells.has_protein[block.index].cpu()
+            likely = explained.add(own.where(wanted, -1).cpu(), number[block.rows])
+            likely |= references.add(code.cpu(), number[block.rows] + behind)
+            cells.x.hold(cells.x_row[block.index[likely.to(device)]])
+    return Survey(predicted, profiles)
 
 
-def sample(group: Tensor, n_cells: int | None, generator: torch.Generator, rank: Tensor | None = None) -> Tensor:
-    """Up to `n_cells` random cells of each group, sorted; None: all. Cells of group -1 are left out.
+class _Lowest:
+    """The cells with the `n` lowest numbers of every group, among all that have come by."""
 
-    `group` `(cells,)` and the generator are on the CPU; `rank` is that of the cells.
-    """
+    def __init__(self, n_groups: int, n: int | None):
+        n = 0 if n is None or n * n_groups > MOST_HELD else n  # of very many none: they are read again
+        self.numbers = torch.full((n_groups, n), torch.inf)
+
+    def add(self, group: Tensor, number: Tensor) -> Tensor:
+        """Which of some more cells are among them now `(cells,)` bool."""
+        if not self.numbers.numel():
+            return torch.zeros_like(group, dtype=torch.bool)
+        for code in group[group >= 0].unique().tolist():
+            both = torch.cat([self.numbers[code], number[group == code]])
+            self.numbers[code] = both.sort().values[: self.numbers.shape[1]]
+        return (number <= self.numbers[group, -1]) & (group >= 0)
+
+
+def sample(group: Tensor, n_cells: int | None, number: Tensor) -> Tensor:
+    """The `n_cells` cells of each group with the lowest numbers, sorted; None: all. Cells of group -1 are left out."""
     chosen = []
     for code in group[group >= 0].unique().tolist():
-        members = in_order((group == code).nonzero().squeeze(1), rank)
-        if n_cells is not None and len(members) > n_cells:
-            members = members[torch.randperm(len(members), generator=generator)[:n_cells]]
-        chosen.append(members)
+        members = (group == code).nonzero().squeeze(1)
+        chosen.append(members if n_cells is None else members[number[members].argsort()[:n_cells]])
     return torch.cat(chosen).sort().values if chosen else torch.zeros(0, dtype=torch.long)
 
 
@@ -297,28 +346,38 @@ def _to_total(profile: Tensor, total: Tensor) -> Tensor:
     return profile * (total / profile.sum(1, keepdim=True).clamp(min=torch.finfo(profile.dtype).tiny))
 
 
-def mean_profiles(cells: Cells, group: Tensor, n_groups: int, scaled: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Mean counts of groups of cells, relative to their sum (`scaled`): RNA `(groups, genes)`, proteins or None.
+class Means:
+    """Mean counts of groups of cells, summed up block by block."""
 
-    NaN for groups without cells, and for proteins that were measured in none of a group's cells.
-    """
-    device = group.device
-    n_genes = cells.x.n_columns
-    rna, n_cells = torch.zeros(n_groups, n_genes, device=device), torch.zeros(n_groups, 1, device=device)
-    shape = (n_groups, 0 if cells.y is None else cells.y.shape[1])
-    protein, n_measured = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    for part in (group >= 0).nonzero().squeeze(1).split(BLOCK):
-        batch = take(cells, part)
-        inside = torch.nn.functional.one_hot(group[part], n_groups).T.to(rna.dtype)  # (groups, cells)
-        rna, n_cells = rna + inside @ batch.x, n_cells + inside.sum(1, keepdim=True)
+    def __init__(self, cells: Cells, n_groups: int):
+        device, n_proteins = cells.label.device, 0 if cells.y is None else cells.y.shape[1]
+        self.n_cells = torch.zeros(n_groups, 1, dtype=torch.float64, device=device)
+        self.rna = torch.zeros(n_groups, cells.x.n_columns, dtype=torch.float64, device=device)
+        self.protein, self.n_measured = (
+            torch.zeros(n_groups, n_proteins, dtype=torch.float64, device=device) for _ in range(2)
+        )
+
+    def add(self, batch: Batch, group: Tensor) -> None:
+        """Count in some cells, `group` `(cells,)` being theirs, -1 for none."""
+        n_groups, n_genes = self.rna.shape
+        known = group >= 0
+        self.n_cells += group[known].bincount(minlength=n_groups)[:, None]
+        row, column, count = (part[known[batch.entries.row]] for part in batch.entries)
+        self.rna.view(-1).index_add_(0, group[row] * n_genes + column, count.double())
         if batch.y is not None:
-            measured = batch.measured.to(rna.dtype)
-            protein, n_measured = protein + inside @ (batch.y * measured), n_measured + inside @ measured
-    rna, protein = rna / n_cells, protein / n_measured  # 0 / 0: NaN
-    if scaled:
-        rna = rna / rna.sum(1, keepdim=True)
-        protein = protein / protein.nansum(1, keepdim=True).clamp(min=torch.finfo(rna.dtype).tiny)
-    return rna, None if cells.y is None else protein
+            self.protein.index_add_(0, group[known], (batch.y * batch.measured)[known].double())
+            self.n_measured.index_add_(0, group[known], batch.measured[known].double())
+
+    def profiles(self, scaled: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Means relative to their sum (`scaled`) or as they are: RNA `(groups, genes)`, proteins or None.
+
+        NaN for groups without cells, and for proteins that were measured in none of a group's cells.
+        """
+        rna, protein = self.rna / self.n_cells, self.protein / self.n_measured  # 0 / 0: NaN
+        if scaled:
+            rna = rna / rna.sum(1, keepdim=True)
+            protein = protein / protein.nansum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return rna.float(), protein.float() if protein.shape[1] else None
 
 
 def mean_over(profiles: Tensor, chosen: Tensor) -> Tensor:
@@ -332,29 +391,24 @@ def draw_references(
     group: Tensor,  # (cells,) group of each cell, -1 for none
     chosen: Tensor,  # (sets, groups) bool
     n: int,
+    number: Tensor,  # (cells,) those with the lowest come first
     generator: torch.Generator,
     eligible: Tensor | None = None,  # (cells,) bool
-    rank: Tensor | None = None,  # (cells,)
 ) -> Tensor:
-    """Draw cells for each set of groups, the groups in turn `(sets, n)`; with replacement only where cells are few."""
+    """Cells for each set of groups, the groups in turn `(sets, n)`; twice the same only where cells are few."""
     out = torch.empty(len(chosen), n, dtype=torch.long)
     members = []
     for code in range(chosen.shape[1]):
         inside = group == code
         better = inside if eligible is None else inside & eligible
-        members.append(in_order((better if better.any() else inside).nonzero().squeeze(1), rank))
+        some = (better if better.any() else inside).nonzero().squeeze(1)
+        members.append(some[number[some].argsort()])
     for row, groups in enumerate(chosen):
         pools = [members[code] for code in groups.nonzero().squeeze(1).tolist() if len(members[code])]
         order = torch.randperm(len(pools), generator=generator).tolist()
-        turns = -(-n // len(pools))
-        drawn = [_several(pools[i], turns, generator) for i in order]
-        out[row] = torch.stack(drawn, dim=1).view(-1)[:n]
+        turn = torch.arange(-(-n // len(pools)))
+        out[row] = torch.stack([pools[i][turn % len(pools[i])] for i in order], dim=1).view(-1)[:n]
     return out
-
-
-def _several(pool: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    rounds = -(-n // len(pool))
-    return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(rounds)])[:n]
 
 
 class ExplainedCells(NamedTuple):
@@ -389,27 +443,33 @@ class ExplainedCells(NamedTuple):
         return pd.Categorical.from_codes(self.target.numpy(), list(self.classes))
 
 
-def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) -> Baselines:
-    """The baselines of every explained cell."""
-    cells, groups, scaled = explained.cells, explained.groups, explained.scaled
-    device = cells.label.device
+def check_baseline(baseline: str | int, names: Sequence[str]) -> None:
+    """Raise a ValueError if it is neither a number, a word nor the name of a group."""
     words = {"zero": "no counts", "each": "every other class", "rest": "all other classes together"}
     if isinstance(baseline, str) and baseline in words:
-        warn_of_word("baseline", baseline, groups.names, words[baseline])
-    if isinstance(baseline, str) and baseline == "zero":
+        warn_of_word("baseline", baseline, names, words[baseline])
+    elif isinstance(baseline, str) and baseline not in names:
+        listed = ", ".join(map(repr, names))
+        raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")
+
+
+def find_baselines(
+    explained: ExplainedCells, baseline: str | int, profiles: Means, number: Tensor, seed: int
+) -> Baselines:
+    """The baselines of every explained cell; of references those with the lowest numbers `(cells,)`."""
+    cells, groups, scaled = explained.cells, explained.groups, explained.scaled
+    device = cells.label.device
+    if baseline == "zero":
         return Zero()
-    if isinstance(baseline, str) and baseline not in words:
-        if baseline not in groups.names:
-            listed = ", ".join(map(repr, groups.names))
-            raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")
-        inside = groups.code == groups.names.index(baseline)
-        if not inside.any():
+    rna, protein = profiles.profiles(scaled)
+    if isinstance(baseline, str) and baseline not in ("each", "rest"):
+        row = torch.full((len(explained.index), 1), groups.names.index(baseline), device=device)
+        if not profiles.n_cells[row[0]]:
             raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
-        profiles = mean_profiles(cells, torch.where(inside, 0, -1).to(device), 1, scaled)
-        row = torch.zeros(len(explained.index), 1, dtype=torch.long, device=device)
-        return Profiles(*profiles, row, scaled)
+        return Profiles(rna, protein, row, scaled)
+    n_classes = len(explained.classes)
     sets, row = _other_classes(explained)  # (sets, classes) and (explained,)
-    rna, protein = mean_profiles(cells, explained.predicted.to(device), len(explained.classes), scaled)
+    rna, protein = rna[:n_classes], None if protein is None else protein[:n_classes]
     if protein is not None:  # a class without a stained cell is taken for an average one
         every = mean_over(protein, torch.ones_like(sets[:1], device=device))
         protein = torch.where(protein.isnan(), every, protein)
@@ -422,9 +482,9 @@ def find_baselines(explained: ExplainedCells, baseline: str | int, seed: int) ->
         return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
     generator = torch.Generator().manual_seed(block_seed(seed, 1))
     stained = None if cells.has_protein is None else cells.has_protein.cpu()
-    index = draw_references(explained.predicted, sets, int(baseline), generator, stained, cells.rank)
-    cells.x.hold(cells.x_row[index.flatten().to(device)])  # each comes with every cell that is explained
-    return References(cells, index.to(device), row.to(device), protein, scaled)
+    index = draw_references(explained.predicted, sets, int(baseline), number, generator, stained).to(device)
+    cells.x.hold(cells.x_row[index.flatten()])  # each comes with every cell that is explained
+    return References(cells, index, row.to(device), protein, scaled)
 
 
 def _other_classes(explained: ExplainedCells) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,7 @@ The decoder is good where cells with proteins lie and poor beside them, which is
 that nothing of a cell's batch was measured for is not decoded. Cells that were measured, as the encoder sees them
 without their proteins, are kept with the model; log counts are averaged over the nearest of them in the joint space of
 latent vectors and principal components of RNA, and this mean is averaged in turn with a ridge regression on the
-components alone, which holds where no measured cell is near::
-
-    log1p(y) = 2/3 mean of the 30 nearest + 1/3 ridge regression
+components alone, which holds where no measured cell is near: 2/3 mean of the 30 nearest + 1/3 ridge regression.
 
 Of a cell with other proteins, of which neighbours by RNA know nothing, it is the mean of that and of what is decoded.
 Components are taken of log-normalised genes, each standardised within its batch. Held-out measured cells tell how far
@@ -19,7 +17,7 @@ batches tell something (Smyth 2004, Linear models and empirical Bayes methods).
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +68,8 @@ class Imputed(NamedTuple):
     """Proteins of some cells that their batches did not measure."""
 
     value: np.ndarray  # (cells, proteins) counts, NaN where nothing is to impute
-    lower: np.ndarray | None  # (cells, proteins) ends of the interval, in counts with background
-    upper: np.ndarray | None
+    lower: np.ndarray | None = None  # (cells, proteins) ends of the interval, in counts with background
+    upper: np.ndarray | None = None
 
 
 class _View(NamedTuple):
@@ -122,99 +120,72 @@ def with_imputation(model: Model, cells: Cells, train: Tensor, validation: Tenso
     return replace(model, imputation=_on(part, torch.device("cpu")))
 
 
+@dataclass(frozen=True, eq=False)
 class Imputing:
-    """Proteins of cells whose batches did not measure them, block by block; nothing if there are none to impute.
+    """Imputes the proteins of cells whose batches did not measure them, block by block."""
 
-    Parameters
-    ----------
-    model, cells
-        Who is asked, and about which cells.
-    include_background
-        The whole count, or the share of it that the decoder takes for foreground.
-    coverage
-        How often the interval is to hold a measured count; None: no interval.
-    rows
-        `(cells,)` row of each cell in the answer.
-    """
+    model: Model
+    part: Imputation  # what the model imputes by, on the device
+    cells: Cells
+    rows: Tensor  # (cells,) row of each cell in the answer
+    where: Tensor  # (cells, proteins) bool, what is imputed
+    out: list[Tensor]  # (cells, proteins) counts and, if there is a coverage, ends of intervals
+    include_background: bool  # or the share of the count that the decoder takes for foreground
+    coverage: float | None  # how often the interval is to hold a measured count
 
-    def __init__(
-        self,
-        model: Model,
-        cells: Cells,
-        *,
-        include_background: bool = True,
-        coverage: float | None = None,
-        rows: Tensor | None = None,
-    ):
-        self.model, self.cells, self.include_background, self.coverage = model, cells, include_background, coverage
-        self.rows = torch.arange(len(cells)) if rows is None else rows.cpu()
-        self.where: Tensor | None = None  # (cells, proteins) bool
+    @classmethod
+    def of(
+        cls, model: Model, cells: Cells, rows: Tensor, include_background: bool = True, coverage: float | None = None
+    ) -> "Imputing | None":
+        """Begin; None where nothing is to impute, or the model cannot."""
         part = model.imputation
         if part is None or (cells.q_mean is not None and cells.rna_view is None):
-            return
+            return None
         where = _to_impute(part, cells)
         if not where.any():
-            return
-        self.where, self.part = where, _on(part, cells.label.device)
-        self.out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
-        if coverage is None:
-            return
-        _tell_of_scale(model, part, where & ~part.measured[cells.batch.cpu()])
-        if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
-            logger.warning(
-                f"return_interval: {n_decoded} cells lack proteins that are decoded, and these have no interval (NaN): "
-                "others of their batch have them (a batch for each panel gives these one), the cells have no RNA, or "
-                "too few cells were measured"
-            )
+            return None
+        if coverage is not None:
+            _tell_of_scale(model, part, where & ~part.measured[cells.batch.cpu()])
+            if n_decoded := int((~cells.measured.cpu() & ~where).any(1).sum()):
+                logger.warning(
+                    f"return_interval: {n_decoded} cells lack proteins that are decoded, and these have no interval "
+                    "(NaN): others of their batch have them (a batch for each panel gives these one), the cells have "
+                    "no RNA, or too few cells were measured"
+                )
+        out = [torch.full(where.shape, torch.nan) for _ in range(1 if coverage is None else 3)]
+        return cls(model, _on(part, cells.label.device), cells, rows.cpu(), where, out, include_background, coverage)
 
     @torch.no_grad()
     def add(self, block: Block) -> None:
-        """Impute a block; in whole blocks of :func:`anvi._posterior.encode.blocks`, as minified data have it."""
-        if self.where is None:
+        """Impute some cells; in whole blocks of :func:`anvi._posterior.encode.blocks`, as minified data have it."""
+        model, part, cells, where = self.model, self.part, self.cells, self.where[block.rows]
+        if not where.any():
             return
-        here = self.where[block.rows]
-        some = here.any(1)
-        if some.any():
-            found = _imputed(
-                self.model,
-                self.part,
-                self.cells,
-                block,
-                some.to(block.index.device),
-                self.include_background,
-                self.coverage,
-            )
-            for values, one in zip(self.out, found, strict=True):
-                values[self.rows[block.rows][some]] = one.cpu().where(here[some], torch.nan)
+        some = where.any(1).to(block.index.device)
+        index = block.index[some]
+        batch, partly = cells.batch[index], cells.has_protein[index]
+        # log counts: of neighbours and regression, on the scale of the batch; with other proteins of the decoder, too
+        found, spread = _predict(part, _view(model, part, cells, index))
+        if part.offset is not None:
+            found += part.offset[batch]
+        if partly.any():
+            decoded = _decoded(model, block, None, True)[some].log1p()
+            found = torch.where(partly[:, None], (found + decoded) / 2, found)
+        # counts, and the ends of their intervals
+        values = [found.clamp(min=0).expm1()]
+        if not self.include_background:
+            values[0] *= _foreground_share(model, part, block)[some]
+        if self.coverage is not None:
+            share = torch.where(partly, 0.5, 1.0)[:, None]  # what is decoded knows how much the batch counts
+            values += _interval(part, batch, found, spread, share, self.coverage)
+        rows, where = self.rows[block.rows][some.cpu()], where[some.cpu()]
+        for out, one in zip(self.out, values, strict=True):
+            out[rows] = one.cpu().where(where, torch.nan)
 
     @property
-    def found(self) -> Imputed | None:
-        """What was imputed; None: nothing."""
-        return (
-            None if self.where is None else Imputed(*(part.numpy() for part in self.out), *[None] * (3 - len(self.out)))
-        )
-
-
-def _imputed(
-    model: Model, part: Imputation, cells: Cells, block: Block, some: Tensor, include_background: bool, coverage
-) -> list[Tensor]:
-    """Counts of some cells of a block, and the ends of their intervals if there is a coverage `(cells, proteins)`."""
-    index = block.index[some]
-    batch = cells.batch[index]
-    found, spread = _predict(part, _view(model, part, cells, index))
-    if part.offset is not None:
-        found += part.offset[batch]
-    partly = cells.has_protein[index]
-    if partly.any():
-        decoded = _decoded(model, block, None, True)[some].log1p()
-        found = torch.where(partly[:, None], (found + decoded) / 2, found)
-    value = found.clamp(min=0).expm1()
-    if not include_background:
-        value = value * _foreground_share(model, part, block)[some]
-    if coverage is None:
-        return [value]
-    share = torch.where(partly, 0.5, 1.0)[:, None]  # what is decoded knows how much the batch counts
-    return [value, *_interval(part, batch, found, spread, share, coverage)]
+    def found(self) -> Imputed:
+        """What was imputed."""
+        return Imputed(*(part.numpy() for part in self.out))
 
 
 @torch.no_grad()

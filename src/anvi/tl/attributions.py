@@ -18,7 +18,7 @@ from anvi._data.containers import Data, Source, check_natural
 from anvi._data.select import ExplainedGroups, find_contrast, find_explained_groups
 from anvi._model import Model
 from anvi._posterior import attribute
-from anvi._posterior.attribute import ExplainedCells, SingleCells, find_baselines
+from anvi._posterior.attribute import ExplainedCells, SingleCells, check_baseline, find_baselines
 from anvi._posterior.encode import block_seed
 from anvi._runtime import verb
 from anvi.settings import with_bar
@@ -169,17 +169,26 @@ def attributions(
     if n_steps is None:
         several = not isinstance(baseline, str) or (baseline == "each" and aim.against is None)
         n_steps = 20 if several else 50
-    predicted = attribute.predict(fitted, cells, members).cpu()
     column = f"{slots.prediction(key)}{levels.ending(number)}"
-    found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, predicted, column, classes)
+    found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, column, classes)
+    check_baseline(baseline, found.names)
     if inplace:
         rankings.check_writable(data, found.names, f"uns['{slots.attributions(asked.to)}']")
+    # which cells: those whose random number is low in their group
+    lot = torch.rand(len(cells), generator=torch.Generator().manual_seed(block_seed(seed, 0)))
+    lot = lot if cells.rank is None else lot[cells.rank.cpu()]
+    seen = attribute.survey(fitted, cells, found, baseline, n_cells, lot, members)
+    found = found._replace(code=seen.predicted if found.code is None else found.code)
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
+    if (pool < 0).all():
+        raise ValueError(
+            f"No cell is in any of the groups {', '.join(repr(found.names[i]) for i in found.chosen[:10])}."
+        )
     if cells.has_rna is not None:  # what is not there contributes nothing
         pool = torch.where(cells.has_rna.cpu(), pool, -1)
-    index = attribute.sample(pool, n_cells, torch.Generator().manual_seed(block_seed(seed, 0)), cells.rank)
-    question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
-    starts = find_baselines(question, baseline, seed)
+    index = attribute.sample(pool, n_cells, lot)
+    question = ExplainedCells(cells, index, found, aim, seen.predicted, classes, setup.counts)
+    starts = find_baselines(question, baseline, seen.profiles, lot, seed)
 
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
     kept, code = SingleCells(), found.code.numpy()

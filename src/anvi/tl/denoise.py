@@ -158,14 +158,8 @@ def denoise(
     # proteins that were not measured around a cell come from cells where they were
     imputing = None
     if decodes_own and asked.features.has_proteins:
-        imputing = Imputing(
-            asked.model,
-            asked.cells,
-            include_background=include_background,
-            coverage=return_interval,
-            rows=asked.rows,
-        )
-    if return_interval is not None and (imputing is None or imputing.where is None):
+        imputing = Imputing.of(asked.model, asked.cells, asked.rows, include_background, return_interval)
+    if return_interval is not None and imputing is None:
         raise ValueError(
             f"return_interval={return_interval} is for imputed proteins, and none is imputed here: the batch of every "
             "cell measured them, no cell has RNA, too few cells of the reference were measured, or the model cannot "
