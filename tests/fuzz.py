@@ -625,7 +625,7 @@ def make_writers(kinds: dict[str, Kind], folder: Path) -> dict[str, tuple[Callab
 
     def read_checkpoint() -> int:
         again = _state_of(check)
-        loop.load_checkpoint(fit, again, "x")
+        loop.load_checkpoint(fit, fit.read_bytes(), again, "x")
         return again.epoch
 
     def write_file(number: int) -> None:

@@ -40,8 +40,8 @@ def save_checkpoint(path: Path, state, fingerprint: str) -> None:
     write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
 
 
-def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = None) -> None:
-    """Put a saved state into a freshly started one; `raw`, if given, is what the file holds.
+def load_checkpoint(path: Path, raw: bytes, state, fingerprint: str) -> None:
+    """Put a saved state, what the file holds, into a freshly started one.
 
     Raises
     ------
@@ -49,12 +49,9 @@ def load_checkpoint(path: Path, state, fingerprint: str, raw: bytes | None = Non
         If the file is damaged, or belongs to other data, another model or other options.
     """
     try:
-        raw = path.read_bytes() if raw is None else raw
         scalars: Any = parse_json(unsealed(raw, required=True)["state"])
         tensors = load(raw)
         _check_scalars(scalars)
-    except OSError:
-        raise
     except Exception as error:  # of JSON and safetensors: whatever they raise at bytes that make no sense
         raise ValueError(
             f"{path} is not a checkpoint that anvi can read ({error}); delete it to start anew."
@@ -200,7 +197,7 @@ def fit(
     ranks.check_same(fingerprint)
     state = _start(network, cells, plan, random_state, device, ranks)
     if ranks.largest(int(ranks.rank == 0 and checkpoint is not None and checkpoint.exists())):
-        load_checkpoint(checkpoint, state, fingerprint, ranks.of_first(lambda: checkpoint.read_bytes()))
+        load_checkpoint(checkpoint, ranks.of_first(lambda: checkpoint.read_bytes()), state, fingerprint)
         logger.info(f"going on from {checkpoint} after epoch {state.epoch}")
     size, n_labelled = plan.batch_size, _labelled_size(network, plan)
     minibatches = Minibatches(cells, train, size, n_labelled, state.shuffle, ranks.size)
@@ -215,10 +212,35 @@ def fit(
         Progress(plan.max_epochs, done=state.epoch) as progress,
     ):
         while not state.finished:
-            row = _epoch(state, run, cells, minibatches, group, validation, plan, random_state, threads, stop)
-            if row is None:
+            lr = plan.learning_rate(state.epoch) * state.lr_scale
+            shares = plan.protein_weight, plan.classification_ratio, plan.label_smoothing
+            weights = Weights(plan.kl_weight(state.epoch), *shares)
+            state.optimizer.set_rate(lr)
+            last_good = {
+                part: {name: one.clone() for name, one in of.state_dict().items()} for part, of in state.parts.items()
+            }
+            # train and validate
+            ranks.own_noise(state.noise, random_state, state.epoch, state.retries)
+            steps = minibatches.plan()
+            with minibatches.reading():
+                row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
+            suspects = None if bad_step is None else steps[bad_step].index
+            if bad_step is None and len(validation):
+                scores = ranks.of_first(
+                    lambda: json.dumps(_validate(network, cells, validation, plan, random_state)).encode()
+                )
+                row |= json.loads(scores)
+                suspects = None if np.isfinite(row["validation_loss"]) else validation
+            # back where a loss was not finite
+            if suspects is not None:
+                _roll_back(state, last_good, cells, suspects, plan)
                 run = _runner(network, cells, ranks)  # a graph may point at slots of Adam that are gone
                 continue
+            # keep what was reached
+            row = {"epoch": state.epoch + 1, **row, "kl_weight": weights.kl, "lr": lr}
+            state.history.append(row)
+            state.epoch += 1
+            _judge(state, row, plan)
             progress.advance(row)
             if callback is not None and ranks.rank == 0:
                 callback(dict(row))
@@ -301,35 +323,6 @@ def _adversary_groups(cells: Cells) -> Tensor:
     return group.unique(return_inverse=True)[1]  # only groups that occur
 
 
-def _epoch(
-    state, run, cells, minibatches, group, validation, plan, random_state, threads, stop
-) -> dict[str, float] | None:
-    """One epoch and its bookkeeping; None if it was rolled back."""
-    weights = Weights(plan.kl_weight(state.epoch), plan.protein_weight, plan.classification_ratio, plan.label_smoothing)
-    lr = plan.learning_rate(state.epoch) * state.lr_scale
-    state.optimizer.set_rate(lr)
-    last_good = _snapshot(state)
-    state.ranks.own_noise(state.noise, random_state, state.epoch, state.retries)
-    steps = minibatches.plan()
-    with minibatches.reading():
-        row, bad_step = _train_epoch(state, run, minibatches, steps, group, weights, plan, threads, stop)
-    suspects = None if bad_step is None else steps[bad_step].index
-    if bad_step is None and len(validation):
-        scores = state.ranks.of_first(
-            lambda: json.dumps(_validate(state.network, cells, validation, plan, random_state)).encode()
-        )
-        row |= json.loads(scores)
-        suspects = None if np.isfinite(row["validation_loss"]) else validation
-    if suspects is not None:
-        _roll_back(state, last_good, cells, suspects, plan)
-        return None
-    row = {"epoch": state.epoch + 1, **row, "kl_weight": weights.kl, "lr": lr}
-    state.history.append(row)
-    state.epoch += 1
-    _judge(state, row, plan)
-    return row
-
-
 def _judge(state: State, row: dict[str, float], plan: Plan) -> None:
     """Keep the weights if they are the best so far; say whether the fit is over."""
     last = state.epoch - 1
@@ -398,11 +391,6 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
     divergences = sum(row.get(f"validation_{name}", 0.0) for name in DIVERGENCES)
     weighed -= (1 - plan.max_kl_weight) * divergences
     return {"validation_loss": weighed} | row
-
-
-def _snapshot(state: State) -> dict[str, dict[str, Tensor]]:
-    """Weights and optimiser state to come back to."""
-    return {part: {name: value.clone() for name, value in of.state_dict().items()} for part, of in state.parts.items()}
 
 
 def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan: Plan) -> None:
