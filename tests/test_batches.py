@@ -196,8 +196,3 @@ class TestSplit:
     def test_follows_the_generator_alone(self, cells):
         one, other, third = (split(cells, 0.9, generator(seed))[1] for seed in (0, 0, 1))
         assert torch.equal(one, other) and not torch.equal(one, third)
-
-    @pytest.mark.parametrize("train_size", [0, -0.5, 1.5])
-    def test_share_out_of_range(self, cells, train_size):
-        with pytest.raises(ValueError, match=rf"train_size={train_size} must be above 0 and at most 1"):
-            split(cells, train_size, generator())

@@ -225,6 +225,7 @@ class TestPlan:
             ({"weight_decay": -1}, "weight_decay=-1 must not be negative"),
             ({"classification_ratio": -1}, "classification_ratio=-1 must not be negative"),
             ({"train_size": 0}, "train_size=0 must be above 0 and at most 1"),
+            ({"train_size": 1.5}, "train_size=1.5 must be above 0 and at most 1"),
             ({"train_size": 1}, "train_size=1 leaves no validation cells.*early_stopping=False"),
         ],
         ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -21,21 +21,20 @@ def proteins(counts=COUNTS, declared=None) -> Proteins:
 
 
 def test_nan_throughout_and_zero_throughout():
-    names, measured = find_panels(proteins(), PANEL, ("one", "two"), "auto")
-    assert names == ("one", "two")
+    measured = find_panels(proteins(), PANEL, ("one", "two"), "auto")
     np.testing.assert_array_equal(measured, [[True, True, True, False], [True, True, False, True]])
 
 
 def test_zeros_are_data_when_asked():
-    _, measured = find_panels(proteins(), PANEL, ("one", "two"), "nan")
+    measured = find_panels(proteins(), PANEL, ("one", "two"), "nan")
     np.testing.assert_array_equal(measured, [[True, True, True, False], [True, True, True, True]])
 
 
 def test_a_zero_among_nan_is_not_a_measurement():
     """A protein with nothing but NaN and zeros in a panel is all-zero there."""
     counts = np.array([[1, 0], [2, NAN]], dtype=np.float32)
-    assert find_panels(proteins(counts), None, ("all",), "auto")[1].tolist() == [[True, False]]
-    assert find_panels(proteins(counts), None, ("all",), "nan")[1].tolist() == [[True, True]]
+    assert find_panels(proteins(counts), None, ("all",), "auto").tolist() == [[True, False]]
+    assert find_panels(proteins(counts), None, ("all",), "nan").tolist() == [[True, True]]
 
 
 def test_proteins_taken_as_missing_are_named(caplog):
@@ -49,19 +48,19 @@ def test_proteins_taken_as_missing_are_named(caplog):
 
 
 def test_a_panel_without_cells_measured_nothing():
-    _, measured = find_panels(proteins(), PANEL, ("none", "one", "two"), "auto")
+    measured = find_panels(proteins(), PANEL, ("none", "one", "two"), "auto")
     np.testing.assert_array_equal(measured[0], [False] * 4)
 
 
 def test_declared_panels_win_over_counts():
     declared = pd.DataFrame({"one": [True, False, True, True], "two": True}, index=list("abcd"))
-    _, measured = find_panels(proteins(declared=declared), PANEL, ("one", "two"), "nan")
+    measured = find_panels(proteins(declared=declared), PANEL, ("one", "two"), "nan")
     np.testing.assert_array_equal(measured, [[True, False, True, False], [True, True, True, True]])
 
 
 def test_a_single_declared_column_is_the_single_panel():
     declared = pd.DataFrame({"whatever": [True, True, False, True]}, index=list("abcd"))
-    _, measured = find_panels(proteins(declared=declared), None, ("all",), "nan")
+    measured = find_panels(proteins(declared=declared), None, ("all",), "nan")
     np.testing.assert_array_equal(measured, [[True, True, False, True]])
 
 
@@ -77,7 +76,7 @@ def test_a_panel_that_measured_nothing_need_not_be_declared():
     counts = np.vstack([COUNTS, np.full((1, 4), NAN, dtype=np.float32)])
     declared = pd.DataFrame({"one": [True] * 4, "two": [True] * 4}, index=list("abcd"))
     panel = pd.Series([*PANEL, "none"])
-    _, measured = find_panels(proteins(counts, declared), panel, ("none", "one", "two"), "nan")
+    measured = find_panels(proteins(counts, declared), panel, ("none", "one", "two"), "nan")
     assert measured.any(1).tolist() == [False, True, True]
 
 

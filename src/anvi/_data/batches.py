@@ -236,8 +236,6 @@ def split(cells: Cells, train_size: float, generator: torch.Generator) -> tuple[
     -------
     Sorted positions of training and of validation cells.
     """
-    if not 0 < train_size <= 1:
-        raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
     train_size = max(train_size, 1 - HELD / len(cells)) if cells.streamed else train_size
     train, validation = [], []
     debt = 0.0  # what rounding took from validation so far, so that small classes add up to the right share

@@ -268,7 +268,8 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
 
         return Streamed(compactly, torch.from_numpy(edges), len(genes), torch.from_numpy(library), indptr)
 
-    if asked and can_stay and (len(setup.log_library) == len(setup.batches) or not _some_without_rna(source, setup)):
+    mean_known = len(setup.log_library) == len(setup.batches)  # which cells without RNA are given
+    if asked and can_stay and (mean_known or len(cell_names(source, setup.rna_mod, setup.mod_beside)) == rna.n_obs):
         return streamed(None), library
     indices, values, keeps = np.empty(0, dtype=kind), np.empty(0, dtype=np.uint8), not can_stay or most > 0
     for rows, piece in by_rows(stored, slot):
@@ -289,12 +290,6 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
     if not keeps:
         return streamed(indptr), library
     return CSR(indptr, torch.from_numpy(indices), torch.from_numpy(values), len(genes)), library
-
-
-def _some_without_rna(source: Source, setup: Setup) -> bool:
-    """Whether some cells have proteins alone."""
-    rna = source.modality(setup.rna_mod, "rna_mod")
-    return len(cell_names(source, setup.rna_mod, setup.mod_beside)) > rna.n_obs
 
 
 def _why_not_streamed(source: Source, slot: str, by_columns: bool) -> str:
@@ -588,7 +583,7 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
     of_protein_cell = column.loc[proteins.cells]
     strangers = tuple(sorted({*pd.factorize(of_protein_cell)[1]} - set(map(containers.as_name, setup.panels))))
     if strangers:
-        _, new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
+        new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
         new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)
         code = pd.Index(strangers).get_indexer(column.reindex(cells))
         measured[code >= 0] = new.to_numpy()[code[code >= 0]]

@@ -330,7 +330,7 @@ def _with_panels(
     new = tuple(sorted(set(column) - set(map(as_name, setup.panels))))
     measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
     if new and proteins is not None:
-        _, table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing, ALL_ZERO_CELLS)
+        table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing, ALL_ZERO_CELLS)
         table = pd.DataFrame(table, columns=list(proteins.names))
         measured = table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
     rows = tuple(tuple(row) for row in measured.tolist())

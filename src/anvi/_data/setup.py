@@ -45,8 +45,8 @@ def find_panels(
     names: tuple[str, ...],
     missing: str,
     min_cells: int = 1,
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Work out the table of panels.
+) -> np.ndarray:
+    """Work out which panel measured which protein `(panels, proteins)` bool.
 
     Parameters
     ----------
@@ -61,10 +61,6 @@ def find_panels(
         measured. "nan": as "auto" without the last.
     min_cells
         Of a panel in which zeros throughout mean that a protein was not measured.
-
-    Returns
-    -------
-    Panel names, and the table `(panels, proteins)`: True where measured.
     """
     measured = np.zeros((len(names), len(proteins.names)), dtype=bool)
     for row, name in enumerate(names):
@@ -85,7 +81,7 @@ def find_panels(
                     f"panel '{name}': {zero.sum()} proteins are zero in all of its {len(counts)} cells and taken as "
                     f"not measured: {listed} (missing='nan' keeps them as zeros)"
                 )
-    return names, measured
+    return measured
 
 
 def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
@@ -173,14 +169,9 @@ class Setup:
             "n_continuous": len(self.continuous),
         }
 
-    def elsewhere(self, *, rna_mod: str | None, prot_mod: str | None, prot_obsm: str | None) -> "Setup":
+    def elsewhere(self, **names: str | None) -> "Setup":
         """The same setup for an object with other names of modalities and obsm; None leaves a name as it is."""
-        return replace(
-            self,
-            rna_mod=self.rna_mod if rna_mod is None else rna_mod,
-            prot_mod=self.prot_mod if prot_mod is None else prot_mod,
-            prot_obsm=self.prot_obsm if prot_obsm is None else prot_obsm,
-        )
+        return replace(self, **{argument: name for argument, name in names.items() if name is not None})
 
     def warn_of_far(self, standardised: np.ndarray) -> None:
         """Warn where continuous covariates `(cells, covariates)` are far from those of the cells of the fit."""
@@ -489,15 +480,14 @@ def _selection(data: str, setup: Setup | None = None) -> str:
 
 
 def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:
-    panel_of_cell = None
-    key = panel_key or setup.batch_key
-    if key is not None:
-        name = "panel_key" if panel_key else "batch_key"
-        panel_of_cell = source.text(key, name, setup.mods).loc[proteins.cells]
+    key, panels = panel_key or setup.batch_key, setup.batches
+    panel_of_cell = None if key is None else source.text(key, "panel_key", setup.mods).loc[proteins.cells]
+    if panel_key is not None:
         if panel_of_cell.isna().any():
-            raise ValueError(f"{name}='{key}' is missing for {panel_of_cell.isna().sum()} cells that have proteins.")
-    every = _categories(source, panel_key, "panel_key", setup.mods, proteins.cells) if panel_key else setup.batches
-    panels, measured = find_panels(proteins, panel_of_cell, every, setup.missing)
+            n_missing = panel_of_cell.isna().sum()
+            raise ValueError(f"panel_key='{panel_key}' is missing for {n_missing} cells that have proteins.")
+        panels = tuple(sorted(panel_of_cell.unique()))
+    measured = find_panels(proteins, panel_of_cell, panels, setup.missing)
     if not measured.any():
         raise ValueError(f"No protein was measured in any cell of {proteins.where}: use tl.scvi or tl.scanvi instead.")
     measured = _tuples(measured.tolist())

@@ -113,7 +113,7 @@ def panels(
         panel_of_cell = source.text(panel_key, "panel_key", setup.mods)
         names = tuple(sorted(panel_of_cell.dropna().unique()))
         panel_of_cell = panel_of_cell.loc[proteins.cells]
-    names, measured = find_panels(proteins, panel_of_cell, names, missing)
+    measured = find_panels(proteins, panel_of_cell, names, missing)
     table = pd.DataFrame(measured.T, index=prot.var_names, columns=list(names))
     for name, members in (panels or {}).items():
         table[name] = _declared(name, members, table)
