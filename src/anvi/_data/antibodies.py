@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .containers import UNSEEN
+from .containers import UNSEEN, listed
 
 TARGETS = """
 CD1a; CD1b; CD1c, BDCA-1; CD1d; CD2, LFA-2; CD3, CD3E; CD4; CD5; CD6; CD7; CD8, CD8a; CD8b; CD9; CD10, MME, CALLA
@@ -163,9 +163,9 @@ def match_antibodies(query_names: Sequence[str], model_names: Sequence[str]) -> 
             if len(others) == len(rivals) == 1:
                 partner[name], how[name] = others[0], rule
             elif len(others) == 1:
-                how[name] = f"{AMBIGUOUS}: {_listed(rivals)} could all be '{others[0]}'"
+                how[name] = f"{AMBIGUOUS}: {listed(map(repr, rivals))} could all be '{others[0]}'"
             else:
-                how[name] = f"{AMBIGUOUS}: could be {_listed(others)}"
+                how[name] = f"{AMBIGUOUS}: could be {listed(map(repr, others))}"
         left = [name for name in left if name not in options]
         right = [name for name in right if name not in claims]
     taken = {other: one for one, other in partner.items()}
@@ -178,10 +178,6 @@ def match_antibodies(query_names: Sequence[str], model_names: Sequence[str]) -> 
     columns = ["name", "normalised", "target", "clone", "isotype", "matched_to", "how"]
     table = pd.DataFrame(rows, columns=columns).astype({"isotype": bool, "matched_to": object})
     return table.where(table.notna(), None)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
 
 
 def _why_not(part: Antibody, theirs: list[str], read: dict[str, Antibody], taken: dict[str, str]) -> str:
@@ -261,7 +257,7 @@ def match_kits(kits: Mapping[str, Sequence[str]], stated: Mapping[str, str] | No
         said = [stated.get(name, name) for name in names]
         if len(set(said)) < len(said):
             twice = next(name for name in said if said.count(name) > 1)
-            both = _listed([name for name in names if stated.get(name, name) == twice])
+            both = listed(repr(name) for name in names if stated.get(name, name) == twice)
             raise ValueError(f"harmonize calls {both} of '{kit}' all '{twice}'; two clones need two names.")
         table = match_antibodies(said, known)
         plain = [name if name in stated.values() else read_antibody(name).plain for name in said]
@@ -284,7 +280,7 @@ def _twin(place: int, table: pd.DataFrame) -> str:
     """Whether another antibody of the same kit has the target and clone of one."""
     target, clone, name = table["target"][place], table["clone"][place], table["name"][place]
     same = (table["target"] == target) & (table["name"] != name) & table["clone"].map(lambda other: other == clone)
-    return f"kept apart from {_listed(list(table['name'][same]))} of the same kit" if target and same.any() else ""
+    return f"kept apart from {listed(map(repr, table['name'][same]))} of the same kit" if target and same.any() else ""
 
 
 def split_targets(names: Sequence[str], panels: Sequence[str], measured: Sequence[Sequence[bool]]) -> str | None:

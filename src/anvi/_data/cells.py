@@ -19,7 +19,7 @@ from anvi._stream import CSR, Streamed, put, widened
 
 from . import containers
 from .antibodies import names_no_target
-from .containers import Data, Source, by_rows, cell_names, compact, lend_rna
+from .containers import Data, Source, by_rows, cell_names, compact, lend_rna, listed
 from .counts import (
     FEWEST_CELLS,
     Proteins,
@@ -428,7 +428,7 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
     if few and len(setup.batches) > 1:
         told.append(
             f"batch_key='{setup.batch_key}': {len(few)} of {len(setup.batches)} batches have fewer than {FEW_CELLS} "
-            f"cells ({', '.join(few[:4])}{', ...' * (len(few) > 4)}), too few to learn what is different there. Is it "
+            f"cells ({listed(few, 4)}), too few to learn what is different there. Is it "
             "the right column?"
         )
     rows = cells.x_row if cells.has_rna is None else cells.x_row[cells.has_rna]
@@ -450,7 +450,7 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
     if tags:
         told.append(
             f"{len(tags)} proteins are by their names tags of samples, or reads that had no antibody "
-            f"({', '.join(tags[:4])}{', ...' * (len(tags) > 4)}), and are learned like any other: proteins='targets' "
+            f"({listed(tags, 4)}), and are learned like any other: proteins='targets' "
             "leaves them out, and isotype controls"
         )
     return [remark for remark in told if remark]

@@ -96,8 +96,7 @@ class Source:
             raise TypeError(f"{argument}={name!r:.80} must be the name of a modality, a str.")
         if name not in self.mods:
             raise KeyError(
-                f"This MuData has no modality '{name}'; it has {_list(self.mods, None)}. "
-                f"Name the right one: {argument}=..."
+                f"This MuData has no modality '{name}'; it has {_quoted(self.mods)}. Name the right one: {argument}=..."
             )
         return self.mods[name]
 
@@ -111,7 +110,7 @@ class Source:
             raise TypeError(f"layer={layer!r:.80} must be the name of a layer, or a dict of one for each modality.")
         for mod in layer if isinstance(layer, dict) and not self.alone else ():
             if mod not in self.mods:
-                raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_list(self.mods)}.")
+                raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_quoted(self.mods)}.")
 
     def column(self, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
         """Find a column in `mdata.obs` or a modality's obs, for all cells of the object.
@@ -196,7 +195,7 @@ class Source:
             searched = ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)] if not self.alone else ["data.obs"]
             raise KeyError(
                 f"{argument}='{key}' was found in none of {', '.join(searched)}.{hint} "
-                f"Categorical columns there: {_list(self.categorical_columns(mods))}."
+                f"Categorical columns there: {_quoted(self.categorical_columns(mods))}."
             )
         (first, merged), *others = copies.items()
         for second, column in others:
@@ -235,7 +234,7 @@ def no_obsm_beside(source: Source, prot_obsm: str | None) -> None:
     if prot_obsm is not None and not source.alone:
         raise ValueError(
             f"prot_obsm='{prot_obsm}' is for an AnnData; the proteins of a MuData are a modality: prot_mod=, one of "
-            f"{_list(source.mods)}."
+            f"{_quoted(source.mods)}."
         )
 
 
@@ -469,10 +468,9 @@ def unique_names(names: pd.Index, where: str, what: str) -> None:
     """Raise unless names are unique: cells and features are matched by name only."""
     repeated = names[names.duplicated()].unique()
     if len(repeated):
-        shown = ", ".join(map(repr, repeated[:3]))
         remedy = f"run {where}_make_unique() first" if where.endswith("_names") else "rename them first"
         raise ValueError(
-            f"{where} has {len(repeated)} repeated {what} names ({shown}{', ...' if len(repeated) > 3 else ''}). "
+            f"{where} has {len(repeated)} repeated {what} names ({listed(map(repr, repeated), 3)}). "
             f"Names are what cells and features are matched by; {remedy}."
         )
 
@@ -551,10 +549,15 @@ def codes_of(categories: Iterable[str], column: pd.Series) -> np.ndarray:
     return (plain if plain.is_unique else known).get_indexer(column)
 
 
-def _list(names, most: int | None = 12) -> str:
-    """Names in quotes, the first of them."""
-    names = [f"'{name}'" for name in names]
-    return ", ".join(names[:most]) + (", ..." if len(names[:most]) < len(names) else "") if names else "none"
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first of some names, and dots where there are more."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    """Names of modalities or columns in quotes."""
+    return listed((f"'{name}'" for name in names), 12) or "none"
 
 
 def check_natural(number: int, argument: str) -> None:

@@ -16,7 +16,7 @@ from anvi._stream import put
 
 from . import containers, slots
 from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
-from .containers import Data, Source, by_rows, compact, lazy, whole
+from .containers import Data, Source, by_rows, compact, lazy, listed, whole
 
 if TYPE_CHECKING:
     from .setup import Setup
@@ -158,7 +158,7 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
     empty = np.flatnonzero(sums == 0)
     if not len(empty):
         return
-    shown = ", ".join(f"'{cell_names[i]}'" for i in empty[:3]) + (", ..." if len(empty) > 3 else "")
+    shown = listed((f"'{cell_names[i]}'" for i in empty), 3)
     part, slot = where.split(".", 1)
     data = part.partition("[")[0]  # data, or mdata of a modality
     seen = f"seen = numpy.ravel({part}[:, {chosen.format(part)}].{slot}.sum(1)) > 0; " if chosen else ""
@@ -434,7 +434,7 @@ def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
             pairs = [f"{old} -> {new}" for old, new in zip(others["name"], others["matched_to"], strict=True)]
             logger.warning(
                 f"proteins: {len(found)} of the model's {len(model)} in {proteins.where}, {len(others)} of them under "
-                f"other names: {', '.join(pairs[:6])}{', ...' if len(pairs) > 6 else ''}"
+                f"other names: {listed(pairs, 6)}"
             )
         unclear = proteins.matched[proteins.matched["how"].str.startswith(AMBIGUOUS)]
         if len(unclear):
@@ -451,10 +451,7 @@ def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
         logger.info(line)
         return
     left = [name for name in proteins.names if name not in set(model)]
-    line += f" ({', '.join(lacks[:5])}{', ...' if len(lacks) > 5 else ''})"
-    logger.warning(
-        line + (f"; the model does not know {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else "")
-    )
+    logger.warning(f"{line} ({listed(lacks, 5)})" + f"; the model does not know {listed(left, 5)}" * bool(left))
 
 
 def _proteins(
@@ -502,7 +499,7 @@ def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
         if not strange.any() or strange.all():
             continue
         kind, gene = kinds[strange].mode()[0], kinds[~strange].mode()[0]
-        shown = ", ".join(part.var_names[strange][:3])
+        shown = listed(part.var_names[strange], 3)
         data = "adata" if where == "data" else where
 
         def those(kind: str, data: str = data, column: str = column) -> str:
@@ -521,7 +518,7 @@ def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
             remedy = f"{moved}mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
         raise ValueError(
             f"{strange.sum()} of the {part.n_vars} features in {where} are no genes: {where}.var['{column}'] says "
-            f"'{kind}' of {shown}{', ...' if strange.sum() > 3 else ''}, and a fit would learn them as genes. "
+            f"'{kind}' of {shown}, and a fit would learn them as genes. "
             f"Split them first: {remedy}"
         )
 
@@ -533,7 +530,7 @@ def check_protein_types(var: pd.DataFrame, where: str, mod: str) -> None:
         strange = kinds.str.casefold().isin(NO_PROTEINS)
         if strange.any() and not strange.all():
             kind, antibody = kinds[strange].mode()[0], kinds[~strange].mode()[0]
-            shown = ", ".join(var.index[strange][:3]) + (", ..." if strange.sum() > 3 else "")
+            shown = listed(var.index[strange], 3)
             raise ValueError(
                 f"{strange.sum()} of the {len(var)} features in {where} are no antibodies: {where}.var['{column}'] "
                 f"says '{kind}' of {shown}, and a fit would learn them as proteins. "

@@ -207,7 +207,7 @@ def _parents(frame: pd.DataFrame, level: int, keys: list[str]) -> dict[str, dict
 def _examples(frame: pd.DataFrame, values: dict[int, str]) -> str:
     """How many cells have these values, and the names of some."""
     cells = frame.index[np.logical_and.reduce([frame[level] == value for level, value in values.items()])]
-    return f"{len(cells)} cells: {', '.join(map(repr, cells[:3]))}{', ...' if len(cells) > 3 else ''}"
+    return f"{len(cells)} cells: {containers.listed(map(repr, cells), 3)}"
 
 
 def _edges(tree: Tree | None) -> list[tuple[str, str]]:
@@ -275,10 +275,9 @@ def tell_strange(known: Known, who: str, done: str) -> None:
     """Say which labels are no name of the model's, and what is done with their cells."""
     counts = pd.Series(known.text[known.strange]).value_counts()
     if len(counts):
-        listed = ", ".join(f"{name!r} ({count} cells)" for name, count in counts[:8].items())
+        names = containers.listed(f"{name!r} ({count} cells)" for name, count in counts.items())
         logger.warning(
-            f"{who} has no class {listed}{', ...' * (len(counts) > 8)}; these cells are {done} as unlabelled, and "
-            "their labels stay as they are"
+            f"{who} has no class {names}; these cells are {done} as unlabelled, and their labels stay as they are"
         )
 
 

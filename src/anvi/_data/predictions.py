@@ -46,10 +46,9 @@ def warn_of_strangers(
         (predicted, f"values of obs['{column}']", "renamed, or of another fit; av.tl.predict(data) writes it anew"),
     ):
         if values is not None and len(strange := values[~values.isin(classes)]):
-            names = list(map(repr, strange.unique()))
+            names = containers.listed(map(repr, strange.unique()), 5)
             logger.warning(
-                f"{what} that are no class of the model: {', '.join(names[:5])}{', ...' * (len(names) > 5)} "
-                f"({len(strange)} of {len(values)} cells): {so}"
+                f"{what} that are no class of the model: {names} ({len(strange)} of {len(values)} cells): {so}"
             )
 
 

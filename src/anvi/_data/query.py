@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source, as_name, cell_names, lend_rna, plain_genes, positions
+from .containers import Source, as_name, cell_names, lend_rna, listed, plain_genes, positions
 from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
 from .labels import label_keys, read_labels, tell_strange
 from .setup import ALL_ZERO_CELLS, Setup, find_panels
@@ -268,7 +268,7 @@ def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnD
         return report
     logger.info(f"proteins: {theirs.isin(ours).sum()} of the reference's {len(theirs)} ({share:.1%})")
     if report["ignored_proteins"]:
-        logger.info(f"proteins that the reference does not know are ignored: {_listed(report['ignored_proteins'])}")
+        logger.info(f"proteins that the reference does not know are ignored: {listed(report['ignored_proteins'])}")
     return report
 
 
@@ -286,7 +286,7 @@ def _with_categories(
         there = set(column)
         new = sorted(there - set(map(as_name, known)))
         seen = [category for category in known if as_name(category) in there]
-        parts = [f"{_listed(part)} ({what})" for part, what in ((seen, "known"), (new, "new")) if part]
+        parts = [f"{listed(part)} ({what})" for part, what in ((seen, "known"), (new, "new")) if part]
         logger.info(f"{argument}: {', '.join(parts)}")
         return name, (*known, *new)
 
@@ -367,7 +367,3 @@ def _column(
     elif name is not None:
         logger.warning(f"{argument}: the query has no column '{name}': all its cells are taken as '{stand_in}'")
     return column.fillna(stand_in), False
-
-
-def _listed(names) -> str:
-    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")

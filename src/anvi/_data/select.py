@@ -15,7 +15,7 @@ from torch import Tensor
 from . import slots
 from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name, as_names, did_you_mean, plain_genes
+from .containers import Source, as_name, as_names, did_you_mean, listed, plain_genes
 from .setup import FEW_CELLS, Setup
 
 
@@ -349,8 +349,8 @@ def find_groups(
     few = [f"'{name}' ({n})" for name, n in zip(found.names, map(np.sum, found.inside), strict=True) if n < FEW_CELLS]
     if few:
         logger.warning(
-            f"{len(few)} of {len(found.names)} groups have fewer than {FEW_CELLS} cells ({', '.join(few[:4])}"
-            f"{', ...' * (len(few) > 4)}): what is said of them holds for these cells, not for their kind"
+            f"{len(few)} of {len(found.names)} groups have fewer than {FEW_CELLS} cells ({listed(few, 4)}): "
+            "what is said of them holds for these cells, not for their kind"
         )
     return found
 

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from . import containers, slots
 from .antibodies import names_no_target, read_antibody
-from .containers import Data, Source, cell_names
+from .containers import Data, Source, cell_names, listed
 from .counts import (
     Proteins,
     check_feature_types,
@@ -76,10 +76,9 @@ def find_panels(
             zero = measured[row] & ~np.where(given, counts != 0, False).any(0)
             measured[row] &= ~zero
             if zero.any():
-                listed = ", ".join(np.array(proteins.names)[zero][:8]) + (", ..." if zero.sum() > 8 else "")
                 logger.info(
                     f"panel '{name}': {zero.sum()} proteins are zero in all of its {len(counts)} cells and taken as "
-                    f"not measured: {listed} (missing='nan' keeps them as zeros)"
+                    f"not measured: {listed(np.array(proteins.names)[zero])} (missing='nan' keeps them as zeros)"
                 )
     return measured
 
@@ -432,9 +431,7 @@ def choose_proteins(found: Proteins, proteins: Antibodies) -> Proteins:
     names = tuple(np.array(found.names, dtype=object)[chosen])
     if len(names) < len(chosen):
         left = [name for name, kept in zip(found.names, chosen, strict=True) if not kept]
-        logger.info(
-            f"{len(names)} of {len(chosen)} proteins; left out: {', '.join(left[:8])}{', ...' * (len(left) > 8)}"
-        )
+        logger.info(f"{len(names)} of {len(chosen)} proteins; left out: {listed(left)}")
     declared = None if found.declared is None else found.declared[chosen]
     return replace(found, names=names, counts=found.counts[:, chosen], declared=declared)
 

@@ -14,7 +14,7 @@ import torch
 
 from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
-from anvi._data.containers import Data, Source, cell_names, check_natural, lend_rna, no_obsm_beside
+from anvi._data.containers import Data, Source, cell_names, check_natural, lend_rna, listed, no_obsm_beside
 from anvi._data.fits import check_no_own
 from anvi._data.minified import is_minified, read_stored
 from anvi._data.select import Batches, Features, Groups, Mask, find_batches, find_features, find_groups
@@ -238,7 +238,7 @@ def tell_unmeasured(model: Model, cells: Cells, codes: Sequence[int], features: 
         which = ", ".join(repr(setup.batches[code]) for code, row in zip(codes, lacking, strict=True) if row.any())
         names = list(itertools.compress(features.protein_names, lacking.any(0)))
         logger.warning(
-            f"transform_batch: {len(names)} proteins ({', '.join(names[:4])}{', ...' * (len(names) > 4)}) were not "
+            f"transform_batch: {len(names)} proteins ({listed(names, 4)}) were not "
             f"measured in {which}, of which the model has not learnt what they look like there: take batches that "
             "measured them"
         )
