@@ -273,7 +273,6 @@ def table(data: Data, slot: str) -> pd.DataFrame:
     >>> av.get.table(mdata, "true_foreground")["P01"].unique().tolist()
     [0.0, 1.0]
     """
-    containers.check_type(data)
     parts = containers.Source(data).parts
     part = next((part for part in parts if slot in part.obsm), None)
     if part is None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import slots
-from .containers import Data, Source, check_type
+from .containers import Data, Source
 from .labels import Levels, label_column, labels_at
 from .setup import Setup
 
@@ -72,7 +72,9 @@ class Fit:
     @property
     def where(self) -> str:
         """The name of `home` in messages."""
-        return part_name(self.data, self.home)
+        source = Source(self.data)
+        names = (source.name(mod) for mod, part in source.mods.items() if part is self.home)
+        return "adata" if source.alone else next(names, "mdata")
 
     def prediction(self, level: str | None = None) -> pd.Series:
         """Predicted classes, or groups at a coarser level, as text categories."""
@@ -121,19 +123,6 @@ def missing(slot: str, command: str) -> KeyError:
     return KeyError(f"There is no {slot}; {command} first.")
 
 
-def parts(data: Data) -> list[Data]:
-    """The object and its modalities."""
-    return Source(data).parts
-
-
-def part_name(data: Data, part: Data) -> str:
-    """How a user would write a part of the object."""
-    source = Source(data)
-    if source.alone:
-        return "adata"
-    return next((source.name(mod) for mod, modality in source.mods.items() if modality is part), "mdata")
-
-
 def stored_fits(data: Source | Data, *, whole: bool = False) -> dict[str, Fit]:
     """The fits of an object by key: entries of `uns` with a stored model, of which at least the facts are there.
 
@@ -170,7 +159,7 @@ def stored_predictions(data: Data) -> dict[str, Fit]:
     """Predictions in an object without the model that made them: `tl.predict` with a model from elsewhere."""
     found: dict[str, Fit] = {}
     ending = slots.prediction("")
-    for part in parts(data):
+    for part in Source(data).parts:
         for column in map(str, part.obs.columns):
             key = column.removesuffix(ending)
             # a mirrored column ("rna:...") is a copy of one in the modality, which comes with its uns
@@ -200,7 +189,6 @@ def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joi
     ValueError
         If there are several and none is named.
     """
-    check_type(data)
     if model is not None and not isinstance(model, str):
         raise TypeError(f"model= takes the key of a fit in the object, a str; got {type(model).__name__}.")
     there = stored_fits(data)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import containers, slots
-from .containers import Data, Source, cell_names, lend_rna
+from .containers import Data, Source, cell_names
 from .counts import MINIFIED, _entry, looks_like_counts
 from .setup import Setup
 
@@ -32,12 +32,11 @@ class Stored(NamedTuple):
     rna_view: np.ndarray | None = None  # (cells, latent + components) what proteins are imputed by, NaN where none are
 
 
-def is_minified(data: Data, setup: Setup, key: str) -> bool:
+def is_minified(data: Source | Data, setup: Setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
     source = Source.of(data)
-    lend_rna(source, setup)
-    source.modality(setup.rna_mod, "rna_mod")
-    return bool(_entry(slots.home(data, setup), key).get(MINIFIED, False))
+    home = source.data if setup.joint else source.modality(setup.rna_mod, "rna_mod")
+    return bool(_entry(home, key).get(MINIFIED, False))
 
 
 def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored:
@@ -59,7 +58,6 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     KeyError, ValueError
         If a slot is missing, cells have no posterior, or it is that of another model.
     """
-    lend_rna(source, setup)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     part = slots.home(source.data, setup)
@@ -93,7 +91,8 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
         )
     if q_mean.shape != q_var.shape or (q_var <= 0).any() or (library < 0).any():
         raise ValueError(f"obsm['{slots.qz_mean(key)}'] or what stands beside it is damaged: minify the object again.")
-    if setup.joint and (table.ndim != 2 or table.shape[1] != len(setup.proteins) or not _inside(code, len(table))):
+    fits = not setup.joint or (table.ndim == 2 and table.shape[1] == len(setup.proteins))
+    if not fits or (setup.joint and not np.isin(code, range(len(table))).all()):
         raise ValueError(
             f"obs['{slots.mask_code(key)}'] does not go with uns['{key}']['{POSTERIOR}']['measured']: the object is "
             "damaged. Minify it again."
@@ -102,16 +101,6 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     if slots.rna_view(key) in part.obsm:
         view = np.asarray(part.obsm[slots.rna_view(key)], np.float32)[row]
     return Stored(names.to_numpy(), q_mean, q_var, library, table, code, view)
-
-
-def _inside(code: np.ndarray, n: int) -> bool:
-    return bool(((code >= 0) & (code < n)).all())
-
-
-def check_in_memory(data: Data) -> None:
-    """Raise a ValueError for a backed object: emptying it would empty the file."""
-    if data.isbacked:
-        raise ValueError("The object is backed by a file, whose counts would be lost; read it into memory first.")
 
 
 def write_posterior(out: slots.Writer, setup: Setup, key: str, model_id: str, stored: Stored) -> None:
@@ -141,7 +130,11 @@ def drop_counts(data: Data, setup: Setup) -> list[str]:
         _mark(data, None)
         emptied = _empty(data, setup.rna_layer, "data")
         if setup.joint and setup.prot_obsm in data.obsm:
-            emptied += _empty_obsm(data, setup.prot_obsm)
+            table = data.obsm[setup.prot_obsm]
+            if isinstance(table, pd.DataFrame):
+                _into(data).uns(slots.names_of(setup.prot_obsm), list(map(str, table.columns)))
+            data.obsm[setup.prot_obsm] = sparse.csr_matrix(table.shape, dtype=np.float32)
+            emptied.append(f"data.obsm['{setup.prot_obsm}']")
         return emptied
     layers = {setup.rna_mod: setup.rna_layer} | ({setup.prot_mod: setup.prot_layer} if setup.joint else {})
     there = {mod: layer for mod, layer in layers.items() if mod in data.mod}
@@ -177,11 +170,3 @@ def _empty(adata: AnnData, layer: str | None, where: str) -> list[str]:
         del adata.raw
         emptied.append(f"{where}.raw")
     return emptied
-
-
-def _empty_obsm(adata: AnnData, key: str) -> list[str]:
-    table = adata.obsm[key]
-    if isinstance(table, pd.DataFrame):
-        _into(adata).uns(f"{key}_names", [str(name) for name in table.columns])
-    adata.obsm[key] = sparse.csr_matrix(table.shape, dtype=np.float32)
-    return [f"data.obsm['{key}']"]

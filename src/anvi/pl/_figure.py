@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from anvi._data.containers import Data, Source
-from anvi._data.fits import Fit, missing, parts, resolve_fit
+from anvi._data.fits import Fit, missing, resolve_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +161,7 @@ def fit_or_prefix(data: Data, model: str | None, table: str, ending: str, *, joi
     except KeyError:
         homes = {
             slot.removesuffix(ending): part
-            for part in parts(data)
+            for part in Source(data).parts
             for slot in getattr(part, table)
             if slot.endswith(ending)
         }
@@ -176,10 +176,11 @@ def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data,
     if not data.n_obs:
         raise ValueError("The object has no cells: there is nothing to draw.")
     mod, colon, rest = basis.partition(":")
-    mods = Source(data).mods
+    source = Source(data)
+    mods = source.mods
     named = bool(colon) and mod in mods
     stem = (rest if named else basis).removeprefix("X_")
-    places = [mods[mod]] if named else parts(data)
+    places = [mods[mod]] if named else source.parts
     reserved = set(mods)  # mdata.obsm["rna"] says who is in it
     found = []
     for part in places:

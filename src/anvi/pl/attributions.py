@@ -117,7 +117,6 @@ def attributions(
     >>> av.tl.attributions(mdata, n_cells=10)
     >>> axes = av.pl.attributions(mdata, kind="dot", show=False)
     """
-    containers.check_type(data)
     if kind not in ("heatmap", "bar", "dot"):
         raise ValueError(f"kind='{kind}' is not one of 'heatmap', 'bar', 'dot'.")
     if n_features is not None:

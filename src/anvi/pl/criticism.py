@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from anvi._backed import on_file_to_look_at
-from anvi._data.containers import Data, check_type
-from anvi._data.fits import missing, parts
+from anvi._data.containers import Data, Source
+from anvi._data.fits import missing
 
 from ._figure import axes_for, finish, shorten_each
 
@@ -126,10 +126,9 @@ def criticism(
 
 def _find(data: Data, model: str | None) -> tuple[str, Mapping]:
     """Key and tables of the checks that are meant."""
-    check_type(data)
     found = {
         key: value["criticism"]
-        for part in parts(data)
+        for part in Source(data).parts
         for key, value in part.uns.items()
         if isinstance(value, Mapping) and isinstance(value.get("criticism"), Mapping)
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from anvi._backed import on_file_to_look_at
-from anvi._data import containers, rankings
+from anvi._data import rankings
 from anvi._data.containers import Data
 
 from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten, shorten_each
@@ -107,7 +107,6 @@ def differential_expression(
     >>> av.tl.differential_expression(mdata, "true_cell_type", n_samples=200)
     >>> ax = av.pl.differential_expression(mdata, "NK", modality="rna", show=False)
     """
-    containers.check_type(data)
     if kind not in ("volcano", "dot"):
         raise ValueError(f"kind='{kind}' is not one of 'volcano', 'dot'.")
     panels = []

@@ -106,7 +106,6 @@ def _table(
     data: Data, model: str | None, panel_key: str | None
 ) -> tuple[pd.DataFrame, str | None, tuple[str, ...], str, AnnData | None]:
     """Panels x proteins, the column of panels, where to look for it, what to call the table, the protein modality."""
-    containers.check_type(data)
     if model is not None:
         fit = resolve_fit(data, model)
         if not fit.joint:

@@ -212,7 +212,7 @@ def ask(
     seed, on_device = seed_of(random_state), made_current(choose_device(device))
     # the cells, or what stands in for their counts
     stored = None
-    if is_minified(source.data, setup, key):
+    if is_minified(source, setup, key):
         if counts:
             raise ValueError(
                 f"This needs counts, and av.tl.minify has dropped those of this object (uns['{key}']['minified']); "

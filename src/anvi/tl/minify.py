@@ -104,7 +104,8 @@ def _check(data: Data, asked: Context, keep_counts: bool) -> None:
             "The model's library size is latent and encoded from counts, so nothing could be decoded without them. "
             "Minify with keep_counts=True, or fit with library='observed'."
         )
-    minified.check_in_memory(data)
+    if data.isbacked:
+        raise ValueError("The object is backed by a file, whose counts would be lost; read it into memory first.")
 
 
 def _stored(asked: Context) -> minified.Stored:
