@@ -438,16 +438,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_460,
-    "_data": 4_122,
-    "_fit": 1_244,
-    "_posterior": 2_270,
+    "": 2_459,
+    "_data": 4_080,
+    "_fit": 1_234,
+    "_posterior": 2_268,
     "io": 1_071,
-    "metrics": 994,
-    "nn": 1_597,
-    "pl": 2_124,
+    "metrics": 988,
+    "nn": 1_592,
+    "pl": 2_121,
     "pp": 394,
-    "tl": 1_886,
+    "tl": 1_883,
 }
 
 

@@ -109,6 +109,11 @@ class Cells:
             return self.label
         return self.label_row.where(~self.label_table.all(1)[self.label_row], -1)
 
+    @property
+    def coarse(self) -> Tensor:
+        """Whether a label of a cell leaves several classes open `(cells,)` bool."""
+        return (self.told >= 0) & (self.label < 0)
+
     def to(self, device: torch.device) -> "Cells":
         """The same cells with their tensors on a device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -152,7 +152,7 @@ def make_network(config: Config, cells: Cells, seed: int) -> VAE:
         if network.labels is not None and config.label_prior != "uniform":
             counts = torch.bincount(cells.label[cells.label >= 0], minlength=config.n_labels) + 1.0
             if cells.label_table is not None:  # a coarse label counts for its classes, as often as each is found
-                coarse = cells.label_table[cells.label_row[(cells.told >= 0) & (cells.label < 0)]] * counts
+                coarse = cells.label_table[cells.label_row[cells.coarse]] * counts
                 counts = counts + (coarse / coarse.sum(1, keepdim=True)).sum(0)
             network.labels.log_prior.copy_(counts.log() - counts.sum().log())
     return network

@@ -121,11 +121,8 @@ def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
     after = torch.zeros(len(index), device=index.device).index_add_(0, row, count)
     length = cells.x.indptr[rows + 1] - cells.x.indptr[rows]
     indptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
-    parts = {
-        name: None if part is None else part[index]
-        for name in ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row", "has_rna")
-        for part in [getattr(cells, name)]
-    }
+    names = ("mask_row", "batch", "panel", "codes", "continuous", "label", "label_row", "has_rna")
+    parts = {name: part[index] for name in names if (part := getattr(cells, name)) is not None}
     mask_table = cells.mask_table
     if cells.y is not None:
         y = cells.proteins(index)

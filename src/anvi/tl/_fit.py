@@ -365,8 +365,7 @@ def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
         parts.append(f"{len(setup.batches)} batches")
     if setup.classes:
         counts = torch.bincount(cells.label[cells.label >= 0], minlength=len(setup.classes)).tolist()
-        coarse = int(((cells.told >= 0) & (cells.label < 0)).sum())
-        and_coarse = f", {coarse} more coarsely" if setup.label_levels else ""
+        and_coarse = f", {int(cells.coarse.sum())} more coarsely" if setup.label_levels else ""
         parts.append(f"{len(counts)} classes ({sum(counts)} cells labelled{and_coarse})")
         rare = [f"{name} ({n})" for name, n in zip(setup.classes, counts, strict=True) if n < FEW_CELLS]
         if rare:
@@ -406,6 +405,7 @@ def _check_plan(plan: Plan, config: Config) -> None:
 
 def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, device) -> dict:
     """Facts of a fit that a model keeps: options, seed, numbers of cells and epochs, versions."""
+    coarse = {} if cells.label_table is None else {"n_labelled_coarsely": int(cells.coarse.sum())}
     best = history["validation_loss"].idxmin() if "validation_loss" in history else len(history) - 1
     return {
         **plan.to_dict(),
@@ -413,11 +413,7 @@ def info_of(cells, plan: Plan, seed: int, history, seconds: float, train_cells, 
         "n_cells": len(cells),
         "n_train": len(train_cells),
         "n_labelled": int((cells.label >= 0).sum()),
-        **(
-            {}
-            if cells.label_table is None
-            else {"n_labelled_coarsely": int(((cells.told >= 0) & (cells.label < 0)).sum())}
-        ),
+        **coarse,
         **({"streamed": True} if cells.streamed else {}),
         "epochs": len(history),
         "best_epoch": int(best) + 1,  # as the history and its plots count
