@@ -439,7 +439,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_459,
-    "_data": 4_080,
+    "_data": 4_081,
     "_fit": 1_234,
     "_posterior": 2_268,
     "io": 1_071,

@@ -242,7 +242,7 @@ def find_query(
 def _report(match: Match, proteins: Proteins | None, reference: Setup, rna: AnnData) -> dict:
     """Shares and names of what the two sides have in common, also logged."""
     genes = pd.Index(reference.genes)
-    report = {
+    report: dict = {
         "genes_matched": round(100 * match.share, 2),
         "matched_by": match.how,
         "genes": list(genes[match.found]),

@@ -170,7 +170,8 @@ class Setup:
 
     def elsewhere(self, **names: str | None) -> "Setup":
         """The same setup for an object with other names of modalities and obsm; None leaves a name as it is."""
-        return replace(self, **{argument: name for argument, name in names.items() if name is not None})
+        given: dict[str, Any] = {argument: name for argument, name in names.items() if name is not None}
+        return replace(self, **given)
 
     def warn_of_far(self, standardised: np.ndarray) -> None:
         """Warn where continuous covariates `(cells, covariates)` are far from those of the cells of the fit."""
