@@ -441,7 +441,7 @@ BUDGETS = {
     "": 2_459,
     "_data": 4_081,
     "_fit": 1_234,
-    "_posterior": 2_268,
+    "_posterior": 2_267,
     "io": 1_071,
     "metrics": 988,
     "nn": 1_592,

@@ -26,7 +26,6 @@ from scipy import special
 from torch import Tensor
 
 from anvi._data.cells import Cells
-from anvi._data.containers import listed
 from anvi._model import Imputation, Model
 
 from . import encode
@@ -449,7 +448,7 @@ def _tell_of_scale(model: Model, part: Imputation, where: Tensor) -> None:
     names = [model.setup.proteins[i] for i in where.any(0).nonzero().squeeze(1).tolist()]
     if not names or part.between is not None:
         return
-    which = f"{len(names)} proteins ({listed(names, 3)})"
+    which = f"{len(names)} proteins ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     why = "measured batches are too small or share too few proteins to be compared, or an earlier anvi fitted the model"
     if len(batches := part.batch.unique()) == 1:
         why = f"the only measured batch is '{model.setup.batches[int(batches)]}'; a second one in the fit would tell"
