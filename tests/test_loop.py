@@ -689,7 +689,9 @@ def test_a_tensor_of_a_checkpoint_has_its_shape(mdata, checkpoint, tmp_path, cha
     """The optimiser trusts them: another shape ends the process."""
     raw = checkpoint.read_bytes()
     tensors, metadata = load(raw), unsealed(raw)
-    name = next(name for name in tensors if name.endswith("exp_avg") and tensors[name].ndim == 2)
+    name = next(
+        name for name in tensors if name.endswith("exp_avg") and tensors[name].ndim == 2 and len(tensors[name]) > 1
+    )
     if change == "missing":
         del tensors[name]
     else:
