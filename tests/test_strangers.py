@@ -396,3 +396,21 @@ def test_groups_and_colours_that_are_not_there(labelled):
         draw(groups=["Bee"])
     with pytest.raises(KeyError, match="palette has no colour for 'CD14 Mono'"):
         draw(palette={"B": "red"})
+
+
+def test_columns_that_update_made_of_copies_do_not_outlive_a_fit(labelled):
+    mdata = labelled.copy()
+    columns = ["totalanvi_prediction", "totalanvi_label"]
+    mdata.push_obs(columns=columns)
+    av.tl.attributions(mdata, n_cells=3, n_steps=2, baseline="zero", per_cell=True)
+    mdata.pull_obs()
+    pulled = {f"rna:{column}" for column in [*columns, "totalanvi_explained"]}
+    assert pulled <= set(mdata.obs.columns)
+    mdata.obs["rna:of the user"] = 1
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8, random_state=1)
+    assert not {name for name in mdata.obs if name.startswith(("rna:totalanvi", "prot:totalanvi"))}
+    assert "rna:of the user" in mdata.obs
+    mdata.push_obs(columns=columns)  # as the log advises
+    mdata.pull_obs()
+    av.tl.predict(mdata)
+    assert not pulled & set(mdata.obs.columns)

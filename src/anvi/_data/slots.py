@@ -353,6 +353,7 @@ class Writer:
             remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot")
         for part in self.others:
             remove(part, *ours, prediction(key), *scores, split(key))
+        self._drop_pulled(*ours, prediction(key), *scores, split(key), explained(key))
         named = {"": self.data.uns} | {f"mdata['{mod}'].": part.uns for mod, part in mods.items()}
         stale = [f"{where}uns['{name}']" for where, uns in named.items() for name in uns if _made_from(uns[name], key)]
         if stale:
@@ -374,6 +375,13 @@ class Writer:
             for table, name in ((self.home, slot), (self.data, f"{self.mirror}:{slot}")):
                 if name in table.obs:
                     del table.obs[name]
+        self._drop_pulled(*columns)
+
+    def _drop_pulled(self, *columns: str) -> None:
+        """Remove what mudata's `update` and `pull_obs` made of copies in the modalities: it would stay as it was."""
+        mods = self.data.mod if self.others else ()
+        for name in {f"{mod}:{slot}" for mod in mods for slot in columns} & set(self.data.obs.columns):
+            del self.data.obs[name]
 
     def obsm(self, slot: str, values: np.ndarray, names: Sequence[str] | None = None) -> None:
         """A float32 array, or a table of columns with these exact names; NaN for cells outside the model.
@@ -401,6 +409,7 @@ class Writer:
         for part in self.others:
             if slot in part.obs:  # a copy that mdata.push_obs made
                 part.obs[slot] = series.reindex(part.obs_names)
+        self._drop_pulled(slot)
         if self.mirror is not None:
             self.data.obs[f"{self.mirror}:{slot}"] = series.reindex(self.data.obs_names)
         self.written.append(f"obs['{slot}']")
