@@ -438,16 +438,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_459,
-    "_data": 4_081,
-    "_fit": 1_234,
+    "": 2_475,
+    "_data": 4_094,
+    "_fit": 1_236,
     "_posterior": 2_267,
     "io": 1_071,
-    "metrics": 988,
+    "metrics": 993,
     "nn": 1_592,
-    "pl": 2_121,
+    "pl": 2_126,
     "pp": 394,
-    "tl": 1_883,
+    "tl": 1_892,
 }
 
 

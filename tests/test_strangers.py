@@ -1,5 +1,6 @@
 """Other people's data, once wrong answers without a word: covariates, size factors, labels, keys, tiny queries."""
 
+import re
 from functools import partial
 
 import mudata
@@ -11,6 +12,7 @@ from helpers import cite
 
 import anvi as av
 from anvi._data.setup import ALL_ZERO_CELLS, Setup
+from anvi._fit.plan import Plan
 
 
 def with_covariate(values, **options):
@@ -414,3 +416,69 @@ def test_columns_that_update_made_of_copies_do_not_outlive_a_fit(labelled):
     mdata.pull_obs()
     av.tl.predict(mdata)
     assert not pulled & set(mdata.obs.columns)
+
+
+def test_a_minibatch_is_not_larger_than_the_data():
+    mdata = cite(100)
+    plan = Plan(batch_size=10**9).for_cells(80, warm_start=False)
+    assert (plan.batch_size, plan.labelled_batch_size) == (80, 40)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1, n_hidden=8, batch_size=10**9)
+    assert "X_totalanvi" in mdata.obsm
+
+
+@pytest.mark.parametrize("verb", ["scanvi", "totalanvi"])
+def test_fits_that_learn_labels_want_some(verb):
+    mdata = cite(60)
+    with pytest.raises(ValueError, match="labels_key=None: name the column .* use tl.totalvi or tl.scvi"):
+        getattr(av.tl, verb)(mdata, labels_key=None, max_epochs=1)
+    for argument in ("rna_mod", "prot_mod"):
+        with pytest.raises(TypeError, match=f"{argument}= takes one name, a str; got NoneType"):
+            av.tl.totalanvi(mdata, **{argument: None}, max_epochs=1)
+
+
+def test_modalities_renamed_after_the_fit(labelled):
+    """Every verb and reader that needs to know where things are takes the new names."""
+    mdata = mudata.MuData({"gex": labelled["rna"].copy(), "adt": labelled["prot"].copy()})
+    mdata.obs = labelled.obs.loc[mdata.obs_names].copy()
+    mdata.uns.update(labelled.uns)
+    there = {"rna_mod": "gex", "prot_mod": "adt"}
+    av.tl.denoise(mdata, **there)
+    av.tl.foreground(mdata, **there)
+    same = av.tl.denoise(labelled, inplace=False)
+    found = av.get.denoised(mdata, **there)[list(labelled["rna"].var_names)]
+    np.testing.assert_array_equal(found.reindex(labelled.obs_names), same["rna"])
+    pd.testing.assert_series_equal(
+        av.get.library_size(mdata, **there).reindex(labelled.obs_names), av.get.library_size(labelled)
+    )
+    assert "gex_mean" in av.get.likelihood_parameters(mdata, **there)
+    assert len(av.pl.foreground(mdata, prot_mod="adt", show=False))
+    with pytest.raises(KeyError, match="modality 'prot'; add the protein counts .* or pass prot_mod=, first"):
+        av.pl.foreground(mdata, show=False)
+    small = av.tl.minify(mdata, copy=True, **there)
+    assert small["gex"].X.nnz == 0
+    np.testing.assert_array_equal(
+        av.tl.latent(small, inplace=False, **there), av.tl.latent(mdata, inplace=False, **there)
+    )
+
+
+def test_a_name_of_a_query_is_named_as_one(labelled):
+    """The advice of readers that find no answer under a key runs, and then they do."""
+    mdata, said = labelled.copy(), []
+    av.tl.predict(mdata, key_added="second")
+    for read in (
+        lambda: av.pl.predictions(mdata, model="second", basis=None, show=False),
+        lambda: av.get.denoised(mdata, ["G001"], key_added="second"),
+        lambda: av.get.denoised(mdata, ["G001"]),
+    ):
+        with pytest.raises(KeyError) as error:
+            read()
+        (advice,) = re.findall(r"run (av\.tl\.\w+\(data, .*?\)) first", str(error.value))
+        said.append(advice)
+        exec(advice, {"av": av, "data": mdata})
+        read()
+    assert said[0] == "av.tl.latent(data, key_added='second')" and said[2] == "av.tl.denoise(data, model='totalanvi')"
+    query = labelled[:80].copy()
+    del query.obsm["X_totalanvi"], query.uns["totalanvi"]
+    av.tl.predict(query, model=av.get.model(labelled))
+    with pytest.raises(KeyError, match=r"run av.tl.latent\(data, model=..., key_added='totalanvi'\) first"):
+        av.pl.predictions(query, show=False)

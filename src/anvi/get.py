@@ -11,6 +11,7 @@ import pandas as pd
 from ._backed import on_file
 from ._data import containers, rankings, slots
 from ._data.containers import Data
+from ._data.fits import asking
 from ._data.predictions import warn_of_strangers
 from ._data.select import find_features
 from ._find import find_model
@@ -31,6 +32,9 @@ def likelihood_parameters(
     model: str | Path | Model | None = None,
     modality: str | None = None,
     features: Sequence[str] | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     device: str = "auto",
 ) -> xr.Dataset:
     r"""Parameters of the likelihood of every count, at the posterior mean of each cell.
@@ -50,6 +54,8 @@ def likelihood_parameters(
         Name of the only modality; None: all of the model.
     features
         These alone: names, `"rna:CD4"` and `"prot:CD4"` where a gene and a protein share one.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
         "auto" or a torch device.
 
@@ -89,7 +95,7 @@ def likelihood_parameters(
     """
     import xarray as xr
 
-    asked = ask(data, model, features=features, modality=modality, device=device, labels=None)
+    asked = ask(**locals(), labels=None)
     setup, wanted, names = asked.setup, asked.features, asked.names
     of_genes, of_proteins = expected.parameters(asked.model, asked.cells, wanted, asked.rows)
     labels = (*setup.classes, setup.unlabeled_category) if setup.classes else None
@@ -116,7 +122,15 @@ def likelihood_parameters(
 
 @verb
 @on_file
-def library_size(data: Data, *, model: str | Path | Model | None = None, device: str = "auto") -> pd.Series:
+def library_size(
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    device: str = "auto",
+) -> pd.Series:
     """The library size that a model reckons with: the posterior mean where it is latent, else what was observed.
 
     Parameters
@@ -125,6 +139,8 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
         The fitted object, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
         "auto" or a torch device.
 
@@ -145,7 +161,7 @@ def library_size(data: Data, *, model: str | Path | Model | None = None, device:
     >>> bool((av.get.library_size(mdata) > 0).all())
     True
     """
-    asked = ask(data, model, device=device)
+    asked = ask(**locals())
     values = expected.library_sizes(asked.model, asked.cells, asked.rows)
     return pd.Series(values, asked.names, name=f"{asked.key}_library_size").reindex(asked.obs_names)
 
@@ -234,7 +250,7 @@ def proba(data: Data, *, model: str | Path | Model | None = None, level: str | N
         raise ValueError(f"The model '{key}' ({fitted.name}) has no labels and hence no probabilities.")
     part = slots.home(data, fitted.setup)
     if slots.proba(key) not in part.obsm:
-        raise KeyError(f"There is no obsm['{slots.proba(key)}']; run av.tl.predict(data, model='{key}') first.")
+        raise KeyError(f"There is no obsm['{slots.proba(key)}']; {asking(data, 'predict', key)} first.")
     found = slots.table(part, slots.proba(key), fitted.classes)
     if (column := slots.prediction(key)) in part.obs:  # columns of two fits are joined without their names
         warn_of_strangers(None, part.obs[column].dropna().astype(str), fitted.classes, "", column)
@@ -408,6 +424,9 @@ def denoised(
     *,
     model: str | Path | Model | None = None,
     key_added: str | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
 ) -> pd.DataFrame:
     """Denoised genes and proteins as :func:`anvi.tl.denoise` wrote them, side by side and with their exact names.
 
@@ -422,6 +441,8 @@ def denoised(
         Key or :class:`~anvi.Model`; None: the only fitted model there.
     key_added
         Prefix of the slots, where it is not the model's key.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
 
     Returns
     -------
@@ -443,10 +464,11 @@ def denoised(
     (300, 2)
     """
     fitted, key = find_model(data, model)
-    setup, key = fitted.setup, key if key_added is None else key_added
+    setup = fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
+    key = key if key_added is None else key_added
     wanted = find_features(setup, features)
     home, tables = slots.home(data, setup), {}
-    command = f"run av.tl.denoise(data, model='{key}') first"
+    command = f"{asking(data, 'denoise', key)} first"
     whole = home.obsm.get(slots.rna_denoised(key))  # where some cells have no RNA
     rna = None if whole is not None else containers.Source(data).modality(setup.rna_mod, "rna_mod")
     if whole is not None:

@@ -110,7 +110,11 @@ class Fit:
                 f"{self.where}.obs['{slot}']",
                 f"'{self.key}' was fitted without labels; run {FIT_COMMAND} or av.tl.scanvi(data)",
             )
-        return self._obs(slot, f"run av.tl.predict(data, model='{self.key}')")
+        return self._obs(slot, self.asking("predict"))
+
+    def asking(self, verb: str) -> str:
+        """How to get the answer of a verb under this key."""
+        return asking(self.data, verb, self.key)
 
     def _obs(self, slot: str, command: str) -> pd.Series:
         if slot not in self.home.obs:
@@ -121,6 +125,13 @@ class Fit:
 def missing(slot: str, command: str) -> KeyError:
     """The error for a slot that is not there."""
     return KeyError(f"There is no {slot}; {command} first.")
+
+
+def asking(data: Data, verb: str, key: str) -> str:
+    """How to get the answer of a verb under a key: that of a fit, or another one of a fit here or from elsewhere."""
+    there = stored_fits(data, whole=True)
+    how = f"model='{key}'" if key in there else f"key_added='{key}'"
+    return f"run av.tl.{verb}(data, {'' if key in there or len(there) == 1 else 'model=..., '}{how})"
 
 
 def stored_fits(data: Source | Data, *, whole: bool = False) -> dict[str, Fit]:

@@ -286,7 +286,7 @@ def find_setup(
     one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
     one_each |= {"size_factor_key": size_factor_key, "rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
     for argument, value in one_each.items():
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str) and (value is not None or argument in ("rna_mod", "prot_mod")):
             raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r:.80}.")
     if not isinstance(unlabeled_category, str | int | float):
         raise TypeError(

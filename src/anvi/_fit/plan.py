@@ -77,7 +77,8 @@ class Plan:
         (`without_rna`), it sees half without RNA.
         """
         self.check()
-        steps = max(1, math.ceil(n_train / self.batch_size))
+        size = min(self.batch_size, max(2, n_train))  # a minibatch of all cells is as large as they are many
+        steps = max(1, math.ceil(n_train / size))
         epochs = self.max_epochs
         if epochs is None:
             wanted = 2_000 if transfer else 5_000
@@ -86,7 +87,7 @@ class Plan:
             epochs = min(400, max(15, math.ceil(wanted / steps)))
             epochs = max(5, epochs // 3) if warm_start else epochs
         patience = self.patience if self.patience is not None else max(5, epochs // 5)
-        labelled = self.labelled_batch_size if self.labelled_batch_size is not None else self.batch_size // 2
+        labelled = self.labelled_batch_size if self.labelled_batch_size is not None else size // 2
         warmup = 0.0 if warm_start else self.warmup
         hidden = self.hide_proteins
         if hidden is None:
@@ -98,6 +99,7 @@ class Plan:
         max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
         return replace(
             self,
+            batch_size=size,
             max_epochs=epochs,
             patience=patience,
             labelled_batch_size=labelled,

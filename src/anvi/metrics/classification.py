@@ -11,6 +11,7 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
+from anvi._data.fits import asking
 from anvi._data.labels import label_column, labels_at
 from anvi._data.predictions import expected_error, reliability, warn_of_strangers
 from anvi._data.select import mask_of
@@ -162,7 +163,7 @@ def _where(data: Data, model: str | Path | Model | None, prediction: str | None,
     ending = setup.levels.ending(number)
     names = (f"{slots.prediction(key)}{ending}", f"{slots.confidence(key)}{ending}", slots.split(key))
     if names[0] not in home.obs:
-        raise KeyError(f"There is no obs['{names[0]}']; run av.tl.predict(data, model='{key}') first.")
+        raise KeyError(f"There is no obs['{names[0]}']; {asking(data, 'predict', key)} first.")
     names = (prefix + name for name in names)
     return _Where(*names, setup.labels_key, setup.unlabeled_category, setup.mods, setup.levels.groups(number), setup)
 

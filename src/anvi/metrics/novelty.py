@@ -1,7 +1,7 @@
 """metrics.novelty: would cells of a type that nobody labelled be noticed?"""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +31,9 @@ def novelty(
     model: str | Path | Model | None = None,
     classes: Sequence[str] | None = None,
     max_epochs: int | None = None,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     device: str = "auto",
 ) -> pd.DataFrame:
     """Leave one cell type out: fit again without its labels, and see whether its cells stand out.
@@ -49,6 +52,8 @@ def novelty(
         Which types to leave out; None: all.
     max_epochs
         Epochs of each fit; None: as many as the fit had.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     device
         "auto" or a torch device.
 
@@ -85,6 +90,7 @@ def novelty(
     """
     check_type(data)
     fitted, key = find_model(data, model)
+    fitted = replace(fitted, setup=fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm))
     if not fitted.config.has_labels:
         raise ValueError(f"The model '{key}' ({fitted.name}) has no labels, so none can be left out.")
     strangers = sorted(set(classes or ()) - set(fitted.classes))

@@ -85,7 +85,7 @@ def correlation(
     fit = fit_or_prefix(data, model, "varp", slots.correlation(""))
     slot, asked = slots.correlation(fit.key), fit.home.uns.get(fit.key, {}).get("correlation", {})
     if slot not in fit.home.varp or not (fit.setup or asked):
-        raise missing(f"{fit.where}.varp['{slot}']", f"run av.tl.feature_correlation(data, model='{fit.key}')")
+        raise missing(f"{fit.where}.varp['{slot}']", fit.asking("feature_correlation"))
     if not fit.setup:  # a prefix alone: what was asked says what modalities are called
         fit = replace(fit, setup={mod: str(asked[mod]) for mod in ("rna_mod", "prot_mod")})
     matrix, names = fit.home.varp[slot], _names(fit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ def foreground(
     *,
     model: str | None = None,
     proteins: Sequence[str] | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Sequence[Axes] | None = None,
@@ -52,6 +55,8 @@ def foreground(
         Key of the fit, or prefix of the slots; None: the only one there.
     proteins
         Names of those to draw; None: all, of more than 24 those whose probabilities differ most between cells.
+    prot_mod, prot_obsm
+        Where the protein counts are in `data`; None: where they were in the fitted object.
     show
         Show the figure instead of returning Axes. None: if the backend has a screen and `ax` is None.
     save
@@ -86,9 +91,11 @@ def foreground(
     >>> axes = av.pl.foreground(mdata, proteins=["P01", "P02"], show=False)
     """
     fit = fit_or_prefix(data, model, "obsm", slots.prot_foreground(""), joint=True)
+    elsewhere = {"prot_mod": prot_mod, "prot_obsm": prot_obsm}
+    fit = replace(fit, setup=fit.setup | {name: where for name, where in elsewhere.items() if where is not None})
     slot = slots.prot_foreground(fit.key)
     if slot not in fit.home.obsm:
-        raise missing(f"{fit.where}.obsm['{slot}']", f"run av.tl.foreground(data, model='{fit.key}')")
+        raise missing(f"{fit.where}.obsm['{slot}']", fit.asking("foreground"))
     table = slots.table(fit.home, slot, map(str, fit.setup.get("proteins", ())))  # (cells, proteins)
     counts = _measured_counts(fit).reindex(index=table.index, columns=table.columns)
     chosen = _chosen(table, counts, proteins)
@@ -113,13 +120,13 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
     if Source(data).alone:
         slot = setup.get("prot_obsm")
         if slot not in data.obsm:
-            raise missing(f"adata.obsm['{slot}']", "put the protein counts there")
+            raise missing(f"adata.obsm['{slot}']", "put the protein counts there, or pass prot_obsm=,")
         names, values, where = setup["proteins"], data.obsm[slot], f"data.obsm['{slot}']"
         cells = data.obs_names
     else:
         mod = setup.get("prot_mod", "prot")
         if mod not in data.mod:
-            raise missing(f"modality '{mod}'", "add the protein counts that are to be divided")
+            raise missing(f"modality '{mod}'", "add the protein counts that are to be divided, or pass prot_mod=,")
         part = data.mod[mod]
         names, cells = part.var_names.astype(str), part.obs_names
         layer, where = setup.get("prot_layer"), f"mdata['{mod}']"

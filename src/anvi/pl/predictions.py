@@ -155,7 +155,7 @@ def _principal_plane(fit: Fit) -> tuple[np.ndarray, tuple[str, str]]:
     """The first two principal components of the latent space, and the share of its variance that they hold."""
     slot = slots.latent(fit.key)
     if slot not in fit.home.obsm:
-        raise missing(f"obsm['X_umap'] and no {fit.where}.obsm['{slot}']", f"run av.tl.latent(data, model='{fit.key}')")
+        raise missing(f"obsm['X_umap'] and no {fit.where}.obsm['{slot}']", fit.asking("latent"))
     latent = _figure.coordinates(fit.home, slot).to_numpy()
     inside = np.isfinite(latent).all(1)
     if not inside.any():

@@ -128,6 +128,8 @@ def run_fit(
         raise TypeError(f"callback={callback!r} is no function; it is called with the history row of every epoch.")
     if train not in ("all", "label_nets"):
         raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
+    if name in ("scanvi", "totalanvi") and arguments["labels_key"] is None:
+        raise ValueError("labels_key=None: name the column of the labels. Without labels use tl.totalvi or tl.scvi.")
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options(name, options)

@@ -20,7 +20,14 @@ logger = logging.getLogger("anvi")
 @verb
 @on_file
 def minify(
-    data: Data, *, model: str | Path | Model | None = None, keep_counts: bool = False, copy: bool = False
+    data: Data,
+    *,
+    model: str | Path | Model | None = None,
+    keep_counts: bool = False,
+    rna_mod: str | None = None,
+    prot_mod: str | None = None,
+    prot_obsm: str | None = None,
+    copy: bool = False,
 ) -> Data | None:
     """Put the posterior of every cell in the place of its counts: a small object that the model still answers about.
 
@@ -38,6 +45,8 @@ def minify(
     keep_counts
         Only write the posterior. Counts stay where they are, and the model goes on encoding them. When the object is
         minified for another model later, this one can still be asked.
+    rna_mod, prot_mod, prot_obsm
+        Where RNA and proteins are in `data`; None: where they were in the fitted object.
     copy
         Return a minified copy; the object itself stays as it is.
 
@@ -78,7 +87,7 @@ def minify(
     >>> bool((av.tl.latent(small, inplace=False) == av.tl.latent(mdata, inplace=False)).all())
     True
     """
-    asked = ask(data, model, counts=True)
+    asked = ask(**locals(), counts=True)
     _check(data, asked, keep_counts)
     model_id, stored = asked.model.fingerprint(), _stored(asked)
     data = slots.own(data, copy)
