@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -78,38 +78,24 @@ class Plan:
         """
         self.check()
         size = min(self.batch_size, max(2, n_train))  # a minibatch of all cells is as large as they are many
-        steps = max(1, math.ceil(n_train / size))
-        epochs = self.max_epochs
-        if epochs is None:
-            wanted = 2_000 if transfer else 5_000
-            if transfer and not warm_start:
-                wanted = min(wanted, max(400, n_train // 2))
-            epochs = min(400, max(15, math.ceil(wanted / steps)))
-            epochs = max(5, epochs // 3) if warm_start else epochs
-        patience = self.patience if self.patience is not None else max(5, epochs // 5)
-        labelled = self.labelled_batch_size if self.labelled_batch_size is not None else size // 2
-        warmup = 0.0 if warm_start else self.warmup
-        hidden = self.hide_proteins
-        if hidden is None:
-            hidden = 0.5 if unstained else 0.2 if transfer else 0.0
-        thin = self.thin_counts if self.thin_counts is not None else 0.5 * transfer
-        protein_weight = self.protein_weight
-        if protein_weight is None:
-            protein_weight = min(1.0, genes_per_protein / BALANCED) if transfer else 1.0
-        max_kl_weight = self.max_kl_weight if self.max_kl_weight is not None else 0.1 if transfer else 1.0
-        return replace(
-            self,
-            batch_size=size,
-            max_epochs=epochs,
-            patience=patience,
-            labelled_batch_size=labelled,
-            warmup=warmup,
-            hide_proteins=hidden,
-            hide_rna=(0.5 if without_rna else 0.0) if self.hide_rna is None else self.hide_rna,
-            thin_counts=thin,
-            protein_weight=protein_weight,
-            max_kl_weight=max_kl_weight,
-        )
+        steps = max(1, math.ceil(n_train / size))  # of an epoch
+        wanted = 2_000 if transfer else 5_000
+        if transfer and not warm_start:
+            wanted = min(wanted, max(400, n_train // 2))
+        epochs = min(400, max(15, math.ceil(wanted / steps)))
+        epochs = max(5, epochs // 3) if warm_start else epochs
+        by_data = {
+            "max_epochs": epochs,
+            "patience": max(5, (self.max_epochs or epochs) // 5),
+            "labelled_batch_size": size // 2,
+            "hide_proteins": 0.5 if unstained else 0.2 if transfer else 0.0,
+            "hide_rna": 0.5 if without_rna else 0.0,
+            "thin_counts": 0.5 if transfer else 0.0,
+            "protein_weight": min(1.0, genes_per_protein / BALANCED) if transfer else 1.0,
+            "max_kl_weight": 0.1 if transfer else 1.0,
+        }
+        left: dict[str, Any] = {name: value for name, value in by_data.items() if getattr(self, name) is None}
+        return replace(self, batch_size=size, warmup=0.0 if warm_start else self.warmup, **left)
 
     def check(self) -> None:
         """Raise a TypeError or a ValueError at an option that is no number of its kind, or out of its range."""
