@@ -369,9 +369,8 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     if key not in adata.obsm:
         raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")
     table, where = adata.obsm[key], f"adata.obsm['{key}']"
-    beside = [
-        slot for slot in (slots.names_of(key), "protein_names") if slot in adata.uns
-    ]  # the latter as in scvi-tools
+    # the latter as in scvi-tools
+    beside = [slot for slot in (slots.names_of(key), "protein_names") if slot in adata.uns]
     if isinstance(table, pd.DataFrame):
         names = tuple(map(str, table.columns))
     elif beside and setup.proteins != _nameless(table.shape[1]):  # a model of proteins without names knows their order
@@ -476,10 +475,8 @@ def _dense(counts, cells: pd.Index, names: tuple[str, ...], where: str) -> np.nd
         return np.asarray(counts, dtype=np.float32)
     except (TypeError, ValueError):  # text, or pandas' NA
         table = pd.DataFrame(counts).astype(object)
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    bad = (
-        numbers.isna() & table.notna() & (table.astype(str).apply(lambda text: text.str.lower()) != "nan")
-    ).to_numpy()
+    numbers, text = table.apply(pd.to_numeric, errors="coerce"), table.astype(str).apply(lambda one: one.str.lower())
+    bad = (numbers.isna() & table.notna() & (text != "nan")).to_numpy()
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
@@ -491,52 +488,47 @@ def _dense(counts, cells: pd.Index, names: tuple[str, ...], where: str) -> np.nd
 
 def check_feature_types(part: AnnData, where: str, prot_mod: str) -> None:
     """Raise a ValueError if antibodies, hashtags, guides or peaks stand among the genes."""
-    for column in ("feature_types", "feature_type"):
-        if column not in part.var:
-            continue
-        kinds = part.var[column].astype(str)
-        strange = kinds.str.casefold().isin(NO_GENES)
-        if not strange.any() or strange.all():
-            continue
-        kind, gene = kinds[strange].mode()[0], kinds[~strange].mode()[0]
-        shown = listed(part.var_names[strange], 3)
-        data = "adata" if where == "data" else where
+    found = _strangers(part.var, where, NO_GENES, "genes")
+    if found is None:
+        return
+    column, kind, gene, said = found
+    data, antibodies = "adata" if where == "data" else where, kind.casefold() in ANTIBODIES
 
-        def those(kind: str, data: str = data, column: str = column) -> str:
-            return f"{data}[:, {data}.var['{column}'] == '{kind}'].copy()"
+    def those(kind: str) -> str:
+        return f"{data}[:, {data}.var['{column}'] == '{kind}'].copy()"
 
-        if kind.casefold() not in ANTIBODIES:
-            remedy = (
-                f"adata = {those(gene)}"
-                if data == "adata"
-                else f"mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
-            )
-        elif data == "adata":
-            remedy = f"mdata = mudata.MuData({{'rna': {those(gene)}, 'prot': {those(kind)}}})"
-        else:
-            moved = f"mdata.mod['{prot_mod}'] = {those(kind)}; " if prot_mod else ""
-            remedy = f"{moved}mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
-        raise ValueError(
-            f"{strange.sum()} of the {part.n_vars} features in {where} are no genes: {where}.var['{column}'] says "
-            f"'{kind}' of {shown}, and a fit would learn them as genes. "
-            f"Split them first: {remedy}"
-        )
+    if data != "adata":
+        moved = f"mdata.mod['{prot_mod}'] = {those(kind)}; " if antibodies and prot_mod else ""
+        remedy = f"{moved}mdata.mod[{where[6:-1]}] = {those(gene)}; mdata.update()"
+    elif antibodies:
+        remedy = f"mdata = mudata.MuData({{'rna': {those(gene)}, 'prot': {those(kind)}}})"
+    else:
+        remedy = f"adata = {those(gene)}"
+    raise ValueError(f"{said}, and a fit would learn them as genes. Split them first: {remedy}")
 
 
 def check_protein_types(var: pd.DataFrame, where: str, mod: str) -> None:
     """Raise a ValueError if genes, guides, tags of samples or peaks stand among the proteins of a fit."""
-    for column in var.columns.intersection(["feature_types", "feature_type"]):
+    if found := _strangers(var, where, NO_PROTEINS, "antibodies"):
+        column, _, antibody, said = found
+        raise ValueError(
+            f"{said}, and a fit would learn them as proteins. Leave them out first: mdata.mod['{mod}'] = "
+            f"{where}[:, {where}.var['{column}'] == '{antibody}'].copy(); mdata.update()"
+        )
+
+
+def _strangers(
+    var: pd.DataFrame, where: str, strangers: tuple[str, ...], what: str
+) -> tuple[str, str, str, str] | None:
+    """The column that tells of features of other kinds, the kind of most of these and of the rest, and what it says."""
+    for column in [name for name in ("feature_types", "feature_type") if name in var]:
         kinds = var[column].astype(str)
-        strange = kinds.str.casefold().isin(NO_PROTEINS)
+        strange = kinds.str.casefold().isin(strangers)
         if strange.any() and not strange.all():
-            kind, antibody = kinds[strange].mode()[0], kinds[~strange].mode()[0]
-            shown = listed(var.index[strange], 3)
-            raise ValueError(
-                f"{strange.sum()} of the {len(var)} features in {where} are no antibodies: {where}.var['{column}'] "
-                f"says '{kind}' of {shown}, and a fit would learn them as proteins. "
-                f"Leave them out first: mdata.mod['{mod}'] = {where}[:, {where}.var['{column}'] == '{antibody}'].copy()"
-                "; mdata.update()"
-            )
+            kind, rest = kinds[strange].mode()[0], kinds[~strange].mode()[0]
+            shown = f"{where}.var['{column}'] says '{kind}' of {listed(var.index[strange], 3)}"
+            return column, kind, rest, f"{strange.sum()} of the {len(var)} features in {where} are no {what}: {shown}"
+    return None
 
 
 def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> None:
