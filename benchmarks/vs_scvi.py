@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import anvi as av
-from anvi._data.batches import Minibatches, split
+from anvi._data.batches import Minibatches, split, take
 from anvi._data.cells import Cells, read_cells
 from anvi._data.setup import find_setup
 from anvi._fit import loop
@@ -169,7 +169,10 @@ def _products(ours: Ours):
         if type(module).__name__ == "Linear"
     ]
     with torch.enable_grad():
-        batch, labelled = next(ours.minibatches.epoch())
+        choice = ours.minibatches.plan()[0]
+        batch = take(ours.cells, choice.index, choice.weight, choice.n_labelled)
+        extra = choice.balanced
+        labelled = None if extra is None else take(ours.cells, extra, n_labelled=len(extra))
         ours.state.network.train()
         ours.state.network.terms(batch, labelled, av.nn.Draws(ours.state.noise))
     for handle in handles:

@@ -74,7 +74,9 @@ def test_shapes_are_the_same_in_every_step(cells, labels, n):
 def test_labelled_cells_lead(cells, labels):
     cells = with_labels(cells, labels)
     of = minibatches(cells)
-    for batch, extra in of.epoch():
+    for choice in of.plan():
+        batch = take(cells, choice.index, choice.weight, choice.n_labelled)
+        extra = None if choice.balanced is None else take(cells, choice.balanced, n_labelled=len(choice.balanced))
         assert (batch.label[: batch.n_labelled] >= 0).all() and (batch.label[batch.n_labelled :] < 0).all()
         if extra is not None:
             assert extra.n_labelled == len(extra.label) == 32 and (extra.label >= 0).all()

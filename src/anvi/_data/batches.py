@@ -143,14 +143,6 @@ class Minibatches:
         most = max(1, HELD // max(1, len(self.classes)))
         self.classes = [one[torch.randperm(len(one), generator=fixed)[:most]] for one in self.classes]
 
-    def epoch(self) -> Iterator[tuple[Batch, Batch | None]]:
-        """Yield pairs of a minibatch and a class-balanced labelled minibatch."""
-        steps = self.plan()
-        with self.reading():
-            for choice in steps:
-                batch, balanced = take(self.cells, choice.index, choice.weight, choice.n_labelled), choice.balanced
-                yield batch, None if balanced is None else take(self.cells, balanced, n_labelled=len(balanced))
-
     def reading(self) -> AbstractContextManager[None]:
         """Around the steps of the epoch that was planned last: what lies in a file is read ahead."""
         return self.cells.x.ahead(self.sets) if isinstance(self.cells.x, Streamed) else nullcontext()
