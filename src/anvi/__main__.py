@@ -210,14 +210,10 @@ def demo(options: Namespace) -> Answer:
     sc.pp.neighbors(mdata, use_rep="X_totalanvi")
     sc.tl.umap(mdata)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "predictions": lambda: av.pl.predictions(mdata, show=False, return_fig=True),
-        "history": lambda: av.pl.history(mdata, show=False, return_fig=True),
-        "confusion": lambda: av.pl.confusion(mdata, show=False, return_fig=True),
-        "panels": lambda: av.pl.panels(mdata, show=False, return_fig=True),
-    }
-    for name, draw in pictures.items():
-        draw().savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
+    pictures = ("predictions", "history", "confusion", "panels")
+    for name in pictures:
+        picture = getattr(av.pl, name)(mdata, show=False, return_fig=True)
+        picture.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
     mdata.write(out / "demo.h5mu")
     files = f"\nIn {out}/: demo.h5mu, {', '.join(f'{name}.png' for name in pictures)}"
     return Answer(f"{files}\nDone in {time.monotonic() - begun:.0f} s.", {})

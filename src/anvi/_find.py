@@ -127,11 +127,8 @@ def key_to_write(data: Source | Data, model: Model, key: str, key_added: str | N
     ValueError
         If another fit of the object has the prefix, or something lies there that is no result of anvi.
     """
-    source, there, wanted = (
-        Source.of(data),
-        stored_fits(data, whole=True),
-        slots.clean_key(key if key_added is None else key_added),
-    )
+    source, there = Source.of(data), stored_fits(data, whole=True)
+    wanted = slots.clean_key(key if key_added is None else key_added)
     another = "another " if key_added is not None else ""
     if wanted in there:
         with reading(f"uns['{wanted}']['model']"):

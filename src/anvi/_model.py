@@ -254,15 +254,11 @@ def _check_schema(facts: dict) -> None:
 def _check_info(info: dict) -> None:
     """Raise a ValueError unless the facts that answers depend on are what they must be."""
     temperature = info.get("temperature", {})
-    if not isinstance(temperature, dict) or not all(_is_positive(value) for value in temperature.values()):
+    numbers = temperature.values() if isinstance(temperature, dict) else [None]
+    if not all(type(value) in (int, float) and math.isfinite(value) and value > 0 for value in numbers):
         raise ValueError("The stored model is damaged: its temperatures are not positive numbers. Fit again.")
     if not isinstance(info.get("key", ""), str):
         raise ValueError("The stored model is damaged: its key is no text. Fit again.")
-
-
-def _is_positive(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
 
 
 def _check_history(history: pd.DataFrame) -> None:

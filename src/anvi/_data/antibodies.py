@@ -112,9 +112,8 @@ _GREEK = {"alpha": "a", "beta": "b", "gamma": "g", "delta": "d", "epsilon": "e"}
 _GREEK |= dict(zip("αβγδε", "abgde", strict=True)) | {"κ": "kappa", "λ": "lambda", "μ": "mu"}
 _SPECIES = {"mouse": "mouse", "ms": "mouse", "rat": "rat", "rt": "rat", "hamster": "hamster", "armenian": "hamster"}
 _FIRST = re.compile(r"(?P<species>mouse|ms|rat)[ ._\-]+(?P<rest>\S.*)", re.IGNORECASE)
-_LAST = re.compile(
-    r"(?P<rest>\S.*?)[ _.\-(\[]+(?:anti[ _.\-])?(?P<species>mouse|rat)[)\]]?", re.IGNORECASE
-)  # CD4 (mouse), CD4_mouse
+# CD4 (mouse), CD4_mouse
+_LAST = re.compile(r"(?P<rest>\S.*?)[ _.\-(\[]+(?:anti[ _.\-])?(?P<species>mouse|rat)[)\]]?", re.IGNORECASE)
 _CLASS = re.compile(r"\big ?(g[ ]?(?:1|2a|2b|2c|3|4)?|m|a|d|e)(?![a-z0-9])")
 _CONTROL = re.compile(r"\b(?:isotype|iso|ctrl|ctl|control|isotypectrl|isotypecontrol)\b")
 

@@ -177,18 +177,16 @@ class Source:
         """The copies of a column as one, after a check that they agree."""
         if key in self.columns:
             return self.columns[key].reindex(self.obs_names)
-        tables = self.tables(mods, key)
-        own = self.own_column(key)
-        looked_in = tables if own is None else {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs}
-        for table, obs in looked_in.items():
-            if (obs.columns == (key if own is None else own[1])).sum() > 1:
+        own, tables, name = self.own_column(key), self.tables(mods, key), key
+        if own is not None:
+            tables, name = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs}, own[1]
+        for table, obs in tables.items():
+            if (obs.columns == name).sum() > 1:
                 raise ValueError(
                     f"{argument}='{key}' stands twice in {table}, as joining tables can make it. Keep the first: "
                     f"{table} = {table}.loc[:, ~{table}.columns.duplicated()]"
                 )
-        copies = {table: obs[key] for table, obs in tables.items() if key in obs}
-        if own is not None:
-            copies = {f"mdata['{key.partition(':')[0]}'].obs": own[0].obs[own[1]]}
+        copies = {table: obs[name] for table, obs in tables.items() if name in obs}
         if not copies:
             names = [str(name) for obs in tables.values() for name in obs.columns]
             hint = did_you_mean(str(key), names, cutoff=0.5)
@@ -345,9 +343,8 @@ def row_reader(matrix, where: str, indptr: np.ndarray | None) -> Callable[[slice
         if indptr is not None:
             inside = slice(int(indptr[part.start]), int(indptr[part.stop]))
             of = vars(matrix) if sparse.issparse(matrix) else matrix.group
-            values, columns = (
-                np.asarray(of[name][inside]) for name in ("data", "indices")
-            )  # views of what is in memory
+            # views of what is in memory
+            values, columns = np.asarray(of["data"][inside]), np.asarray(of["indices"][inside])
             if not len(values) == len(columns) == inside.stop - inside.start or columns.dtype.kind not in "iu":
                 raise ValueError(f"{where} is corrupt: it has not the entries that its index pointer says.")
             pointer = indptr[part.start : part.stop + 1] - inside.start

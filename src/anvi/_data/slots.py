@@ -324,9 +324,8 @@ class Writer:
         self.data, self.home, self.mirror = data, home, mirror
         self.cells = pd.Index(cells)
         self.in_order = self.cells.equals(home.obs_names)
-        self.row = (
-            np.arange(len(cells)) if self.in_order else self.cells.get_indexer(home.obs_names)
-        )  # (cells of home,)
+        # (cells of home,)
+        self.row = np.arange(len(cells)) if self.in_order else self.cells.get_indexer(home.obs_names)
         self.written: list[str] = []
 
     def __enter__(self) -> "Writer":
