@@ -438,9 +438,9 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_475,
-    "_data": 4_094,
-    "_fit": 1_236,
+    "": 2_466,
+    "_data": 4_068,
+    "_fit": 1_222,
     "_posterior": 2_267,
     "io": 1_071,
     "metrics": 993,
@@ -518,7 +518,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_230}
+WALK = {"files": 35, "lines": 4_211}
 
 
 def test_a_fit_is_a_short_walk():
