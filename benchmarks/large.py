@@ -1,6 +1,7 @@
 """A million cells from the command line: memory and time of `python -m anvi fit` on a file that stays where it is.
 
     python benchmarks/large.py --cells 1000000 --folder large
+    python benchmarks/large.py --cells 1000000 --folder large --ask      questions to the file that this has written
 
 Simulated CITE-seq, 2,000 genes and 50 proteins, three batches with an antibody panel each, 20 cell types of which 70 %
 of the cells are labelled, goes to a gzip-compressed .h5mu in blocks; a fresh process fits TotalANVI for one epoch.
@@ -130,13 +131,51 @@ def recovered(out: Path) -> float:
     return float((obs["totalanvi_prediction"].astype(str) == obs["true_cell_type"].astype(str))[hidden].mean())
 
 
+QUESTIONS = {
+    "latent": "av.tl.latent(data, inplace=False)",
+    "predict": "av.tl.predict(data, inplace=False)",
+    "denoise": "av.tl.denoise(data, features=['protein 0', 'gene 0'])",
+    "differential expression": "av.tl.differential_expression(data, 'cell_type', inplace=False)",
+    "attributions": "av.tl.attributions(data, inplace=False)",
+    "attributions, references": "av.tl.attributions(data, baseline=20, n_steps=5, inplace=False)",
+    "elbo": "av.metrics.elbo(data)",
+}
+ASKED = """
+import resource, time
+import anvi as av
+data, begun = av.io.open_backed({path!r}), time.monotonic()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+opened = peak()
+{question}
+print(opened, peak(), time.monotonic() - begun)
+"""
+
+
+def ask(out: Path) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of questions to the fitted file, each in a process of its own."""
+    found = {}
+    for name, question in QUESTIONS.items():
+        code = ASKED.format(path=str(out), question=question)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        opened, peak, seconds = map(float, done.stdout.split())
+        found[name] = {"opened_gb": round(opened, 2), "peak_gb": round(peak, 2), "seconds": round(seconds, 1)}
+        print(f"{name:24}  {opened:5.2f} GB before, {peak:5.2f} GB at most, {seconds:6.1f} s", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the file goes, and stays")
+    parser.add_argument("--ask", action="store_true", help="do not fit, ask about the file that a fit has written")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options, others = parser.parse_known_args()
     path = options.folder / f"cells_{options.cells}.h5mu"
+    if options.ask:
+        found = {"cells": options.cells, "questions": ask(path.with_name(f"fitted_{options.cells}.h5mu"))}
+        if options.out is not None:
+            options.out.write_text(json.dumps(found | {"command": " ".join(sys.argv)}, indent=1))
+        return
     begun = time.monotonic()
     if not path.exists():
         print(f"{write_cells(path, options.cells):.0f} non-zero counts per cell, {time.monotonic() - begun:.0f} s")
