@@ -9,6 +9,7 @@ that a question that goes through its cells in the order of the file reads each 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import chain
 from threading import Event
 from typing import NamedTuple
 
@@ -290,7 +291,8 @@ class Streamed:
             return
         n_held = sum(len(part.indptr) - 1 for part in self._held)
         n_entries = None if self.indptr is None else int((self.indptr[new + 1] - self.indptr[new]).sum())
-        self._held.append(_joined(self._parts(new), self.n_columns, n_entries))
+        before = [] if len(self._held[-1].values) else [self._held.pop()]  # but an empty row: no copy for that
+        self._held.append(_joined(chain(before, self._parts(new)), self.n_columns, n_entries))
         self._held_at[new] = torch.arange(len(new), dtype=torch.int32) + n_held
 
     @contextmanager
