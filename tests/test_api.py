@@ -438,7 +438,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_466,
+    "": 2_468,
     "_data": 4_068,
     "_fit": 1_222,
     "_posterior": 2_267,
