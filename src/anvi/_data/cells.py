@@ -160,6 +160,7 @@ def read_cells(
         not counts, or `most` is 0 and counts are not in a file.
     """
     source = Source.of(data)
+    # RNA, and with it the order of the cells
     lend_rna(source, setup)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
@@ -186,6 +187,7 @@ def read_cells(
         library = library[x_row]
     else:
         x_row, library, has_rna = np.zeros(len(cells), dtype=np.int64), stored.library, stored.library > 0
+    # proteins
     batch = _codes(source, setup.batch_key, setup.batches, "batch_key", setup, cells)
     parts: dict[str, Tensor | None] = {"y": None, "mask_table": None, "mask_row": None, "panel": None}
     if setup.joint and stored is None:
@@ -200,6 +202,9 @@ def read_cells(
             )
     elif setup.joint:
         parts = _stored_proteins(source, setup, cells, stored)
+    if stored is not None:
+        view = None if stored.rna_view is None else torch.from_numpy(stored.rna_view)
+        parts |= {"q_mean": torch.from_numpy(stored.q_mean), "q_var": torch.from_numpy(stored.q_var), "rna_view": view}
     return Cells(
         names=names,
         x=x,
@@ -209,9 +214,6 @@ def read_cells(
         continuous=_continuous(source, setup, cells),
         log_library=_log_library(source, setup, cells, library, has_rna, batch),
         **_labels(source, setup, cells, labels),
-        q_mean=None if stored is None else torch.from_numpy(stored.q_mean),
-        q_var=None if stored is None else torch.from_numpy(stored.q_var),
-        rna_view=None if stored is None or stored.rna_view is None else torch.from_numpy(stored.rna_view),
         has_rna=None if has_rna.all() else torch.from_numpy(has_rna),
         rank=rank,
         **parts,
@@ -365,14 +367,13 @@ def _codes(source: Source, key: str | None, categories: tuple[str, ...], argumen
 
 
 def _covariate_codes(source: Source, setup: Setup, cells: pd.Index, batch: Tensor) -> Tensor | None:
-    blocks = [(batch, len(setup.batches))]
-    for key, categories in setup.categorical:
-        blocks.append((_codes(source, key, categories, "categorical_covariate_keys", setup, cells), len(categories)))
+    every, argument = [(batch, setup.batches)], "categorical_covariate_keys"
+    every += [(_codes(source, key, known, argument, setup, cells), known) for key, known in setup.categorical]
     columns, offset = [], 0
-    for codes, size in blocks:
-        if size > 1:  # a single category injects nothing
+    for codes, categories in every:
+        if len(categories) > 1:  # a single category injects nothing
             columns.append(codes + offset)
-            offset += size
+            offset += len(categories)
     return torch.stack(columns, dim=1) if columns else None
 
 

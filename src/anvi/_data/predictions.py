@@ -98,6 +98,7 @@ def write_predictions(
     """
     classes = levels.table[-1]
     again = slots.prediction(key) in out.home.obs  # then what is not wanted now is of another prediction
+    # what is most probable at each level, and how sure that is
     numbers = range(levels.finest, -1, -1)  # the classes first
     for number in numbers:
         ending, sums = levels.ending(number), levels.sums(probabilities, number)
@@ -113,6 +114,7 @@ def write_predictions(
             entropy[rows] = -(ordered * np.log(np.clip(ordered, 1e-30, None))).sum(1)
         out.obs(slots.margin(key), margin)
         out.obs(slots.entropy(key), entropy / np.float32(np.log(len(classes))))
+    # how far cells are from what is known, and the label that follows
     for number in numbers:
         slot = f"{slots.novelty(key)}{levels.ending(number)}"
         if far is not None:
@@ -123,6 +125,7 @@ def write_predictions(
     if out.home is out.data and not Source(out.data).alone:
         columns = [slots.prediction(key), slots.label(key)]
         logger.info(f"for plots of one modality: mdata.push_obs(columns={columns})")
+    # tables of all classes
     tables = []
     for slot, table in ((slots.proba(key), probabilities if soft else None), (slots.sets(key), sets)):
         if table is not None:

@@ -310,6 +310,7 @@ def find_setup(
             raise ValueError(f"{argument}='{mod}': mudata cannot read back a file with '/' in such a name; rename it.")
     if missing not in ("auto", "nan"):
         raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
+    # modalities and names
     rna, where = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
     check_feature_types(rna, where, "" if source.alone or prot_mod in source.mods else prot_mod)
     for axis, what in (("obs", "cell"), ("var", "gene")):
@@ -322,6 +323,7 @@ def find_setup(
     if joint and not source.alone and prot_mod in source.mods:
         containers.unique_names(source.mods[prot_mod].obs_names, f"{source.name(prot_mod)}.obs_names", "cell")
         check_names_agree(source.mods[prot_mod].obs_names, source.name(prot_mod), rna, whole=True)
+    # columns of the cells
     mods, cells = (rna_mod, prot_mod), cell_names(source, rna_mod, prot_mod if joint else None)
     continuous = {key: _scale(source, key, mods, cells) for key in continuous_keys}
     if standardise:
@@ -354,6 +356,7 @@ def find_setup(
         missing=missing,
         needs_rna=not joint,
     )
+    # names that no file could hold
     slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
     for name, row in setup.label_levels:
         slots.check_storable((name, *row), f"labels_key={list(label_columns)}", columns=True)
@@ -361,6 +364,7 @@ def find_setup(
         slots.check_storable(names, what)
     for key, categories in setup.categorical:
         slots.check_storable(categories, f"categorical_covariate_keys: '{key}'")
+    # proteins, and who measured them
     if proteins is False:
         return setup
     found = find_proteins(source, setup)

@@ -133,6 +133,7 @@ def run_fit(
     if train == "label_nets" and init is None:
         raise ValueError("train='label_nets' needs init=: without it the rest of the network would stay random.")
     network_options, plan_options = _sort_options(name, options)
+    # where things are in the object, and what network that makes
     source = Source(data)
     key = slots.clean_key(name if key_added is None else key_added)
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
@@ -158,6 +159,7 @@ def run_fit(
     config = make_config(name, setup, network_options, None if first is None else first.config)
     check_no_own(source, setup, key)
     check_reads_no_own(setup, key)
+    # the cells
     cells = read_cells(source, setup, labels=True, most=most)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
@@ -173,6 +175,7 @@ def run_fit(
     n_genes = source.modality(setup.rna_mod, "rna_mod").n_vars
     del source  # and the proteins that it keeps
     give_back_memory()
+    # which of them train, and how
     init_seed, split_seed, fit_seed = seeds(seed, 3)
     plan = Plan(**plan_options)
     plan.check()
@@ -181,19 +184,18 @@ def run_fit(
         raise ValueError(f"{len(cells)} cells leave {len(train_cells)} to train on; at least two are needed.")
     if not len(validation_cells) and plan.early_stopping:
         logger.info("too few cells for a validation split: no early stopping")
-    unstained = cells.has_protein is not None and not bool(cells.has_protein.all())
-    transfer = config.has_labels and config.objective == "bound"
     plan = plan if config.has_protein else replace(plan, hide_proteins=0.0, hide_rna=0.0)
     plan = plan.for_cells(
         len(train_cells),
         warm_start=first is not None,
-        transfer=transfer,
-        unstained=unstained,
+        transfer=config.has_labels and config.objective == "bound",
+        unstained=cells.has_protein is not None and not bool(cells.has_protein.all()),
         without_rna=cells.has_rna is not None,
         genes_per_protein=config.n_genes / max(1, config.n_proteins),
     )
     _check_plan(plan, config)
     setup = replace(setup, needs_rna=not plan.hide_rna and cells.has_rna is None)
+    # train
     network = make_network(config, cells, init_seed)
     if first is not None:
         start_from(network, setup, first.network, first.setup, train)
@@ -216,19 +218,20 @@ def run_fit(
         )
     if ranks.rank:  # the first has the answers
         return slots.own(data, copy) if copy else None
+    # the model, what held-out cells say of it, and what it says of the cells
     choice = "all" if len(setup.genes) == n_genes else VARIABLE if isinstance(genes, str) else "listed"
     settle_rows(network, on_device)
     give_back_memory()
     info = {"key": key, "genes": choice} | ({"processes": ranks.size} if ranks.size > 1 else {})
     info |= info_of(cells, plan, seed, history, time.monotonic() - training, train_cells, ranks.device)
-    model, table = calibrated(
-        Model(name, setup, network, history, info), on_device, train_cells, validation_cells, seed
-    )
-    model = with_imputation(model, on_device, train_cells, validation_cells, seed)
+    held_out = on_device, train_cells, validation_cells, seed
+    model, table = calibrated(Model(name, setup, network, history, info), *held_out)
+    model = with_imputation(model, *held_out)
     on_device.x.let_go()  # answers take one pass over all cells
     give_back_memory()
     embedding = encode.embed(model, on_device)
     model = model.on(torch.device("cpu"))
+    # write
     data = slots.own(data, copy)
     told = {"known": known, "colors": colors, "calibration": table}
     write_fit(data, key, model, cells, embedding, validation_cells.numpy(), **told)
