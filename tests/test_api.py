@@ -439,7 +439,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_468,
-    "_data": 4_068,
+    "_data": 4_067,
     "_fit": 1_222,
     "_posterior": 2_267,
     "io": 1_071,
@@ -447,7 +447,7 @@ BUDGETS = {
     "nn": 1_592,
     "pl": 2_126,
     "pp": 394,
-    "tl": 1_892,
+    "tl": 1_889,
 }
 
 
