@@ -131,19 +131,33 @@ def test_heavy_packages_are_imported_where_they_are_used(file):
 ALLOWED = {
     "nn": {"nn"},
     "settings": {"settings"},
+    "_arguments": {"_arguments"},
     "_runtime": {"_runtime", "settings"},
-    "datasets": {"datasets", "_backed", "settings"},
+    "datasets": {"datasets", "_arguments", "_backed", "settings"},
     "_files": {"_files"},
-    "_backed": {"_backed", "_files", "_runtime"},
+    "_backed": {"_backed", "_arguments", "_files", "_runtime"},
     "_stream": {"_stream", "_runtime", "nn"},
     "_data": {"_data", "_backed", "_stream", "nn", "settings"},
     "_fit": {"_fit", "_files", "_data", "nn", "_runtime", "settings"},
     "_model": {"_model", "_files", "_data", "nn"},
-    "_store": {"_store", "_runtime", "_files", "_model", "_data", "settings"},
+    "_store": {"_store", "_arguments", "_runtime", "_files", "_model", "_data", "settings"},
     "_find": {"_find", "_backed", "_files", "_store", "_model", "_data"},
     "_posterior": {"_posterior", "_model", "_data", "nn"},
     "pp": {"pp", "_runtime", "_backed", "_find", "_model", "_data"},
-    "tl": {"tl", "_backed", "_files", "_runtime", "_posterior", "_find", "_model", "_fit", "_data", "nn", "settings"},
+    "tl": {
+        "tl",
+        "_arguments",
+        "_backed",
+        "_files",
+        "_runtime",
+        "_posterior",
+        "_find",
+        "_model",
+        "_fit",
+        "_data",
+        "nn",
+        "settings",
+    },
     "metrics": {
         "metrics",
         "_runtime",
@@ -159,7 +173,20 @@ ALLOWED = {
     },
     "get": {"get", "_runtime", "_backed", "tl", "_posterior", "_find", "_model", "_data"},
     "pl": {"pl", "_files", "_backed", "_data", "settings"},
-    "io": {"io", "_runtime", "_backed", "_files", "metrics", "_find", "_store", "_model", "_data", "nn", "settings"},
+    "io": {
+        "io",
+        "_arguments",
+        "_runtime",
+        "_backed",
+        "_files",
+        "metrics",
+        "_find",
+        "_store",
+        "_model",
+        "_data",
+        "nn",
+        "settings",
+    },
 }
 FRONT_DOORS = ("__init__", "__main__")
 
@@ -177,6 +204,7 @@ def test_the_layers_have_no_cycle():
     order = [
         "nn",
         "settings",
+        "_arguments",
         "_runtime",
         "_files",
         "_backed",
@@ -438,12 +466,12 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_468,
+    "": 2_587,
     "_data": 4_067,
     "_fit": 1_222,
     "_posterior": 2_267,
-    "io": 1_071,
-    "metrics": 993,
+    "io": 1_074,
+    "metrics": 1_007,
     "nn": 1_592,
     "pl": 2_126,
     "pp": 394,
@@ -518,7 +546,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 35, "lines": 4_207}
+WALK = {"files": 36, "lines": 4_207}
 
 
 def test_a_fit_is_a_short_walk():

@@ -224,7 +224,7 @@ def test_scanpy_reads_and_draws_it(mdata):
         ({"target": "Bee"}, KeyError, "no class 'Bee'; it has 'B', "),
         ({"target": ("B", "B")}, ValueError, "pair of different ones"),
         ({"target": ("B", "CD4 T", "pDC")}, ValueError, "pair of different ones"),
-        ({"target": 3}, TypeError, "target=3 must be a class, or a pair"),
+        ({"target": 3}, TypeError, "target= takes one name, a str, or a list of names; got int: 3"),
         ({"groups": "B"}, TypeError, r"groups=\['B'\]"),
         ({"groups": []}, ValueError, r"groups=\[\] names none"),
         ({"groups": ["Bee"]}, KeyError, "no 'Bee' in 'totalanvi_prediction'"),

@@ -257,7 +257,7 @@ def test_panel_that_is_missing_for_stained_cells(mdata):
 
 @pytest.mark.parametrize("key", ["categorical_covariate_keys", "continuous_covariate_keys"])
 def test_a_name_in_place_of_a_list(mdata, key):
-    with pytest.raises(TypeError, match=rf"{key} takes a list of column names, e\.g\. {key}=\['batch'\]"):
+    with pytest.raises(TypeError, match=rf"{key} takes a list of names, e\.g\. {key}=\['batch'\]"):
         fit(mdata, **{key: "batch"})
 
 

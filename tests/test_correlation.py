@@ -181,7 +181,7 @@ def test_features_outside_the_model_are_nan(fitted):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"method": "kendall"}, "method='kendall' is neither"),
+        ({"method": "kendall"}, "method='kendall' is not one of 'spearman', 'pearson'"),
         ({"n_cells": 2}, "n_cells=2 must be at least 3"),
         ({"n_samples": 0}, "n_samples=0"),
         ({"transform_batch": "x"}, "no batch 'x'"),

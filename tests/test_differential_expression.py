@@ -293,14 +293,14 @@ def test_a_stale_copy_of_the_column_is_no_obstacle(mdata):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"mode": "changes"}, "mode='changes' must be 'change' or 'vanilla'"),
+        ({"mode": "changes"}, "mode='changes' is not one of 'change', 'vanilla'"),
         ({"delta": -1}, "delta=-1 must be None or at least 0"),
         ({"fdr": 0}, "fdr=0 must be between 0 and 1"),
         ({"pseudocounts": 0}, "pseudocounts=0 must be None, above 0"),
-        ({"pseudocounts": "scv"}, "pseudocounts='scv' must be"),
+        ({"pseudocounts": "scv"}, "pseudocounts='scv' is not a number, nor one of 'scvi'"),
         ({"n_samples": 0}, "n_samples=0 must be a whole number, at least 1"),
         ({"n_samples": 2.5}, "n_samples=2.5 must be a whole number"),
-        ({"weights": "some"}, "weights='some' must be"),
+        ({"weights": "some"}, "weights='some' is not one of 'uniform', 'importance'"),
         ({"key_added": "a/b"}, "plain name"),
         ({"groups": ["X"]}, "no cells with the value 'X'"),
         ({"modality": "atac"}, "modality='atac' is not in the model; it has 'rna' and 'prot'"),

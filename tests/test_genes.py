@@ -90,7 +90,7 @@ def test_columns_of_other_types_that_say_yes_and_no(mdata, column):
     [
         ("hvg", None, ValueError, "genes='hvg' is not one of 'auto', 'highly_variable', 'all'"),
         (["G001", "G0002"], None, KeyError, r"genes: 1 are not in mdata\['rna'\].*'G0002'.*Did you mean 'G002'"),
-        ([], None, ValueError, "genes names none; genes='all' takes all 60"),
+        ([], None, ValueError, r"genes(=\[\])? names none; (leave it out for genes='auto'|genes='all' takes all 60)"),
         ("auto", [False] * N_GENES, ValueError, r"marks no gene; genes='all'"),
         ("auto", ["True"] * N_GENES, ValueError, "holds 'True': it must say True or False"),
         ("auto", np.linspace(0, 1, N_GENES), ValueError, "it must say True or False"),

@@ -103,8 +103,8 @@ BAD = {
     "batch_key misspelt": ({"batch_key": "bach"}, KeyError, "Did you mean 'batch'"),
     "batch_key of lists": ({"batch_key": "lists"}, TypeError, "batch_key='lists' is no column of names"),
     "labels of arrays": ({"labels_key": "arrays"}, TypeError, "labels_key='arrays' is no column of names"),
-    "covariates of a number": ({"categorical_covariate_keys": 3}, TypeError, "takes a list of column names"),
-    "covariates of text": ({"continuous_covariate_keys": "age"}, TypeError, "takes a list of column names"),
+    "covariates of a number": ({"categorical_covariate_keys": 3}, TypeError, "takes a list of names; got int: 3"),
+    "covariates of text": ({"continuous_covariate_keys": "age"}, TypeError, "takes a list of names, e.g."),
     "covariates of numbers": ({"categorical_covariate_keys": [3]}, TypeError, "takes a list of column names"),
     "a continuous covariate of text": ({"continuous_covariate_keys": ["batch"]}, ValueError, "not a finite number"),
     "layer of a list": ({"layer": ["counts"]}, TypeError, "layer="),
@@ -115,10 +115,10 @@ BAD = {
     "init of a number": ({"init": 3}, TypeError, "init= takes"),
     "init of a table": ({"init": TABLE}, TypeError, "init= takes"),
     "init that is not there": ({"init": "nowhere"}, KeyError, "init='nowhere'"),
-    "checkpoint of a number": ({"checkpoint": 3}, TypeError, "checkpoint=3"),
+    "checkpoint of a number": ({"checkpoint": 3}, TypeError, "checkpoint= takes a path; got int: 3"),
     "checkpoint of a table": ({"checkpoint": TABLE}, TypeError, "checkpoint="),
     "device of text": ({"device": "gpu"}, ValueError, "device='gpu'"),
-    "device of a list": ({"device": ["cpu"]}, ValueError, "device="),
+    "device of a list": ({"device": ["cpu"]}, TypeError, "device="),
     "random_state of text": ({"random_state": "x"}, TypeError, "random_state"),
     "max_minutes of text": ({"max_minutes": "5"}, TypeError, "max_minutes"),
     "unlabelled of None": ({"unlabeled_category": None}, TypeError, "leave it out"),
@@ -141,7 +141,11 @@ def test_arguments_of_fits(case, no_training):
 
 
 ASKED = {
-    "features of a number": (lambda m: av.tl.denoise(m, features=3), TypeError, "features=3"),
+    "features of a number": (
+        lambda m: av.tl.denoise(m, features=3),
+        TypeError,
+        "features= takes a list of names; got int: 3",
+    ),
     "features of text": (lambda m: av.tl.denoise(m, features="G001"), TypeError, "features="),
     "batch of an object": (
         lambda m: av.tl.denoise(m, transform_batch=object()),
@@ -154,14 +158,14 @@ ASKED = {
     "model of a list": (lambda m: av.tl.latent(m, model=["totalanvi"]), TypeError, "model= takes"),
     "inplace of text": (lambda m: av.tl.predict(m, inplace="yes"), TypeError, "inplace='yes' must be"),
     "soft of a number": (lambda m: av.tl.predict(m, soft=3), TypeError, "soft=3 must be"),
-    "coverage of text": (lambda m: av.tl.predict(m, coverage="high"), ValueError, "coverage='high'"),
-    "false_rejects of text": (lambda m: av.tl.predict(m, false_rejects="few"), ValueError, "false_rejects='few'"),
+    "coverage of text": (lambda m: av.tl.predict(m, coverage="high"), TypeError, "coverage='high'"),
+    "false_rejects of text": (lambda m: av.tl.predict(m, false_rejects="few"), TypeError, "false_rejects='few'"),
     "rejects of a model that cannot": (
         lambda m: av.tl.predict(m, false_rejects=0.1),
         ValueError,
         "lower train_size",
     ),
-    "min_genes of text": (lambda m: av.tl.map_query(m.copy(), m, min_genes="all"), ValueError, "min_genes='all'"),
+    "min_genes of text": (lambda m: av.tl.map_query(m.copy(), m, min_genes="all"), TypeError, "min_genes='all'"),
     "groups of an object": (lambda m: av.tl.differential_expression(m, "day", groups=object()), TypeError, "groups="),
     "groups unknown": (lambda m: av.tl.differential_expression(m, "day", groups=[7]), ValueError, "'7'"),
     "panels of a list": (lambda m: av.pp.panels(m, panels=["P01"]), TypeError, "panels="),
@@ -720,7 +724,7 @@ def test_places_for_pictures(base, tmp_path):
         av.pl.history(base, save=tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder that is there: make .*nowhere"):
         av.pl.history(base, save=tmp_path / "nowhere" / "x.png")
-    with pytest.raises(TypeError, match="save= takes the path"):
+    with pytest.raises(TypeError, match="save= takes a path"):
         av.pl.history(base, save=True)
     assert not list(tmp_path.iterdir())
 

@@ -238,7 +238,7 @@ def test_several_fits_are_listed(plot, fits):
         getattr(av.pl, plot)(fits)
     with pytest.raises(KeyError, match="'other' is no fitted model of this object; there are: 'totalanvi', 'scanvi'"):
         getattr(av.pl, plot)(fits, model="other")
-    with pytest.raises(TypeError, match="key of a fit"):
+    with pytest.raises(TypeError, match="model= takes one name, a str; got int: 3"):
         getattr(av.pl, plot)(fits, model=3)
     assert not plt.get_fignums()
 

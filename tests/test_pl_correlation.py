@@ -97,9 +97,8 @@ def test_errors(fitted):
     av.tl.feature_correlation(fitted, model="totalvi", n_samples=1)
     with pytest.raises(KeyError, match="there is no 'CD3'"):
         av.pl.correlation(fitted, model="totalvi", features=["CD3", "G001"])
-    for features in ("G001", ["G001"]):
-        with pytest.raises(ValueError, match="at least two names"):
-            av.pl.correlation(fitted, model="totalvi", features=features)
+    with pytest.raises(ValueError, match="at least two names"):
+        av.pl.correlation(fitted, model="totalvi", features=["G001"])
 
 
 @pytest.mark.parametrize(

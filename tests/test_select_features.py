@@ -45,7 +45,6 @@ def test_a_colon_may_belong_to_the_name():
         (["CD8a"], None, KeyError, "no 'CD8a' in 'rna' or 'prot'. Did you mean 'CD8A'"),
         (["CD3"], "rna", KeyError, "no 'CD3' in 'rna'"),
         (["CD3", "prot:CD3"], None, ValueError, "'prot:CD3' twice"),
-        ("CD3", None, TypeError, r"features=\['CD3'\]"),
         ([], None, ValueError, "empty"),
         (None, "atac", ValueError, "modality='atac' is not in the model; it has 'rna' and 'prot'"),
     ],

@@ -135,7 +135,6 @@ def test_masks_and_queries(mdata, setup):
             TypeError,
             "must name one group, or 'rest'. Several together are a mask",
         ),
-        (["batch", "panel"], "all", "rest", TypeError, "must name one column"),
         ("single", "all", "rest", ValueError, "a single group, 'one': there is nothing to compare"),
         ("empty", "all", "rest", ValueError, "no group: there is nothing to compare"),
         (None, "all", "rest", ValueError, "Name the column of the groups"),

@@ -377,12 +377,12 @@ def _add_options(one: argparse.ArgumentParser, verb: Callable, *without: str) ->
 
     Options that are not given are absent, so that the verb alone knows the defaults.
     """
-    texts = _argument_texts(verb)
+    texts, hints = _argument_texts(verb), typing.get_type_hints(verb)
     for name, parameter in inspect.signature(verb).parameters.items():
         if name not in without:
             known = "" if parameter.default in (None, "", ()) else f" (default: {parameter.default})"
             text = f"{texts[name]}{known}".replace("%", "%%")
-            one.add_argument(_flag(name), help=text, **_argument_type(parameter.annotation))
+            one.add_argument(_flag(name), help=text, **_argument_type(hints[name]))
 
 
 def _flag(name: str) -> str:
@@ -405,7 +405,7 @@ def _argument_type(annotation: object) -> dict:
         origin = typing.get_origin(kind)
         if kind is bool:
             return {"action": argparse.BooleanOptionalAction}
-        if kind in (int, float):
+        if kind in (int, float) and str not in kinds:
             return {"type": kind}
         if origin is typing.Literal and len(kinds) - (type(None) in kinds) == 1:
             return {"choices": words}

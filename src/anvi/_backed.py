@@ -25,6 +25,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
+from ._arguments import checked
 from ._files import ENDINGS, reading, replacing
 from ._runtime import processes
 
@@ -56,6 +57,7 @@ def quiet_mudata() -> Iterator[None]:
         random.setstate(drawn)
 
 
+@checked
 def open_backed(path: str | Path) -> MuData | AnnData:
     """Open a `.h5mu`, `.h5ad` or `.zarr` file; matrices stay there until they are asked for.
 
@@ -130,6 +132,7 @@ def _matrix(element):
     return element if hasattr(element, "shape") else sparse_dataset(element)
 
 
+@checked
 def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
     """Write an object whose matrices lie in a file, without reading them; the file is whole or not there at all.
 
@@ -275,11 +278,12 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
 
     Where several processes answer `together`, as in a fit, the first one saves.
     """
+    signature = inspect.signature(verb)
 
     @functools.wraps(verb)
     def opened(*args, **kwargs):
         try:
-            given = inspect.signature(verb).bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
         except TypeError:  # of which Python says more
             return verb(*args, **kwargs)
         name, path = next(iter(given.arguments.items()))
@@ -304,7 +308,7 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
                         break
         return data if copy else answer
 
-    return opened  # type: ignore[return-value]
+    return checked(opened)  # type: ignore[return-value]
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

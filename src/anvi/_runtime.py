@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import inspect
 import logging
 import math
 import os
@@ -19,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from .settings import settings
@@ -83,32 +81,15 @@ def made_current(device: torch.device) -> torch.device:
     return device
 
 
-DEVICES = ("accelerator", "cuda", "devices", "gpu", "use_cuda", "use_gpu")
-"""What other packages call the argument `device`."""
-
-
 def verb(function: _Verb) -> _Verb:
-    """A public function that runs on torch, in its own state of it; flags and foreign arguments are looked at first."""
-    parameters = inspect.signature(function).parameters
-    flags = {name for name, parameter in parameters.items() if parameter.annotation in (bool, "bool")}
+    """A public function that runs on torch, in its own state of it."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        for name, value in (dict(zip(parameters, args, strict=False)) | kwargs).items():
-            if name in DEVICES:
-                raise TypeError(f"There is no argument '{name}': name the device, device='cuda' or device='cpu'.")
-            if name in flags:
-                check_flag(name, value)
         with own_torch():
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise a TypeError unless a switch is on or off."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={value!r:.80} must be True or False.")
 
 
 def _set_threads(n: int) -> None:

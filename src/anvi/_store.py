@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 from safetensors.torch import load, save
 
+from ._arguments import checked
 from ._data.containers import Data, check_type
 from ._files import ENDINGS, check_hdf5, newest, parse_json, reading, replacing, sealed, unsealed
 from ._model import SCHEMA, Model
@@ -71,6 +71,7 @@ def _checksum_of_facts(facts: dict) -> str:
     return _checksum(json.dumps(facts, sort_keys=True).encode())
 
 
+@checked
 @verb
 def read_model(path: str | Path, *, device: str = "auto") -> Model:
     """Read a model that :func:`write_model` wrote; nothing in the folder is executed.
@@ -141,6 +142,7 @@ FILES = (WEIGHTS, CONFIG, HISTORY, README)
 DATA = ("data.h5mu", "data.h5ad")
 
 
+@checked
 def push_to_hub(
     path: str | Path,
     repo_id: str,
@@ -193,8 +195,6 @@ def push_to_hub(
     >>> av.io.push_to_hub("model", "me/my-model", data=small)  # doctest: +SKIP
     """
     api = _api(token, endpoint)
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path= takes the folder that av.write_model made; got {type(path).__name__}.")
     if data is not None:
         check_type(data)
     path = Path(path).expanduser()
@@ -218,6 +218,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
+@checked
 def from_hub(
     repo_id: str,
     *,
@@ -264,6 +265,7 @@ def from_hub(
     return read_fetched(fetch(repo_id, FILES, revision, cache_dir, token, endpoint), repo_id, device)
 
 
+@checked
 def data_from_hub(
     repo_id: str,
     *,

@@ -18,6 +18,7 @@ from anndata import AnnData, read_h5ad
 from mudata import MuData
 from scipy import sparse
 
+from ._arguments import RandomState, checked, seed_of
 from ._backed import quiet_mudata
 
 __all__ = ["pbmc_cite", "synthetic_cite"]
@@ -49,6 +50,7 @@ _PANEL_LACKS = 0.25  # of the proteins
 _P_FOREGROUND, _P_BACKGROUND = 0.97, 0.02  # that a marker protein, any other protein is stained above background
 
 
+@checked
 def synthetic_cite(
     n_obs: int = 2000,
     *,
@@ -61,7 +63,7 @@ def synthetic_cite(
     missing: Missing = "absent",
     labeled_fraction: float = 0.5,
     rare_class: bool = True,
-    random_state: int = 0,
+    random_state: RandomState = 0,
 ) -> MuData:
     r"""Draw a CITE-seq data set with known truth from the process that the models assume.
 
@@ -106,7 +108,8 @@ def synthetic_cite(
     rare_class
         Whether the last class has about 2 % of the cells (never fewer than three cells).
     random_state
-        Seed of a generator of its own; the global state is neither read nor changed.
+        Seed of a generator of its own, or a numpy Generator that it is drawn from; None: another one every time. The
+        global state is neither read nor changed.
 
     Returns
     -------
@@ -132,8 +135,8 @@ def synthetic_cite(
 
     Raises
     ------
-    ValueError
-        If an argument is out of its range.
+    TypeError, ValueError
+        If an argument is of another kind, or out of its range.
 
     Examples
     --------
@@ -159,7 +162,7 @@ def synthetic_cite(
         if not good:
             raise ValueError(f"{name} must be {allowed}; got {value!r}.")
 
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(seed_of(random_state))
     classes = [*_CLASS_NAMES, *(f"Type {i}" for i in range(len(_CLASS_NAMES) + 1, n_classes + 1))][:n_classes]
     panels = [f"panel_{k}" for k in range(n_panels)]
     cell_class = _draw_classes(rng, n_obs, n_classes, rare_class)  # (cells,)
@@ -196,6 +199,7 @@ def synthetic_cite(
     return mdata
 
 
+@checked
 def pbmc_cite(path: str | os.PathLike[str] | None = None) -> MuData:
     """Read 10x PBMC: 10k cells with 14 proteins and labels, and 5k cells with RNA only; downloaded once.
 

@@ -300,7 +300,7 @@ def table(data: Data, slot: str) -> pd.DataFrame:
 @on_file
 def de(
     data: Data,
-    group: str | Sequence[str] | None = None,
+    group: str | int | bool | Sequence[str] | None = None,
     modality: str | None = None,
     *,
     key: str = "rank_genes_groups",

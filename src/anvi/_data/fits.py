@@ -200,8 +200,6 @@ def resolve_fit(data: Data, model: str | None, *, predictions: bool = False, joi
     ValueError
         If there are several and none is named.
     """
-    if model is not None and not isinstance(model, str):
-        raise TypeError(f"model= takes the key of a fit in the object, a str; got {type(model).__name__}.")
     there = stored_fits(data)
     others = stored_predictions(data) if predictions else {}
     if model is None and joint:

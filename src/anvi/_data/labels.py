@@ -283,7 +283,7 @@ def tell_strange(known: Known, who: str, done: str) -> None:
 
 def label_keys(labels_key: str | Sequence[str] | None) -> tuple[str | None, tuple[str, ...]]:
     """The finest column of labels, and all of them, coarse to fine, where there are several."""
-    if labels_key is None or isinstance(labels_key, str) or not isinstance(labels_key, Sequence):
+    if labels_key is None or isinstance(labels_key, str):
         return labels_key, ()
     keys = tuple(labels_key)
     if not keys or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):

@@ -104,6 +104,12 @@ def gene_names(rna: AnnData, gene_key: str | None, where: str) -> pd.Index:
     return pd.Index(names)
 
 
+def check_min_genes(least: float) -> None:
+    """Raise a ValueError unless the share of genes that a query must have is one."""
+    if not 0 <= least <= 1:
+        raise ValueError(f"min_genes={least!r:.80} is a share and must be between 0 and 1.")
+
+
 def check_share(match: Match, genes: tuple[str, ...], rna: AnnData, gene_key: str | None, least: float, where: str):
     """Raise a ValueError if too few of a model's genes were found; the message shows both sides and a way out."""
     if len(match.found) and match.share >= least:

@@ -126,17 +126,17 @@ def group_names(stored: Mapping) -> list[str]:
 
 
 def chosen_rankings(
-    data: Data, group: str | Sequence[str] | None, modality: str | None, key: str
+    data: Data, group: str | int | bool | Sequence[str] | None, modality: str | None, key: str
 ) -> list[tuple[str, Mapping, list[str]]]:
     """Modality, ranking and the groups that are meant of it; an error where there is none, or no such group."""
     found = {mod: stored for mod, stored in find_ranking(data, key).items() if modality in (None, mod)}
     if not found:
         of = "" if modality is None else f" of the modality '{modality}'"
         raise missing(f"uns['{key}']{of}", "run av.tl.differential_expression(data, groupby)")
-    chosen = []
+    chosen, asked = [], None if group is None else as_names(group)
     for mod, stored in found.items():
         known = group_names(stored)
-        wanted = known if group is None else as_names(group)
+        wanted = known if asked is None else asked
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise KeyError(f"'{unknown[0]}' is no group of uns['{key}'] of '{mod}'; it has {', '.join(known)}.")

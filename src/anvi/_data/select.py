@@ -72,10 +72,6 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         proteins = setup.proteins if setup.prot_mod in wanted else ()
         nothing = np.zeros(0, dtype=np.int64)
         return Features(None if genes else nothing, None if proteins else nothing, genes, proteins)
-    if isinstance(features, str):
-        raise TypeError(f"features takes a list of names, e.g. features=['{features}'].")
-    if not isinstance(features, Iterable):
-        raise TypeError(f"features={features!r:.80} must be a list of names.")
     columns = {
         mod: {name: column for column, name in enumerate(names)}
         for mod, names in zip(mods, (setup.genes, setup.proteins), strict=False)
@@ -139,7 +135,7 @@ class Batches(NamedTuple):
     names: tuple[str, ...] | None  # where several may be meant, so that an answer that keeps them apart has an axis
 
 
-def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> Batches:
+def find_batches(setup: Setup, transform_batch: str | int | bool | Sequence[str] | None) -> Batches:
     """The batches that `transform_batch` means.
 
     Raises
@@ -149,9 +145,7 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
     """
     if transform_batch is None:
         return Batches(None, None)
-    if np.isscalar(transform_batch):  # a batch of numbers may be named by one
-        transform_batch = str(transform_batch)
-    single = isinstance(transform_batch, str)
+    single = np.isscalar(transform_batch)  # a batch of numbers may be named by one
     if single and transform_batch == "all":
         if "all" in setup.batches and len(setup.batches) > 1:
             raise ValueError(
@@ -159,9 +153,7 @@ def find_batches(setup: Setup, transform_batch: str | Sequence[str] | None) -> B
                 "list all batches."
             )
         return Batches(tuple(range(len(setup.batches))), setup.batches)
-    if not isinstance(transform_batch, Iterable):
-        raise TypeError(f"transform_batch={transform_batch!r:.80} must be a batch, a list of them or 'all'.")
-    names = tuple(map(str, [transform_batch] if single else transform_batch))
+    names = tuple(map(str, [transform_batch] if single else transform_batch))  # type: ignore[arg-type]
     spelled = {as_name(name): name for name in setup.batches}
     names = tuple(name if name in setup.batches else spelled.get(as_name(name), name) for name in names)
     unknown = [name for name in names if name not in setup.batches]
@@ -234,8 +226,6 @@ def find_explained_groups(
     ValueError
         If names of groups are the same in a file, or there are none.
     """
-    if np.isscalar(groups):
-        raise TypeError(f"groups takes a list of names, e.g. groups=[{groups!r:.80}].")
     groups = groups if groups is None else as_names(groups)
     if groupby is None:
         names, code = classes, None
@@ -244,8 +234,6 @@ def find_explained_groups(
     if len(set(map(slots.column_name, names))) < len(names):
         raise ValueError(f"groupby='{groupby}' has groups that are the same in a file, which cannot hold '/'; rename.")
     slots.check_storable(names, f"groupby='{groupby}'", columns=True)
-    if groups is not None and not len(groups):
-        raise ValueError(f"groups={groups!r} names none; None: all.")
     if groups is not None:
         unknown = [name for name in groups if name not in names]
         if unknown:
@@ -325,8 +313,6 @@ def find_groups(
             f"reference={reference!r:.80} must name one group, or '{REST}'. Several together are a mask: "
             "groups={'one': mask, 'others': data.obs[groupby].isin([...])}, reference='others'."
         )
-    if not isinstance(groupby, str | None):
-        raise TypeError(f"groupby={groupby!r:.80} must name one column of obs.")
     if isinstance(groups, Mapping):
         if groupby is not None:
             raise ValueError(f"groups={{...}} are masks, which need no groupby='{groupby}'; leave one of the two out.")
@@ -367,10 +353,7 @@ def _from_column(source: Source, setup: Setup, key: str, groups: str | Sequence[
     categories = [name for name in _categories(source, key, mods) if (text == name).any()]
     nobody = {slots.UNASSIGNED, setup.unlabeled_category}
     reference = str(as_name(reference))
-    if np.isscalar(groups) or isinstance(groups, Iterable):
-        asked = [] if isinstance(groups, str) and groups == "all" else list(dict.fromkeys(as_names(groups)))
-    else:
-        raise TypeError(f"groups={groups!r:.80} must be a list of values of '{key}', or 'all'.")
+    asked = [] if isinstance(groups, str) and groups == "all" else list(dict.fromkeys(as_names(groups)))
     for name in [*asked, *([] if reference == REST else [reference])]:
         if name not in categories:
             known = ", ".join(map(repr, categories[:15]))

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -283,16 +283,6 @@ def find_setup(
     """
     source, joint = Source.of(data), proteins is not False
     labels_key, label_columns = label_keys(labels_key)
-    one_each = {"labels_key": labels_key, "batch_key": batch_key, "panel_key": panel_key}
-    one_each |= {"size_factor_key": size_factor_key, "rna_mod": rna_mod, "prot_mod": prot_mod, "prot_obsm": prot_obsm}
-    for argument, value in one_each.items():
-        if not isinstance(value, str) and (value is not None or argument in ("rna_mod", "prot_mod")):
-            raise TypeError(f"{argument}= takes one name, a str; got {type(value).__name__}: {value!r:.80}.")
-    if not isinstance(unlabeled_category, str | int | float):
-        raise TypeError(
-            f"unlabeled_category= takes one value of the labels; got {unlabeled_category!r:.80}. Cells whose label is "
-            "missing (NaN, None or '') are unlabelled anyway: leave it out where there are no others."
-        )
     unlabeled_category = str(containers.as_name(unlabeled_category))
     categorical = _several(categorical_covariate_keys, "categorical_covariate_keys")
     continuous_keys = _several(continuous_covariate_keys, "continuous_covariate_keys")
@@ -308,8 +298,6 @@ def find_setup(
     for argument, mod in (("rna_mod", rna_mod), ("prot_mod", prot_mod)):
         if "/" in mod and not source.alone:
             raise ValueError(f"{argument}='{mod}': mudata cannot read back a file with '/' in such a name; rename it.")
-    if missing not in ("auto", "nan"):
-        raise ValueError(f"missing='{missing}' is not one of 'auto', 'nan'.")
     # modalities and names
     rna, where = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
     check_feature_types(rna, where, "" if source.alone or prot_mod in source.mods else prot_mod)
@@ -443,8 +431,6 @@ def choose_proteins(found: Proteins, proteins: Antibodies) -> Proteins:
 
 def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> np.ndarray:
     """Which features are asked for `(features,)` bool; a KeyError names one that is not there."""
-    if not isinstance(asked, Iterable):
-        raise TypeError(f"{argument}= takes a word or a list of names; got {asked!r:.80}.")
     wanted = pd.Index(list(map(str, asked)))
     absent = wanted[~wanted.isin(names)]
     if len(absent):
@@ -514,11 +500,10 @@ def _scale(source: Source, key: str, mods: tuple[str, ...], cells: pd.Index) -> 
 
 
 def _several(keys: Sequence[str] | None, argument: str) -> list[str]:
-    if isinstance(keys, str):
-        raise TypeError(f"{argument} takes a list of column names, e.g. {argument}=['{keys}'].")
-    if not isinstance(keys, Iterable | None) or not all(isinstance(key, str) for key in keys or ()):
+    keys = [] if keys is None else list(keys)
+    if not all(isinstance(key, str) for key in keys):
         raise TypeError(f"{argument} takes a list of column names; got {keys!r:.80}.")
-    return list(keys or ())
+    return keys
 
 
 def library_means(setup: Setup, log_library: np.ndarray, batch: np.ndarray) -> tuple[float, ...]:

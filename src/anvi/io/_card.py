@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from anvi._arguments import checked
 from anvi._data import slots
 from anvi._data.containers import Data
 from anvi._data.fits import stored_fits
@@ -212,6 +213,7 @@ _BY_DATA = ("genes", "proteins", "batches", "classes", "label_levels", "panels",
 """What a setup found in the data, as against what it was asked for."""
 
 
+@checked
 def model_card(
     data: Data | Model,
     *,
@@ -268,8 +270,6 @@ def model_card(
     >>> card.splitlines()[1:3]
     ['license: "cc-by-4.0"', 'library_name: "anvi"']
     """
-    if isinstance(tissues, str):
-        raise TypeError(f"tissues takes a list of names, e.g. tissues=['{tissues}'].")
     for name, url in (("training_data_url", training_data_url), ("training_code_url", training_code_url)):
         if url is not None and not re.fullmatch(r"https?://[^\s<>()\[\]`\"'\\]+", url):
             raise ValueError(f"{name}='{url}' is no address: it must begin with https:// and hold no blank or bracket.")
@@ -384,6 +384,7 @@ def _summary(model: Model) -> str:
     return markdown_table(pd.DataFrame({"statistic": list(known), "value": list(known.values())}))
 
 
+@checked
 def write_model(
     data: Data | Model,
     path: str | Path,

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from anvi._arguments import checked
 from anvi._data import containers
 from anvi._data.cells import read_cells
 from anvi._data.counts import find_proteins
@@ -173,6 +174,7 @@ MAX_MEASURED = 4_000_000
 _CLASSES = {"SCVI": "scvi", "SCANVI": "scanvi", "TOTALVI": "totalvi", "TOTALANVI": "totalanvi"}
 
 
+@checked
 @verb
 def from_scvi_tools(path: str | Path, data: containers.Data | None = None, *, prefix: str = "") -> Model:
     """Open a model that scvi-tools has saved: SCVI, SCANVI, TOTALVI or TOTALANVI, version 0.15 or newer.

@@ -118,7 +118,11 @@ def criticism(
     """
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
-    metrics, rules = _check_metrics(metrics, definition), _ppc.DEFINITIONS[definition]
+    metrics, rules = _check_metrics(metrics), _ppc.DEFINITIONS[definition]
+    fitted = find_model(data, model)[0]
+    fitted.setup.levels.position(level)
+    if groupby is not None:
+        Source(data).column(groupby, "groupby", tuple(getattr(data, "mod", ())))
     asked = ask(**locals(), counts=True)
     groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
@@ -159,14 +163,11 @@ def criticism(
     return None
 
 
-def _check_metrics(metrics: Sequence[str], definition: str) -> tuple[str, ...]:
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics takes a list of names, e.g. metrics=['{metrics}'].")
+def _check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+    metrics = tuple(metrics)
     unknown = [name for name in metrics if name not in METRICS]
-    if unknown or not metrics:
+    if unknown:
         raise ValueError(f"metrics={list(metrics)} must be some of {', '.join(map(repr, METRICS))}.")
-    if definition not in _ppc.DEFINITIONS:
-        raise ValueError(f"definition='{definition}' is not one of 'anvi', 'scvi'.")
     return tuple(name for name in METRICS if name in metrics)
 
 
@@ -183,8 +184,6 @@ def _find_groups(
         column = Source(data).text(key, "groupby", setup.mods)
         if groupby is None and setup.label_levels:
             column = labels_at(data, setup, pd.Index(asked.cells.names), None, level)
-        elif level is not None:
-            setup.levels.position(level)
     except KeyError:
         if groupby is not None:
             raise

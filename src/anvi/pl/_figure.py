@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,8 +61,6 @@ def ink() -> str:
 def finish(fig: Figure, axes, *, show: bool | None, save: str | Path | None, return_fig: bool, own: bool):
     """Write a figure, and show it or hand it back, as scanpy's plots do."""
     if save is not None:
-        if not isinstance(save, str | os.PathLike):
-            raise TypeError(f"save= takes the path of the picture, e.g. save='picture.png'; got {save!r:.80}.")
         save = Path(save).expanduser()
         if save.is_dir() or not save.absolute().parent.is_dir():
             what = "a folder: name a file in it" if save.is_dir() else f"in no folder that is there: make {save.parent}"

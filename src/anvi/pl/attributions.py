@@ -49,7 +49,7 @@ class _Table(NamedTuple):
 @on_file_to_look_at
 def attributions(
     data: Data,
-    group: str | Sequence[str] | None = None,
+    group: str | int | bool | Sequence[str] | None = None,
     *,
     kind: Literal["heatmap", "bar", "dot"] = "heatmap",
     cell: str | None = None,
@@ -117,8 +117,6 @@ def attributions(
     >>> av.tl.attributions(mdata, n_cells=10)
     >>> axes = av.pl.attributions(mdata, kind="dot", show=False)
     """
-    if kind not in ("heatmap", "bar", "dot"):
-        raise ValueError(f"kind='{kind}' is not one of 'heatmap', 'bar', 'dot'.")
     if n_features is not None:
         containers.check_natural(n_features, "n_features")
     key, parts = rankings.resolve_attributions(data, model)
@@ -146,8 +144,6 @@ def _chosen(part: AttributionSlots, group: str | Sequence[str] | None) -> list[s
     if group is None:
         return [name for name in part.groups if n_cells[name]]
     wanted = as_names(group)
-    if not wanted:
-        raise ValueError(f"group={group!r} names none; None: all.")
     for name in wanted:
         if name not in n_cells:
             raise KeyError(f"group: there is no '{name}'; there are {', '.join(map(repr, part.groups))}.")

@@ -90,7 +90,7 @@ def correlation(
         fit = replace(fit, setup={mod: str(asked[mod]) for mod in ("rna_mod", "prot_mod")})
     matrix, names = fit.home.varp[slot], _names(fit)
     inside = np.isfinite(np.diagonal(matrix))  # others are not of the model, or never change
-    chosen = _default(matrix, names, inside, fit) if features is None else _named(names, features)
+    chosen = _default(matrix, names, inside, fit) if features is None else _named(names, list(features))
     table = np.asarray(matrix[np.ix_(chosen, chosen)], dtype=float)
     order = _order(table)
     table = table[np.ix_(order, order)]
@@ -131,7 +131,7 @@ def _default(matrix: np.ndarray, names: pd.DataFrame, inside: np.ndarray, fit: F
 
 def _named(names: pd.DataFrame, features: Sequence[str]) -> np.ndarray:
     """Places of named features."""
-    if isinstance(features, str) or len(features) < 2:
+    if len(features) < 2:
         raise ValueError("features takes at least two names, e.g. features=['CD3E', 'prot:CD3'].")
     places = []
     for feature in map(str, features):

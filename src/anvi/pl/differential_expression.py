@@ -12,7 +12,7 @@ import pandas as pd
 
 from anvi._backed import on_file_to_look_at
 from anvi._data import rankings
-from anvi._data.containers import Data
+from anvi._data.containers import Data, check_natural
 
 from ._figure import RASTER_CELLS, axes_for, dot, finish, ink, legend_beside, shorten, shorten_each
 
@@ -40,7 +40,7 @@ class _Panel(NamedTuple):
 @on_file_to_look_at
 def differential_expression(
     data: Data,
-    group: str | Sequence[str] | None = None,
+    group: str | int | bool | Sequence[str] | None = None,
     *,
     kind: Literal["volcano", "dot"] = "volcano",
     modality: str | None = None,
@@ -107,8 +107,8 @@ def differential_expression(
     >>> av.tl.differential_expression(mdata, "true_cell_type", n_samples=200)
     >>> ax = av.pl.differential_expression(mdata, "NK", modality="rna", show=False)
     """
-    if kind not in ("volcano", "dot"):
-        raise ValueError(f"kind='{kind}' is not one of 'volcano', 'dot'.")
+    if n_features is not None:
+        check_natural(n_features, "n_features")
     panels = []
     for mod, stored, groups in rankings.chosen_rankings(data, group, modality, key):
         table = rankings.ranking_table(stored, groups)

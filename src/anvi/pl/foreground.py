@@ -98,7 +98,7 @@ def foreground(
         raise missing(f"{fit.where}.obsm['{slot}']", fit.asking("foreground"))
     table = slots.table(fit.home, slot, map(str, fit.setup.get("proteins", ())))  # (cells, proteins)
     counts = _measured_counts(fit).reindex(index=table.index, columns=table.columns)
-    chosen = _chosen(table, counts, proteins)
+    chosen = _chosen(table, counts, None if proteins is None else list(proteins))
     n_rows = -(-len(chosen) // COLUMNS)
     n_columns = -(-len(chosen) // n_rows)  # six as two rows of three, not of five and one
     size = 2.1 * n_columns + 0.4, 1.7 * n_rows + 0.8
@@ -163,8 +163,6 @@ def _panel_mask(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
 def _chosen(table: pd.DataFrame, counts: pd.DataFrame, proteins: Sequence[str] | None) -> list[str]:
     """Names of the proteins that are drawn."""
     if proteins is not None:
-        if isinstance(proteins, str):
-            raise TypeError(f"proteins takes a list of names, e.g. proteins=['{proteins}'].")
         unknown = [name for name in proteins if name not in table]
         if unknown:
             raise KeyError(f"proteins: the model has no '{unknown[0]}'; it has {', '.join(table.columns[:12])}.")

@@ -97,7 +97,8 @@ def history(
     """
     fit = resolve_fit(data, model)
     table = pd.DataFrame(fit.stored("history"))
-    names = _terms(table, [terms] if isinstance(terms, str) else terms)
+    wanted = [terms] if isinstance(terms, str) else terms if terms is None else list(terms)
+    names = _terms(table, wanted)
     if not len(table) or not names:
         raise ValueError(f"'{fit.key}' ran no epoch (a mapping with max_epochs=0), so there is no course to draw.")
     n_columns = min(N_COLUMNS, len(names))

@@ -12,7 +12,7 @@ from scipy import sparse
 from anvi._backed import on_file, quiet_mudata
 from anvi._data.containers import Data, Source, in_memory, whole
 from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins
-from anvi._data.query import PADDED, check_share, match_genes, relocated
+from anvi._data.query import PADDED, check_min_genes, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured, write_measured
 from anvi._find import find_reference
@@ -87,6 +87,7 @@ def align_query(
     >>> int(av.pp.align_query(query, mdata).var["anvi_padded"].sum())
     10
     """
+    check_min_genes(min_genes)
     source, (fitted, _) = Source(query), find_reference(reference, model)
     setup = relocated(fitted.setup, source, layer, rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm)
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)

@@ -1,9 +1,12 @@
 """pp.check."""
 
+from __future__ import annotations
+
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -75,8 +78,8 @@ def check(
     label_tree: dict[str, list[str]] | None = None,
     batch_key: str | None = None,
     panel_key: str | None = None,
-    unlabeled_category: str = "Unknown",
-    missing: str = "auto",
+    unlabeled_category: str | int = "Unknown",
+    missing: Literal["auto", "nan"] = "auto",
     layer: str | dict[str, str] | None = None,
     genes: Genes = "auto",
     rna_mod: str = "rna",

@@ -92,10 +92,6 @@ def panels(
     >>> av.pp.panels(mdata, "batch", harmonize="show")["new_name"][0]
     'P01'
     """
-    if not (isinstance(harmonize, bool | Mapping) or harmonize == "show"):
-        raise TypeError(f"harmonize={harmonize!r} is none of True, False, 'show' and a dict of names.")
-    if not isinstance(panels, Mapping | None):
-        raise TypeError(f"panels={panels!r:.80} must be a dict: the names of the proteins for each panel.")
     source = Source(data)
     prot = source.modality(prot_mod, "prot_mod")
     if source.alone:

@@ -143,7 +143,7 @@ def ask(
     *,
     features: Sequence[str] | None = None,
     modality: str | None = None,
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: str | int | bool | Sequence[str] | None = None,
     n_samples: int = 1,
     grouping: tuple[str | None, str | Sequence[str] | Mapping[str, Mask], str] | None = None,
     rna_mod: str | None = None,

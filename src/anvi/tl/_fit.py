@@ -5,7 +5,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._arguments import RandomState, check_argument, seed_of
 from anvi._data import slots
 from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
@@ -37,13 +37,12 @@ from anvi._model import Model
 from anvi._posterior import encode
 from anvi._posterior.confidence import FALSE_REJECTS, calibrated, novelties
 from anvi._posterior.imputation import with_imputation
-from anvi._runtime import DEVICES, check_flag, give_back_memory, made_current, own_torch, usable_memory
+from anvi._runtime import give_back_memory, made_current, own_torch, usable_memory
 from anvi.nn import VAE, Config
 from anvi.settings import choose_device, settings
 
 logger = logging.getLogger("anvi")
 
-RandomState = int | np.random.Generator | None
 Callback = Callable[[dict[str, float]], object]
 OF_LABELS = ("linear_classifier", "label_prior", "dropout_u", "classification_ratio", "labelled_batch_size")
 OF_LABELS += ("label_smoothing", "n_neighbors", "labels_key", "label_tree", "unlabeled_category")
@@ -114,20 +113,13 @@ def run_fit(
     where = {argument: value for argument, value in arguments.items() if argument in SETUP_ARGUMENTS}
     options = {argument: value for argument, value in arguments.items() if argument not in where} | model_kwargs
     begun = time.monotonic()
-    check_flag("copy", copy)
     where_to = made_current(choose_device(device))
     meet()
     most = held_at_most(stream, where_to)
-    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
-        raise TypeError(f"checkpoint={checkpoint!r:.80} must be the path of a file.")
-    if not isinstance(max_minutes, int | float | None):
-        raise TypeError(f"max_minutes={max_minutes!r:.80} must be a number of minutes.")
+    if checkpoint is not None and Path(checkpoint).expanduser().is_dir():
+        raise ValueError(f"checkpoint='{checkpoint}' is a folder: name a file in it.")
     if max_minutes is not None and not max_minutes > 0:
         raise ValueError(f"max_minutes={max_minutes} must be above 0.")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback={callback!r} is no function; it is called with the history row of every epoch.")
-    if train not in ("all", "label_nets"):
-        raise ValueError(f"train='{train}' is not one of 'all', 'label_nets'.")
     if name in ("scanvi", "totalanvi") and arguments["labels_key"] is None:
         raise ValueError("labels_key=None: name the column of the labels. Without labels use tl.totalvi or tl.scvi.")
     if train == "label_nets" and init is None:
@@ -139,10 +131,6 @@ def run_fit(
     check_free(source, key, joint=name in ("totalvi", "totalanvi"), rna_mod=arguments["rna_mod"])
     seed = seed_of(random_state)
     proteins = where.pop("proteins", False)  # which; the RNA models do not ask
-    if name.startswith("total") and isinstance(proteins, bool | None):
-        raise TypeError(
-            f"proteins={proteins} is neither 'all' nor 'targets' nor a list of names; tl.scvi does without."
-        )
     as_published = network_options.get("objective") == "scvi-tools"  # which takes covariates as they are
     counts = network_options.get("gene_likelihood") != "normal"
     first = None if init is None else find_model(source, init, "init")[0]
@@ -309,7 +297,6 @@ def held_at_most(stream: bool | None, device: torch.device) -> float:
     """Bytes that counts from a file may take in memory; if they would take more, they are streamed."""
     if stream is None:
         return max(1.0, settings.stream_above * usable_memory(device))
-    check_flag("stream", stream)
     return 0.0 if stream else math.inf
 
 
@@ -329,29 +316,16 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
         if key in foreign:
             raise TypeError(f"tl.{model} has no option '{key}': it belongs to models with {foreign[key]}.")
     unknown = sorted(set(options) - network_names - plan_names)
-    if unknown and unknown[0] in DEVICES:
-        raise TypeError(f"There is no option '{unknown[0]}': name the device, device='cuda' or device='cpu'.")
     if unknown:
         hint = did_you_mean(unknown[0], sorted(network_names | plan_names | SETUP_ARGUMENTS))
         raise TypeError(f"There is no option '{unknown[0]}'.{hint}")
     options = {key: value for key, value in options.items() if value is not None}
     for field in (*fields(Config), *fields(Plan)):
-        if field.name in options and str(field.type).removesuffix(" | None") in ("bool", "<class 'bool'>"):
-            check_flag(field.name, options[field.name])
+        if field.name in options:
+            check_argument(field.name, options[field.name], field.type)
     options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     network = {key: value for key, value in options.items() if key in network_names}
     return network, {key: value for key, value in options.items() if key in plan_names}
-
-
-def seed_of(random_state: RandomState) -> int:
-    """A seed from what the user gave."""
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**31))
-    if random_state is None:
-        return int(np.random.SeedSequence().entropy % 2**31)
-    if not isinstance(random_state, int | np.integer) or random_state < 0:
-        raise TypeError(f"random_state={random_state!r} must be a non-negative int, a numpy Generator or None.")
-    return int(random_state)
 
 
 def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:

@@ -39,8 +39,8 @@ def differential_expression(
     data: Data,
     groupby: str | None = None,
     *,
-    groups: Literal["all"] | str | Sequence[str] | Mapping[str, Mask] = "all",
-    reference: str = REST,
+    groups: Literal["all"] | str | int | bool | Sequence[str] | Mapping[str, Mask] = "all",
+    reference: str | int | bool | np.generic = REST,
     model: str | Path | Model | None = None,
     modality: str | None = None,
     mode: Literal["change", "vanilla"] = "change",
@@ -212,11 +212,9 @@ class _How(NamedTuple):
         chosen = self.pseudocounts
         positive = chosen in (None, "scvi") or (not isinstance(chosen, str) and 0 < chosen < math.inf)
         for name, good, allowed in (
-            ("mode", self.mode in ("change", "vanilla"), "'change' or 'vanilla'"),
             ("delta", self.delta is None or 0 <= self.delta < math.inf, "None or at least 0"),
             ("fdr", 0 < self.fdr < 1, "between 0 and 1"),
             ("pseudocounts", positive, "None, above 0, or 'scvi'"),
-            ("weights", self.weights in ("uniform", "importance"), "'uniform' or 'importance'"),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")

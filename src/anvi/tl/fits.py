@@ -141,10 +141,10 @@ def documented(function: Callable) -> Callable:
 @on_file_together
 def scanvi(
     data: Data,
-    labels_key: str | list[str] = "cell_type",
+    labels_key: str | list[str] | None = "cell_type",
     *,
     label_tree: dict[str, list[str]] | None = None,
-    unlabeled_category: str = "Unknown",
+    unlabeled_category: str | int = "Unknown",
     init: str | Model | None = None,
     train: Literal["all", "label_nets"] = "all",
     classification_ratio: float = 50.0,
@@ -305,10 +305,10 @@ def scvi(
 @on_file_together
 def totalanvi(
     data: Data,
-    labels_key: str | list[str] = "cell_type",
+    labels_key: str | list[str] | None = "cell_type",
     *,
     label_tree: dict[str, list[str]] | None = None,
-    unlabeled_category: str = "Unknown",
+    unlabeled_category: str | int = "Unknown",
     panel_key: str | None = None,
     missing: Literal["auto", "nan"] = "auto",
     init: str | Model | None = None,

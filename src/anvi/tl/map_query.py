@@ -19,7 +19,7 @@ from anvi._data.containers import Data, Source
 from anvi._data.fits import check_free, check_no_own, stored_fits
 from anvi._data.labels import known_labels
 from anvi._data.predictions import colors_of
-from anvi._data.query import Query, find_query, relocated
+from anvi._data.query import Query, check_min_genes, find_query, relocated
 from anvi._data.setup import Setup
 from anvi._find import find_reference
 from anvi._fit import surgery
@@ -178,11 +178,8 @@ def map_query(
     >>> list(query.uns["totalanvi"]["reference"]["new_batches"])
     ['batch_1']
     """
-    if freeze not in STEPS:
-        raise ValueError(f"freeze='{freeze}' is not one of {', '.join(map(repr, STEPS))}.")
     plan = _plan(max_epochs, batch_size, RATES[freeze] if lr is None else lr, train_size, early_stopping)
-    if not isinstance(min_genes, int | float) or not 0 <= min_genes <= 1:
-        raise ValueError(f"min_genes={min_genes!r:.80} is a share and must be between 0 and 1.")
+    check_min_genes(min_genes)
     opened = Source(query)
     source, holder = find_reference(reference, model)
     plan = replace(plan, **_kept(source.info, *WEIGHTS))

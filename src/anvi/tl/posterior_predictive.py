@@ -36,7 +36,7 @@ def posterior_predictive(
     model: str | Path | Model | None = None,
     modality: str | None = None,
     n_samples: int = 1,
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: str | int | bool | Sequence[str] | None = None,
     features: Sequence[str] | None = None,
     out: str | Path | None = None,
     rna_mod: str | None = None,
@@ -187,7 +187,7 @@ def feature_correlation(
     features: Sequence[str] | None = None,
     n_samples: int = 10,
     method: Literal["spearman", "pearson"] = "spearman",
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: str | int | bool | Sequence[str] | None = None,
     n_cells: int | None = 2_000,
     rna_mod: str | None = None,
     prot_mod: str | None = None,
@@ -263,8 +263,6 @@ def feature_correlation(
     >>> av.tl.feature_correlation(mdata, features=["G001", "G002", "P01"]).shape
     (3, 3)
     """
-    if method not in ("spearman", "pearson"):
-        raise ValueError(f"method='{method}' is neither 'spearman' nor 'pearson'.")
     if n_cells is not None and n_cells < 3:
         raise ValueError(f"n_cells={n_cells} must be at least 3, or None for all cells.")
     inplace = inplace and features is None

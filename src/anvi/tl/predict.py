@@ -120,7 +120,7 @@ def predict(
     random_state = 0 if use_posterior_mean else random_state
     asked = ask(**locals(), answer="predict")
     fitted, cells, key = asked.model, asked.cells, asked.key
-    if false_rejects is not None and not (_is_number(false_rejects) and 0 <= false_rejects < 1):
+    if false_rejects is not None and not 0 <= false_rejects < 1:
         raise ValueError(f"false_rejects={false_rejects!r:.80} is a share of cells: at least 0 and below 1.")
     if not fitted.config.has_labels:
         raise ValueError(
@@ -156,12 +156,8 @@ def predict(
     return None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _check_coverage(model: Model, key: str, coverage: float) -> None:
-    if not (_is_number(coverage) and 0 < coverage <= HIGHEST):
+    if not 0 < coverage <= HIGHEST:
         raise ValueError(f"coverage={coverage!r:.80} is a share of cells: above 0, and at most {HIGHEST}.")
     if model.landmarks is None or model.landmarks.own is None:
         raise ValueError(
@@ -171,7 +167,7 @@ def _check_coverage(model: Model, key: str, coverage: float) -> None:
 
 
 def _check_confidence(model: Model, key: str, confidence: float) -> None:
-    if not (_is_number(confidence) and 0 < confidence < 1):
+    if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r:.80} is a share of labels: above 0 and below 1.")
     if model.landmarks is None or model.landmarks.sure is None:
         raise ValueError(
