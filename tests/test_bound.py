@@ -368,7 +368,7 @@ def test_errors_name_the_slot(fitted):
         with pytest.raises(ValueError, match="n_samples=2.5 must be a whole number"):
             metric(fitted, model="scvi", n_samples=2.5)
     del new.obs["cell_type"]
-    with pytest.raises(KeyError, match="labels_key='cell_type'"):
+    with pytest.raises(KeyError, match="labels of the fit, 'cell_type', are not in this object; use_labels=False"):
         av.metrics.elbo(new, model=model)
     assert set(av.metrics.elbo(new, model=model, use_labels=False)) == set(av.metrics.elbo(fitted, model="totalanvi"))
     assert av.metrics.marginal_likelihood(new, model=model, n_samples=2)["log_likelihood"] < 0

@@ -83,6 +83,8 @@ class Settings:
     def _check(self, name: str, value: object) -> None:
         if name not in _NAMES:
             raise AttributeError(f"settings has no option '{name}'; there are: {', '.join(_NAMES)}.")
+        if name == "device" and value != "auto":
+            _device_named(value, "settings.device")
         if name in _ALLOWED and not _ALLOWED[name][1](value):
             raise ValueError(f"settings.{name}={value!r:.80} is not {_ALLOWED[name][0]}.")
 
@@ -114,17 +116,26 @@ def choose_device(device: str = "auto") -> torch.device:
     name = settings.device if device == "auto" else device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device='{name}' is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
-        ) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device='{name}' was asked for, but torch sees no CUDA device here; use device='cpu'.")
+    chosen = _device_named(name, "device")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(chosen.type)
+    if there is not None and not there():
+        kind = chosen.type.upper()
+        raise ValueError(f"device='{name}' was asked for, but torch sees no {kind} device here; use device='cpu'.")
     if chosen.type == "cuda" and chosen.index is None:  # named in full, so that it compares equal to that of a tensor
         chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
+
+
+def _device_named(name: object, argument: str) -> torch.device:
+    """A device of torch, be it here or not."""
+    import torch
+
+    try:
+        return torch.device(name)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{argument}={name!r:.80} is not a torch device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
 
 
 class _Handler(logging.StreamHandler):

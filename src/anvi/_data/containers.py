@@ -92,8 +92,6 @@ class Source:
         """One modality of a MuData, or the AnnData itself."""
         if isinstance(self.data, AnnData):
             return self.data
-        if not isinstance(name, str):
-            raise TypeError(f"{argument}={name!r:.80} must be the name of a modality, a str.")
         if name not in self.mods:
             raise KeyError(
                 f"This MuData has no modality '{name}'; it has {_quoted(self.mods)}. Name the right one: {argument}=..."
@@ -104,13 +102,15 @@ class Source:
         """How a user would write a modality."""
         return "data" if self.alone else f"mdata['{mod}']"
 
-    def check_layer(self, layer: str | dict[str, str] | None) -> None:
-        """Raise a KeyError if a dict of layers names a modality that is not there, a TypeError if it is no layer."""
-        if not isinstance(layer, str | dict | None):
-            raise TypeError(f"layer={layer!r:.80} must be the name of a layer, or a dict of one for each modality.")
+    def check_layer(self, layer: str | dict[str, str] | None, *, somewhere: bool = False) -> None:
+        """Raise a KeyError if a dict of layers names a modality that is not there, or no part has a layer at all."""
         for mod in layer if isinstance(layer, dict) and not self.alone else ():
             if mod not in self.mods:
                 raise KeyError(f"layer= names '{mod}', which is no modality; there are: {_quoted(self.mods)}.")
+        there = {name for part in self.mods.values() or [self.data] for name in part.layers}  # type: ignore[union-attr]
+        for name in filter(None, layer.values() if isinstance(layer, dict) else [layer]):
+            if somewhere and name not in there:
+                raise KeyError(f"layer='{name}' is nowhere; there are: {_quoted(sorted(filter(None, there)))}.")
 
     def column(self, key: str, argument: str, mods: tuple[str, ...]) -> pd.Series:
         """Find a column in `mdata.obs` or a modality's obs, for all cells of the object.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from anvi._backed import on_file
 from anvi._data import slots
-from anvi._data.containers import Data
+from anvi._data.containers import Data, Source
+from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior.bound import Marginal, bound, marginal
 from anvi._posterior.encode import CHUNK
@@ -89,6 +90,8 @@ def elbo(
     >>> list(av.metrics.elbo(mdata, split="validation"))[:4]
     ['elbo', 'reconstruction_rna', 'reconstruction_protein', 'kl_z']
     """
+    if use_labels:
+        _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
     index = _cells_of(asked, split)
     found = bound(asked.model, asked.cells, index, n_samples, asked.seed)
@@ -237,12 +240,26 @@ def marginal_likelihood(
     >>> likelihood > av.metrics.elbo(mdata, use_labels=False, n_samples=10)["elbo"]
     True
     """
+    if use_labels:
+        _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
     index = _cells_of(asked, split)
     parts = (marginal(asked.model, asked.cells, some, n_samples, asked.seed) for some in index.split(CHUNK))
     parts = list(with_bar(parts, len(index), "marginal likelihood", lambda part: len(part.log_likelihood)))
     found = dict(zip(Marginal._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     return _answer(asked, index, found, per_cell)
+
+
+def _check_labels(data: Data, model: str | Path | Model | None) -> None:
+    """Raise a KeyError if the labels of the fit are not in an object."""
+    source, setup = Source(data), find_model(data, model)[0].setup
+    for key in filter(None, setup.label_columns or (setup.labels_key,)):
+        try:
+            source.column(key, "labels", tuple(source.mods))
+        except KeyError as error:
+            raise KeyError(
+                f"The labels of the fit, '{key}', are not in this object; use_labels=False does without them."
+            ) from error
 
 
 def _cells_of(asked: Context, split: str | None) -> Tensor:

@@ -62,7 +62,8 @@ def classification(
 
     Returns
     -------
-    DataFrame with a row per class and a first row "overall". Columns:
+    DataFrame with a row per class and a first row "overall" (a class of that name has the row "overall (class)").
+    Columns:
 
     `cells`, `predicted`
         How many cells have the class, and how many are predicted to.
@@ -225,5 +226,6 @@ def score(true: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, class
         "confidence": mean_of(confidence),
         "ece": expected_error(reliability(confidence[known].astype(float), (true == predicted)[known])),
     }
+    names = [f"{OVERALL} (class)" if name == OVERALL else name for name in names]
     table = pd.DataFrame([overall, *rows.values()], index=[OVERALL, *names])
     return table.astype({"cells": int, "predicted": int})

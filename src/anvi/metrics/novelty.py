@@ -8,7 +8,7 @@ import pandas as pd
 
 from anvi._backed import on_file, quiet_mudata
 from anvi._data import slots
-from anvi._data.containers import Data, check_type
+from anvi._data.containers import Data, as_names, check_type
 from anvi._data.labels import label_column
 from anvi._data.setup import Setup
 from anvi._find import find_model
@@ -93,10 +93,10 @@ def novelty(
     fitted = replace(fitted, setup=fitted.setup.elsewhere(rna_mod=rna_mod, prot_mod=prot_mod, prot_obsm=prot_obsm))
     if not fitted.config.has_labels:
         raise ValueError(f"The model '{key}' ({fitted.name}) has no labels, so none can be left out.")
-    strangers = sorted(set(classes or ()) - set(fitted.classes))
-    if strangers:
+    classes = fitted.classes if classes is None else as_names(classes)
+    if strangers := sorted(set(classes) - set(fitted.classes)):
         raise KeyError(f"classes: '{strangers[0]}' is no class of the model; it has {', '.join(fitted.classes)}.")
-    rows = {name: _leave_out(data, fitted, name, max_epochs, device) for name in classes or fitted.classes}
+    rows = {name: _leave_out(data, fitted, name, max_epochs, device) for name in classes}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("left_out")
 
 

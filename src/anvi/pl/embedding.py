@@ -110,6 +110,7 @@ def embedding(
     containers.check_type(data)
     for name in REFUSED.keys() & sc_kwargs.keys():
         raise TypeError(f"av.pl.embedding has no argument {name}=; {REFUSED[name]}.")
+    Source(data).check_layer(layer, somewhere=True)
     found = find_basis(data, basis)
     if found is None:
         raise no_basis(basis)
