@@ -466,7 +466,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_587,
+    "": 2_604,
     "_data": 4_067,
     "_fit": 1_222,
     "_posterior": 2_267,
@@ -474,7 +474,7 @@ BUDGETS = {
     "metrics": 1_007,
     "nn": 1_592,
     "pl": 2_126,
-    "pp": 394,
+    "pp": 396,
     "tl": 1_889,
 }
 
@@ -546,7 +546,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 36, "lines": 4_207}
+WALK = {"files": 36, "lines": 4_210}
 
 
 def test_a_fit_is_a_short_walk():

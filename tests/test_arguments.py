@@ -269,3 +269,22 @@ def test_bounds_say_how_to_do_without_labels(fitted, bound):
     with pytest.raises(KeyError, match="labels of the fit, 'cell_type', are not in this object; use_labels=False does"):
         bound(fitted, **T, n_samples=2, use_labels=True)
     assert bound(fitted, **T, n_samples=2, use_labels=False)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda data: av.tl.latent(data, indices=[0]),
+            "'indices': ask about some cells by data.cells.; there are data",
+        ),
+        (lambda data: av.tl.denoise(data, gene_list=["G001"]), "'gene_list': name them: features=; there are"),
+        (lambda data: av.tl.latent(data, gene_list=["G001"]), "'gene_list': there are data, model"),
+        (lambda data: av.tl.predict(data, sofft=True), "'sofft': did you mean soft=."),
+        (lambda data: av.pl.embedding(data, use_rep="x"), "'use_rep': it is basis="),
+        (lambda data: av.tl.differential_expression(data, group1="B"), "'group1': name the group: groups="),
+    ],
+)
+def test_arguments_of_other_packages(_fitted, ask, message):
+    with pytest.raises(TypeError, match=f"There is no argument {message}"):
+        ask(_fitted)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from types import UnionType
@@ -18,8 +20,15 @@ Function = TypeVar("Function", bound=Callable)
 RandomState = int | np.random.Generator | None
 """What draws start from; None: something new every time."""
 
-DEVICES = ("accelerator", "cuda", "devices", "gpu", "use_cuda", "use_gpu")
-"""What other packages call the argument `device`."""
+ELSEWHERE = dict.fromkeys(("accelerator", "cuda", "devices", "gpu", "use_cuda", "use_gpu"), "name it: device='cuda'")
+ELSEWHERE |= dict.fromkeys(("adata", "mdata", "dataset"), "the object comes first, by its place or as data=")
+ELSEWHERE |= dict.fromkeys(("indices", "cells"), "ask about some cells by data[cells]")
+ELSEWHERE |= dict.fromkeys(("gene_list", "genes", "protein_list", "proteins", "var_names"), "name them: features=")
+ELSEWHERE |= dict.fromkeys(("group1", "idx1"), "name the group: groups=") | {"seed": "it is random_state="}
+ELSEWHERE |= dict.fromkeys(("group2", "idx2"), "name what it is compared with: reference=")
+ELSEWHERE |= {"batch_size": "memory is bounded without", "give_mean": "the mean is what is given; n_samples= draws"}
+ELSEWHERE |= {"fdr_target": "it is fdr=", "return_numpy": "inplace=False returns the answer", "use_rep": "it is basis="}
+"""What other packages call an argument, or what there is instead."""
 
 
 class _Kind(NamedTuple):
@@ -81,11 +90,17 @@ def checked(function: Function) -> Function:
 def check_arguments(parameters: Mapping[str, inspect.Parameter], args: tuple, kwargs: dict) -> None:
     """Raise an error at the first argument that is not what its annotation says, or that other packages have."""
     in_order = (name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD)
-    for name, value in (dict(zip(in_order, args, strict=False)) | kwargs).items():  # too many are Python's to tell
-        if name in DEVICES:
-            raise TypeError(f"There is no argument '{name}': name the device, device='cuda' or device='cpu'.")
+    given = dict(zip(in_order, args, strict=False)) | kwargs  # too many are Python's to tell
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for name, value in given.items():
         if name in parameters:
             check_argument(name, value, parameters[name].annotation, parameters[name].default)
+        elif name in ELSEWHERE or not open_ended:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            advice = ELSEWHERE.get(name, f"did you mean {near[0]}=?" if near else "")
+            instead = [advice] if advice and {*re.findall(r"(\w+)=", advice)} <= {*parameters} else []
+            there = f"there are {', '.join(parameters)}"
+            raise TypeError(f"There is no argument '{name}': {'; '.join([*instead, there])}.")
 
 
 def check_argument(name: str, value: object, annotation: object, default: object = None) -> None:

@@ -211,7 +211,9 @@ def _matrices(part: MuData | AnnData) -> list:
 def name_of_file(matrix) -> str:
     """The file that a matrix lies in, for messages."""
     element = getattr(matrix, "group", matrix)
-    return str(element.file.filename if hasattr(element, "file") else getattr(element.store, "root", element.store))
+    if hasattr(element, "file"):
+        return str(element.file.filename)
+    return str(getattr(element.store, "root", getattr(element.store, "path", element.store)))
 
 
 def _home(matrix) -> tuple[Path, Any]:

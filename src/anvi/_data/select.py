@@ -431,9 +431,10 @@ def _mask(source: Source, setup: Setup, name: str, mask: Mask) -> np.ndarray:
 
 def mask_of(values: Sequence | np.ndarray | pd.Series, obs_names: pd.Index, what: str) -> np.ndarray:
     """As an array; a boolean one is `(cells of the object,)`, that of a Series by the names in its index."""
-    array = np.asarray(values)
-    if array.dtype == object and isinstance(getattr(values, "dtype", None), pd.BooleanDtype):
+    nullable = isinstance(getattr(values, "dtype", None), pd.BooleanDtype)
+    if nullable and pd.isna(values).any():
         raise ValueError(f"{what} has missing values; say whether they are in it: .fillna(False)")
+    array = np.asarray(values, dtype=bool if nullable else None)  # pandas 2.1 would make objects of them
     if array.dtype != bool:
         return array
     if isinstance(values, pd.Series) and not values.index.equals(obs_names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -52,7 +53,9 @@ class Report:
         import session_info2
 
         try:
-            return str(session_info2.session_info(cpu=True, dependencies=True))
+            with warnings.catch_warnings():  # of packages that are asked for their version in the way of before
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return str(session_info2.session_info(cpu=True, dependencies=True))
         except OSError as error:  # it looks into the folder of each editable installation
             return f"{error}: a package was installed from a folder that is gone. Versions: python -m pip list"
 
