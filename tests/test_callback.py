@@ -47,5 +47,5 @@ def test_what_it_raises_ends_the_fit(mdata, tmp_path):
 
 
 def test_it_must_be_a_function(mdata):
-    with pytest.raises(TypeError, match="callback='wandb' is no function"):
+    with pytest.raises(TypeError, match="callback= takes a function; got str: 'wandb'"):
         av.tl.scvi(mdata, callback="wandb")

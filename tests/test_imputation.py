@@ -178,7 +178,9 @@ def test_intervals_hold_what_they_say(coverage):
 
 def test_bad_intervals(half):
     mdata, _ = half
-    for wrong in (0, 1, -0.5, "0.9"):
+    with pytest.raises(TypeError, match="return_interval='0.9' must be a number"):
+        av.tl.denoise(mdata, return_interval="0.9")
+    for wrong in (0, 1, -0.5):
         with pytest.raises(ValueError, match="above 0 and below 1"):
             av.tl.denoise(mdata, return_interval=wrong)
     for options in ({"transform_batch": HIDDEN}, {"n_samples": 3}, {"return_mean": False}, {"features": ["P01"]}):
