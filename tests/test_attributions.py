@@ -405,6 +405,16 @@ def test_references_are_from_the_other_classes_in_turn():
     assert torch.bincount(few[0], minlength=86)[80:84].min() >= 2  # all four cells, before any a third time
 
 
+@pytest.mark.parametrize("word", ["each", "rest", "zero"])
+def test_a_word_is_no_group_of_that_name(mdata, word):
+    names = np.array(["some", "others"])[np.arange(mdata.n_obs) % 2]
+    options = {"groupby": "group", "baseline": word, "n_cells": 10, "n_steps": 5, "inplace": False}
+    mdata.obs["group"] = pd.Categorical(names, ["some", "others"])
+    expected = av.tl.attributions(mdata, **options)
+    mdata.obs["group"] = pd.Categorical(np.where(names == "some", word, names), [word, "others"])
+    np.testing.assert_array_equal(av.tl.attributions(mdata, **options)["rna"], expected["rna"])
+
+
 def test_a_zero_baseline_holds_nothing():
     assert list(Zero()(None, None)) == [Baseline(None, None)]
 

@@ -163,11 +163,12 @@ def survey(
         _Lowest(n_classes, 0 if isinstance(baseline, str) else baseline),
     )
     chosen = torch.tensor(groups.chosen, device=device)
+    by_group = isinstance(baseline, str) and baseline not in WORDS
     for block in blocks(model, cells):
         code = of_groups(classify(block.q_z.mean, Draws()), members).argmax(1)
         predicted[block.rows] = code.cpu()
         own = code if groups.code is None else groups.code[block.rows].to(device)
-        profiles.add(block.batch, own if baseline in groups.names else code)
+        profiles.add(block.batch, own if by_group else code)
         if cells.streamed:
             wanted = torch.isin(own, chosen) & (True if cells.has_rna is None else cells.has_rna[block.index])
             behind = 0 if cells.has_protein is None else ~cells.has_protein[block.index].cpu()
@@ -443,11 +444,14 @@ class ExplainedCells(NamedTuple):
         return pd.Categorical.from_codes(self.target.numpy(), list(self.classes))
 
 
+WORDS = {"zero": "no counts", "each": "every other class", "rest": "all other classes together"}
+"""What `baseline` may be beside a number and the name of a group."""
+
+
 def check_baseline(baseline: str | int, names: Sequence[str]) -> None:
     """Raise a ValueError if it is neither a number, a word nor the name of a group."""
-    words = {"zero": "no counts", "each": "every other class", "rest": "all other classes together"}
-    if isinstance(baseline, str) and baseline in words:
-        warn_of_word("baseline", baseline, names, words[baseline])
+    if baseline in WORDS:
+        warn_of_word("baseline", baseline, names, WORDS[baseline])
     elif isinstance(baseline, str) and baseline not in names:
         listed = ", ".join(map(repr, names))
         raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")
@@ -462,7 +466,7 @@ def find_baselines(
     if baseline == "zero":
         return Zero()
     rna, protein = profiles.profiles(scaled)
-    if isinstance(baseline, str) and baseline not in ("each", "rest"):
+    if isinstance(baseline, str) and baseline not in WORDS:
         row = torch.full((len(explained.index), 1), groups.names.index(baseline), device=device)
         if not profiles.n_cells[row[0]]:
             raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
