@@ -469,7 +469,7 @@ BUDGETS = {
     "": 2_604,
     "_data": 4_067,
     "_fit": 1_222,
-    "_posterior": 2_268,
+    "_posterior": 2_269,
     "io": 1_074,
     "metrics": 1_007,
     "nn": 1_592,

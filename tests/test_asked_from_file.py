@@ -17,6 +17,7 @@ import anvi as av
 from anvi import _stream
 from anvi._backed import open_backed
 from anvi._data import containers
+from anvi._data.cells import read_cells
 from anvi._posterior import attribute, differential, encode
 
 pytestmark = [
@@ -207,6 +208,32 @@ def test_a_file_in_another_order(fitted, tmp_path, monkeypatch, verb):
     found = ask(verb, open_backed(tmp_path / "other.h5mu"), av.get.model(fitted), tmp_path)
     assert sum(rows.stop - rows.start for rows in seen) <= PASSES.get(verb, 1) * mdata["rna"].n_obs
     same(found, ask(verb, mdata, av.get.model(fitted), tmp_path), 5e-3)
+
+
+def test_counts_of_groups_are_those_of_the_cells_that_have_any(fitted):
+    """By pandas; some cells have no RNA, some no proteins, and are in no mean of these."""
+    found = av.tl.differential_expression(fitted, "true_cell_type", n_samples=20, inplace=False)
+    kind, n_lacking = fitted.obs["true_cell_type"], 0
+    for mod in ("rna", "prot"):
+        counts = fitted[mod].to_df()
+        if mod == "prot":
+            counts = counts.where(read_cells_measured(fitted).reindex(counts.index)[counts.columns])
+        table = found[mod].set_index(["group", "names"])
+        for group in kind.unique():
+            for side, names in (("group", kind.index[kind == group]), ("reference", kind.index[kind != group])):
+                own = counts.reindex(names.intersection(counts.index))
+                n_lacking += len(names) - len(own)
+                rows = table.loc[group].reindex(counts.columns)
+                np.testing.assert_allclose(rows[f"count_{side}"], own.mean(), rtol=1e-5)
+                np.testing.assert_allclose(rows[f"pct_nz_{side}"], (own > 0).sum() / own.notna().sum(), rtol=1e-5)
+    assert n_lacking
+
+
+def read_cells_measured(mdata) -> pd.DataFrame:
+    """Which proteins of which cells were measured."""
+    model = av.get.model(mdata)
+    cells = read_cells(mdata, model.setup)
+    return pd.DataFrame(cells.measured.numpy(), cells.names, list(model.setup.proteins))
 
 
 @pytest.mark.parametrize("verb", ["latent", "denoise", "draws", "differential"])

@@ -400,7 +400,8 @@ class Counts:
         place = group[entries.row] * n_genes + entries.column
         for total, values in zip(self.genes, (entries.count, entries.count > 0), strict=False):
             total.view(-1).index_add_(0, place, values.double())
-        self.genes[2] += group.bincount(minlength=len(self.genes[2]))[:, None]
+        seen = group if self.cells.has_rna is None else group[self.cells.has_rna[self.cell[places]]]
+        self.genes[2] += seen.bincount(minlength=len(self.genes[2]))[:, None]
 
     def of(self, comparisons: Sequence[Comparison], *, proteins: bool) -> Counted:
         """Mean counts, and shares of cells with any, of the groups and their references."""
