@@ -467,15 +467,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_604,
-    "_data": 4_067,
+    "_data": 4_037,
     "_fit": 1_222,
-    "_posterior": 2_269,
+    "_posterior": 2_270,
     "io": 1_074,
     "metrics": 1_007,
     "nn": 1_592,
-    "pl": 2_126,
+    "pl": 2_119,
     "pp": 396,
-    "tl": 1_889,
+    "tl": 1_856,
 }
 
 

@@ -229,6 +229,22 @@ def test_counts_of_groups_are_those_of_the_cells_that_have_any(fitted):
     assert n_lacking
 
 
+@pytest.mark.parametrize("baseline", ["each", 3])
+def test_cells_without_rna_are_no_baseline(fitted, baseline):
+    """Attributions are those of an object in which such cells never were."""
+    alone = ~fitted.obs_names.isin(fitted["rna"].obs_names)
+    options = {"n_cells": None, "n_steps": 2, "inplace": False, "model": av.get.model(fitted)}
+    fitted.obs["alone"] = np.where(alone, "yes", "no")
+    with pytest.raises(ValueError, match="baseline: there is no cell with RNA in the group 'yes'"):
+        av.tl.attributions(fitted, groupby="alone", baseline="yes", **options)
+    found = av.tl.attributions(fitted, baseline=baseline, **options)
+    assert not found["rna"].sel({"class": found["class"][found["n_cells"].values > 0]}).isnull().any()
+    if baseline == "each":
+        with quiet_mudata():
+            without = fitted[~alone].copy()
+        xr.testing.assert_allclose(found["rna"], av.tl.attributions(without, **options)["rna"], 1e-4, 1e-5)
+
+
 def read_cells_measured(mdata) -> pd.DataFrame:
     """Which proteins of which cells were measured."""
     model = av.get.model(mdata)

@@ -168,11 +168,12 @@ def survey(
         code = of_groups(classify(block.q_z.mean, Draws()), members).argmax(1)
         predicted[block.rows] = code.cpu()
         own = code if groups.code is None else groups.code[block.rows].to(device)
+        if cells.has_rna is not None:  # a cell without any has no profile, explains nothing and is no reference
+            own, code = (part.where(cells.has_rna[block.index], -1) for part in (own, code))
         profiles.add(block.batch, own if by_group else code)
         if cells.streamed:
-            wanted = torch.isin(own, chosen) & (True if cells.has_rna is None else cells.has_rna[block.index])
             behind = 0 if cells.has_protein is None else ~cells.has_protein[block.index].cpu()
-            likely = explained.add(own.where(wanted, -1).cpu(), number[block.rows])
+            likely = explained.add(own.where(torch.isin(own, chosen), -1).cpu(), number[block.rows])
             likely |= references.add(code.cpu(), number[block.rows] + behind)
             cells.x.hold(cells.x_row[block.index[likely.to(device)]])
     return Survey(predicted, profiles)
@@ -419,7 +420,7 @@ class ExplainedCells(NamedTuple):
     index: Tensor  # (explained,) positions in the cells, on the CPU
     groups: ExplainedGroups
     contrast: Contrast
-    predicted: Tensor  # (cells,) codes of predicted classes, on the CPU
+    predicted: Tensor  # (cells,) codes of predicted classes, on the CPU; -1 for cells without RNA
     classes: tuple[str, ...]
     scaled: bool  # whether baselines are brought to a cell's depth: where values are counts
 
@@ -469,7 +470,7 @@ def find_baselines(
     if isinstance(baseline, str) and baseline not in WORDS:
         row = torch.full((len(explained.index), 1), groups.names.index(baseline), device=device)
         if not profiles.n_cells[row[0]]:
-            raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
+            raise ValueError(f"baseline: there is no cell with RNA in the group '{baseline}'.")
         return Profiles(rna, protein, row, scaled)
     n_classes = len(explained.classes)
     sets, row = _other_classes(explained)  # (sets, classes) and (explained,)
@@ -494,7 +495,7 @@ def find_baselines(
 def _other_classes(explained: ExplainedCells) -> tuple[Tensor, Tensor]:
     """Sets of classes to compare with `(sets, classes)`, and the set of every explained cell `(explained,)`."""
     present = torch.zeros(len(explained.classes), dtype=torch.bool)
-    present[explained.predicted.unique()] = True
+    present[explained.predicted[explained.predicted >= 0].unique()] = True
     if explained.contrast.against is None:
         needed, row = explained.target.unique(return_inverse=True)
         sets = present.repeat(len(needed), 1)

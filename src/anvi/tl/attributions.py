@@ -184,10 +184,11 @@ def attributions(
         raise ValueError(
             f"No cell is in any of the groups {', '.join(repr(found.names[i]) for i in found.chosen[:10])}."
         )
+    predicted = seen.predicted
     if cells.has_rna is not None:  # what is not there contributes nothing
-        pool = torch.where(cells.has_rna.cpu(), pool, -1)
+        pool, predicted = (torch.where(cells.has_rna.cpu(), part, -1) for part in (pool, predicted))
     index = attribute.sample(pool, n_cells, lot)
-    question = ExplainedCells(cells, index, found, aim, seen.predicted, classes, setup.counts)
+    question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
     starts = find_baselines(question, baseline, seen.profiles, lot, seed)
 
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
