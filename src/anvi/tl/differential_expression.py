@@ -40,7 +40,7 @@ def differential_expression(
     groupby: str | None = None,
     *,
     groups: Literal["all"] | str | int | bool | Sequence[str] | Mapping[str, Mask] = "all",
-    reference: str | int | bool | np.generic = REST,
+    reference: str | float | bool = REST,
     model: str | Path | Model | None = None,
     modality: str | None = None,
     mode: Literal["change", "vanilla"] = "change",
