@@ -467,9 +467,9 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_604,
-    "_data": 4_037,
+    "_data": 4_043,
     "_fit": 1_222,
-    "_posterior": 2_270,
+    "_posterior": 2_274,
     "io": 1_074,
     "metrics": 1_007,
     "nn": 1_592,

@@ -415,6 +415,40 @@ def test_a_word_is_no_group_of_that_name(mdata, word):
     np.testing.assert_array_equal(av.tl.attributions(mdata, **options)["rna"], expected["rna"])
 
 
+def test_cells_that_may_be_chosen_are_kept_within_a_bound(monkeypatch):
+    """Few enough are all kept; of too many, with those that others took the place of, none."""
+    number = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    group = torch.arange(20_000) % 4
+    kept = attribute._Lowest(4, 50, 4, 20_000)
+    seen = torch.cat([kept.add(group[rows], number[rows]) for rows in torch.arange(20_000).split(256)])
+    assert seen[attribute.sample(group, 50, number)].all()
+    bound = 200 * (1 + np.log(20_000 / 200))
+    assert 200 < seen.sum() < 1.3 * bound
+    monkeypatch.setattr(attribute, "MOST_HELD", int(bound) - 1)
+    assert not attribute._Lowest(4, 50, 4, 20_000).add(group, number).any()
+    assert attribute._Lowest(4, 50, 1, 20_000).add(group, number).any()  # one of the groups is asked for
+
+
+def test_groups_without_cells_are_told_before_anything_is_predicted(mdata, monkeypatch):
+    mdata.obs["group"] = pd.Categorical(["some"] * mdata.n_obs, ["some", "never"])
+    monkeypatch.setattr(attribute, "survey", None)
+    with pytest.raises(ValueError, match="No cell is in any of the groups 'never'"):
+        av.tl.attributions(mdata, groupby="group", groups=["never"], inplace=False)
+    with pytest.raises(ValueError, match="baseline: there is no cell in the group 'never'"):
+        av.tl.attributions(mdata, groupby="group", baseline="never", inplace=False)
+
+
+def test_references_are_not_the_cells_that_are_explained(mdata, monkeypatch):
+    """A cell that is its own reference explains nothing."""
+    drawn, original = [], attribute.draw_references
+    monkeypatch.setattr(attribute, "draw_references", lambda *args: drawn.append(original(*args)) or drawn[0])
+    found = av.tl.attributions(
+        mdata, target=("B", "NK"), baseline=10, n_cells=15, n_steps=2, per_cell=True, inplace=False
+    )
+    _, cells = parts_of(mdata)
+    assert not set(cells.names[drawn[0].unique()]) & set(found["obs"].values)
+
+
 def test_a_zero_baseline_holds_nothing():
     assert list(Zero()(None, None)) == [Baseline(None, None)]
 

@@ -180,6 +180,14 @@ class ExplainedGroups(NamedTuple):
     code: Tensor | None  # (cells,) on the CPU, -1 for none; None: the predicted classes, which are not known yet
     chosen: tuple[int, ...]  # codes of those that are explained
 
+    def checked(self) -> ExplainedGroups:
+        """The same, or a ValueError if it is known that no cell is in any of those to explain."""
+        if self.code is not None and not torch.isin(self.code, torch.tensor(self.chosen, dtype=torch.long)).any():
+            raise ValueError(
+                f"No cell is in any of the groups {', '.join(repr(self.names[i]) for i in self.chosen[:10])}."
+            )
+        return self
+
 
 def find_contrast(target: str | tuple[str, str] | None, classes: tuple[str, ...]) -> Contrast:
     """What `target` means.
@@ -245,7 +253,7 @@ def find_explained_groups(
         chosen = tuple(sorted((aim.target, aim.against)))
     else:
         chosen = tuple(range(len(names)))
-    return ExplainedGroups(column, tuple(names), code, chosen)
+    return ExplainedGroups(column, tuple(names), code, chosen).checked()
 
 
 def _explained_column(source: Source, setup: Setup, cells: Cells, groupby: str) -> tuple[str, tuple[str, ...], Tensor]:

@@ -5,7 +5,8 @@ Source: spec section 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ DOUBLINGS = 5
 """How often the points on a cell's lines are doubled if its attributions are not complete."""
 
 MOST_HELD = 50_000
-"""Cells of a streamed file that are kept in memory to be explained, at most."""
+"""Cells of a streamed file that are kept in memory to be explained, at most, those that others displace included."""
 
 TOLERANCE = 0.01
 """Error of the sum of a cell's attributions, relative to what they should sum to, up to which they are complete."""
@@ -158,10 +159,8 @@ def survey(
     predicted = torch.empty(len(cells), dtype=torch.long)
     profiles = Means(cells, max(n_classes, len(groups.names)))
     # of which the counts are kept: cells to explain have RNA, references have proteins before others
-    explained, references = (
-        _Lowest(len(groups.names), n_cells),
-        _Lowest(n_classes, 0 if isinstance(baseline, str) else baseline),
-    )
+    explained = _Lowest(len(groups.names), n_cells, len(groups.chosen), len(cells))
+    references = _Lowest(n_classes, 0 if isinstance(baseline, str) else baseline, n_classes, len(cells))
     chosen = torch.tensor(groups.chosen, device=device)
     by_group = isinstance(baseline, str) and baseline not in WORDS
     for block in blocks(model, cells):
@@ -174,7 +173,7 @@ def survey(
         if cells.streamed:
             behind = 0 if cells.has_protein is None else ~cells.has_protein[block.index].cpu()
             likely = explained.add(own.where(torch.isin(own, chosen), -1).cpu(), number[block.rows])
-            likely |= references.add(code.cpu(), number[block.rows] + behind)
+            likely |= references.add(code.cpu(), 1 - number[block.rows] + behind)
             cells.x.hold(cells.x_row[block.index[likely.to(device)]])
     return Survey(predicted, profiles)
 
@@ -182,8 +181,11 @@ def survey(
 class _Lowest:
     """The cells with the `n` lowest numbers of every group, among all that have come by."""
 
-    def __init__(self, n_groups: int, n: int | None):
-        n = 0 if n is None or n * n_groups > MOST_HELD else n  # of very many none: they are read again
+    def __init__(self, n_groups: int, n: int | None, n_asked: int, n_cells: int):
+        # of those that come by, so many are among them for a while; of very many none is kept: they are read again
+        kept = math.inf if n is None else n * n_asked
+        kept *= 1 + math.log(max(1.0, n_cells / max(1, kept)))
+        n = 0 if n is None or kept > MOST_HELD else n
         self.numbers = torch.full((n_groups, n), torch.inf)
 
     def add(self, group: Tensor, number: Tensor) -> Tensor:
@@ -449,19 +451,22 @@ WORDS = {"zero": "no counts", "each": "every other class", "rest": "all other cl
 """What `baseline` may be beside a number and the name of a group."""
 
 
-def check_baseline(baseline: str | int, names: Sequence[str]) -> None:
-    """Raise a ValueError if it is neither a number, a word nor the name of a group."""
+def check_baseline(baseline: str | int, groups: ExplainedGroups) -> None:
+    """Raise a ValueError if it is neither a number, a word nor the name of a group with cells."""
+    names = groups.names
     if baseline in WORDS:
         warn_of_word("baseline", baseline, names, WORDS[baseline])
     elif isinstance(baseline, str) and baseline not in names:
         listed = ", ".join(map(repr, names))
         raise ValueError(f"baseline='{baseline}' is not 'each', 'rest', 'zero', a number or a group: {listed}.")
+    elif isinstance(baseline, str) and groups.code is not None and not (groups.code == names.index(baseline)).any():
+        raise ValueError(f"baseline: there is no cell in the group '{baseline}'.")
 
 
 def find_baselines(
     explained: ExplainedCells, baseline: str | int, profiles: Means, number: Tensor, seed: int
 ) -> Baselines:
-    """The baselines of every explained cell; of references those with the lowest numbers `(cells,)`."""
+    """The baselines of every explained cell; of references those with the highest numbers `(cells,)`."""
     cells, groups, scaled = explained.cells, explained.groups, explained.scaled
     device = cells.label.device
     if baseline == "zero":
@@ -487,7 +492,7 @@ def find_baselines(
         return Profiles(mean_over(rna, chosen), protein, row[:, None].to(device), scaled)
     generator = torch.Generator().manual_seed(block_seed(seed, 1))
     stained = None if cells.has_protein is None else cells.has_protein.cpu()
-    index = draw_references(explained.predicted, sets, int(baseline), number, generator, stained).to(device)
+    index = draw_references(explained.predicted, sets, int(baseline), 1 - number, generator, stained).to(device)
     cells.x.hold(cells.x_row[index.flatten()])  # each comes with every cell that is explained
     return References(cells, index, row.to(device), protein, scaled)
 

@@ -171,7 +171,7 @@ def attributions(
         n_steps = 20 if several else 50
     column = f"{slots.prediction(key)}{levels.ending(number)}"
     found = find_explained_groups(asked.source, setup, cells, groupby, groups, aim, column, classes)
-    check_baseline(baseline, found.names)
+    check_baseline(baseline, found)
     if inplace:
         rankings.check_writable(data, found.names, f"uns['{slots.attributions(asked.to)}']")
     # which cells: those whose random number is low in their group
