@@ -121,6 +121,23 @@ def test_each_model_has_its_terms_and_a_labelled_cell_pays_for_its_class(fitted)
     assert (table["kl_label"][~known] < np.log(6)).all()
 
 
+def test_a_cell_without_rna_has_no_library_to_draw():
+    """Its latent library size is that of the prior, whatever the library's encoder makes of no counts."""
+    whole = tiny_data()
+    mdata = mudata_of({"rna": whole["rna"][1:].copy(), "prot": whole["prot"].copy()})
+    mdata.obs = mdata.obs.join(whole.obs[["batch", "cell_type"]])
+    model = tiny_model("totalvi", mdata, library="latent")
+    ask = {"model": model, "per_cell": True, "n_samples": 20}
+    before = av.metrics.marginal_likelihood(mdata, **ask)["log_likelihood"]
+    with torch.no_grad():
+        model.network.library_encoder.mean.bias.add_(1.0)
+    after = av.metrics.marginal_likelihood(mdata, **ask)["log_likelihood"]
+    alone = ~mdata.obs_names.isin(mdata["rna"].obs_names)
+    assert alone.sum() == 1
+    assert list(after[alone]) == list(before[alone])
+    assert (after[~alone] != before[~alone]).all()
+
+
 def test_more_draws_are_the_mean_of_single_ones():
     mdata = tiny_data()
     model = tiny_model("totalanvi", mdata)

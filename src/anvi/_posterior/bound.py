@@ -119,7 +119,7 @@ def marginal(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: in
     """
     sums, squares = [], []
     for block in blocks(model, cells, index):
-        q_library = _q_library(model.network, block.batch)
+        q_library = model.network.q_library(block.batch)
         log_sum = torch.full((len(block.index),), -math.inf, dtype=torch.float64, device=index.device)
         log_square = log_sum.clone()
         for sample in range(n_samples):
@@ -135,13 +135,6 @@ def marginal(model: Model, cells: Cells, index: Tensor, n_samples: int, seed: in
         log_likelihood=(log_sum - math.log(n_samples)).cpu().numpy(),
         effective_samples=(2 * log_sum - log_square).exp().cpu().numpy(),
     )
-
-
-def _q_library(network: VAE, batch: Batch) -> Gaussian | None:
-    """The approximate posterior of the log library size; None where it is observed."""
-    if network.library_encoder is None:
-        return None
-    return network.library_encoder(network.features(batch), batch.codes, Draws())
 
 
 def _log_weight(network: VAE, block: Block, q_library: Gaussian | None, noise: Noise) -> Tensor:
@@ -234,7 +227,7 @@ def resample(model: Model, cells: Cells, index: Tensor, seed: int, population: i
     """
     parts = []
     for block in blocks(model, cells, index):
-        q_library = _q_library(model.network, block.batch)
+        q_library = model.network.q_library(block.batch)
         noises, log_weights = [], []
         for sample in range(N_PROPOSALS):
             drawn = (
