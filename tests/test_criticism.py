@@ -25,7 +25,7 @@ from anvi.metrics._ppc import (
     Gathered,
     KeptDraws,
     QuantileHits,
-    Ranks,
+    RankCounts,
     Sums,
     agreement,
     cell_cv,
@@ -76,8 +76,8 @@ def test_running_sums_equal_loops_over_features():
     np.testing.assert_allclose(cell_cv(x * measured.astype(float), measured), expected, rtol=1e-10)
 
 
-def places_of(x: np.ndarray, draws: np.ndarray, measured: np.ndarray, split: np.ndarray) -> Ranks:
-    places = Ranks(len(draws))
+def places_of(x: np.ndarray, draws: np.ndarray, measured: np.ndarray, split: np.ndarray) -> RankCounts:
+    places = RankCounts(len(draws))
     below, equal = (draws < x).sum(0), (draws == x).sum(0)
     places.add(below, equal, measured, split)
     return places

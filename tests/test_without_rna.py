@@ -181,8 +181,8 @@ def test_their_types_are_found(fitted):
     assert alone.sum() == 400
     chance = truth[alone].value_counts(normalize=True).max()
     assert right[alone].mean() > chance + 0.4 and right[~alone].mean() > 0.9
-    assert set(mdata.uns["totalanvi"]["params"]["temperature"]) == set(encode.GROUPS)
-    assert set(mdata.uns["totalanvi"]["calibration"]["cells_seen"]) == set(encode.GROUPS)
+    assert set(mdata.uns["totalanvi"]["params"]["temperature"]) == set(encode.KINDS)
+    assert set(mdata.uns["totalanvi"]["calibration"]["cells_seen"]) == set(encode.KINDS)
     assert np.isfinite(mdata.obsm["X_totalanvi"]).all() and np.isfinite(mdata.obs["totalanvi_novelty"]).all()
     assert mdata.uns["totalanvi"]["params"]["hide_rna"] == 0.5
 

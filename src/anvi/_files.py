@@ -118,11 +118,10 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         _remove(part)
 
 
-def write_bytes(path: Path, *parts: bytes) -> None:
+def write_bytes(path: Path, raw: bytes) -> None:
     """Write a file, whole or not at all."""
-    with replacing(path) as part, part.open("wb") as file:
-        for piece in parts:
-            file.write(piece)
+    with replacing(path) as part:
+        part.write_bytes(raw)
 
 
 def newest(path: Path) -> Path:

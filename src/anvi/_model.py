@@ -292,6 +292,12 @@ def _parted(weights: dict[str, Tensor], *prefixes: str) -> list[dict[str, Tensor
     return parts
 
 
+def _are_codes(part: Tensor, n: int, limit: int) -> bool:
+    """Whether these are `n` whole numbers from 0 and below the limit."""
+    fit = part.dtype == torch.int64 and part.shape == (n,)
+    return fit and bool(((part >= 0) & (part < limit)).all())
+
+
 def _check_imputation(part: Imputation, config: Config) -> None:
     """Raise a ValueError unless the tensors have the network's sizes, are finite, and point at what is there."""
     batches, proteins = config.n_batches, config.n_proteins
@@ -310,13 +316,11 @@ def _check_imputation(part: Imputation, config: Config) -> None:
     new = {"offset": (batches, proteins), "between": (proteins,), "apart": (batches, proteins)}  # since schema 5
     given = {name: size for name, size in new.items() if getattr(part, name) is not None}
     sizes |= given
-    codes = {"genes": (part.genes, genes, config.n_genes), "batch": (part.batch, cells, batches)}
     fit = all(_has_size(getattr(part, name), size) for name, size in sizes.items())
     fit &= part.measured.dtype == torch.bool and part.measured.shape == (batches, proteins)
     fit &= set(given) in (set(), {"offset"}, set(new))
     fit &= "apart" not in given or bool((part.between >= 0).all() and ((part.apart >= 0) & (part.apart <= 1)).all())
-    for code, length, limit in codes.values():
-        fit &= code.dtype == torch.int64 and code.shape == (length,) and bool(((code >= 0) & (code < limit)).all())
+    fit &= _are_codes(part.genes, genes, config.n_genes) and _are_codes(part.batch, cells, batches)
     if not fit or not all(bool(getattr(part, name).isfinite().all()) for name in sizes if name != "y"):
         raise ValueError("The stored model is damaged: its imputation does not fit its network. Fit again.")
 
@@ -325,10 +329,7 @@ def _check_neighbors(part: Neighbors, info: dict, config: Config) -> None:
     """Raise a ValueError unless the cells have the network's sizes and classes, and it is known how many are asked."""
     n, k = len(part.label), info.get("n_neighbors")
     fit = _has_size(part.latent, (n, config.n_latent)) and _has_size(part.weight, (n,))
-    fit &= (
-        part.label.dtype == torch.int64 and part.label.shape == (n,) and isinstance(k, int) and k > 0 and k is not True
-    )
-    fit = fit and bool(((part.label >= 0) & (part.label < config.n_labels)).all())
+    fit &= isinstance(k, int) and k > 0 and k is not True and _are_codes(part.label, n, config.n_labels)
     if not fit or not bool(part.latent.isfinite().all() and part.weight.isfinite().all() and (part.weight > 0).all()):
         raise ValueError("The stored model is damaged: its labelled cells do not fit its network. Fit again.")
 
@@ -353,7 +354,7 @@ def _check_landmarks(landmarks: Landmarks, config: Config, n_levels: int) -> Non
     fit &= kinds in ((2, 3) if config.has_protein else (1,))
     if not fit or ("centre" in parts) != ("whiten" in parts):
         raise ValueError("The stored model is damaged: its landmarks do not fit its network. Fit again.")
-    own, every = parts.get("own"), [landmarks.quantiles, *(parts[name] for name in above if name == "above_quantiles")]
+    own, every = parts.get("own"), [part for name, part in parts.items() if name.endswith("quantiles")]
     if any(bool((quantiles < 0).any()) or bool((quantiles.diff(dim=-1) < 0).any()) for quantiles in every):
         raise ValueError("The stored model is damaged: its landmarks are no distances. Fit again.")
     if "sure" in parts and not bool((parts["sure"].abs() <= 1).all()):

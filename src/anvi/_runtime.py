@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import math
 import os
@@ -83,13 +82,7 @@ def made_current(device: torch.device) -> torch.device:
 
 def verb(function: _Verb) -> _Verb:
     """A public function that runs on torch, in its own state of it."""
-
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        with own_torch():
-            return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
+    return own_torch()(function)  # type: ignore[return-value]
 
 
 def _set_threads(n: int) -> None:

@@ -98,10 +98,9 @@ def likelihood_parameters(
     asked = ask(**locals(), labels=None)
     setup, wanted, names = asked.setup, asked.features, asked.names
     of_genes, of_proteins = expected.parameters(asked.model, asked.cells, wanted, asked.rows)
-    labels = (*setup.classes, setup.unlabeled_category) if setup.classes else None
     coords = {
         "batch": list(setup.batches),
-        "label": None if labels is None else list(labels),
+        "label": [*setup.classes, setup.unlabeled_category] if setup.classes else None,
         "panel": list(setup.panels),
         "obs": names.to_numpy(dtype=str),
     }

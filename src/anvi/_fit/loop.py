@@ -18,13 +18,13 @@ from anvi._data.batches import Minibatches, chunks, labelled_first
 from anvi._data.cells import Cells
 from anvi._files import parse_json, sealed, unsealed, write_bytes
 from anvi._runtime import Stop, Threads
-from anvi.nn import VAE, Draws, Weights
+from anvi.nn import DIVERGENCES, VAE, Draws, Weights
 from anvi.settings import Progress
 
 from .graph import CapturedStep
 from .plan import Plan
 from .ranks import Ranks
-from .step import DIVERGENCES, Adam, Adversary, State, run_step, summarise
+from .step import Adam, Adversary, State, run_step, summarise
 
 _SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
 

@@ -130,7 +130,3 @@ class Plan:
     def to_dict(self) -> dict:
         """As a dict that JSON can hold."""
         return asdict(self)
-
-
-# The incumbent's training: Adam with eps 0.01, constant rate. The 400-epoch warm-up is the caller's to approximate.
-SCVI_TOOLS = {"lr": 1e-3, "adam_eps": 0.01}

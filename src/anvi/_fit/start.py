@@ -14,7 +14,7 @@ from anvi.nn import PRESETS, VAE, Config
 from .loop import generator
 
 
-def lower_component(values: Tensor, measured: Tensor, n_iterations: int = 100) -> tuple[Tensor, Tensor]:
+def lower_component(values: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a two-component normal mixture to the values of each row by expectation maximisation.
 
     Parameters
@@ -23,8 +23,6 @@ def lower_component(values: Tensor, measured: Tensor, n_iterations: int = 100) -
         `(cells, proteins)`, log1p counts.
     measured
         `(cells, proteins)` bool; at least two per row.
-    n_iterations
-        Steps of EM.
 
     Returns
     -------
@@ -36,7 +34,7 @@ def lower_component(values: Tensor, measured: Tensor, n_iterations: int = 100) -
     # start: below and above the mean, which is one step of two-means
     upper = ((values > mean_all) & measured).to(values.dtype)
     responsibility = torch.stack([mask - upper, upper], dim=-1)  # (cells, proteins, 2)
-    for _ in range(n_iterations):
+    for _ in range(100):
         size = responsibility.sum(1) + 1e-10  # (cells, 2)
         mean = (responsibility * values[..., None]).sum(1) / size
         var = (responsibility * (values[..., None] - mean[:, None]).square()).sum(1) / size + 1e-6

@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 
 from anvi._data.batches import StepCells, take
 from anvi._data.cells import Cells
-from anvi.nn import VAE, Batch, Terms, Weights, loss, negative_elbo
+from anvi.nn import DIVERGENCES, VAE, Batch, Terms, Weights, loss, negative_elbo
 from anvi.nn.config import Entries
 from anvi.nn.layers import Draws, Linear, Stack
 from anvi.nn.objective import classification_loss
@@ -147,7 +147,6 @@ class Adam:
             value.copy_(state[name])
 
 
-DIVERGENCES = ("kl_z", "kl_u", "kl_label", "kl_library", "kl_background", "penalty")
 TERMS = ("reconstruction_rna", "reconstruction_protein", *DIVERGENCES)
 
 

@@ -53,7 +53,7 @@ def calibrated(
         at_most(HELD_OUT, validation[code[validation] >= 0], torch.Generator().manual_seed(seed))
         for code in (cells.label, cells.told)
     )
-    n_known = len(standing_for(encode.GROUPS[1], cells, known))
+    n_known = len(standing_for(encode.WITHOUT_PROTEINS, cells, known))
     if n_known < MIN_VALIDATION:
         logger.warning(
             f"{n_known} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
@@ -63,17 +63,17 @@ def calibrated(
     model = with_neighbors(model, cells, train, seed)
     temperature, table, own = calibrate(model, cells, known, seed)
     model = replace(model, info=model.info | {"temperature": temperature})
-    marks, groups = fit_landmarks(model, cells, train, known, own, seed), kinds(model, cells, known)
-    sure = [_sureness(model, cells, standing_for(group, cells, known), group, seed) for group in groups]
+    marks = fit_landmarks(model, cells, train, known, own, seed)
+    sure = [_sureness(model, cells, standing_for(kind, cells, known), kind, seed) for kind in temperature]
     most = max(part.shape[1] for part in sure)  # 0 is too little to be looked at
     marks = marks._replace(sure=torch.stack([functional.pad(part, (0, most - part.shape[1])) for part in sure]))
     if model.setup.label_levels:  # the groups of coarser levels, as the classes
         chosen = of_every_class(cells.told, train, torch.Generator().manual_seed(seed))
         cells.x.hold(cells.x_row[chosen])
-        above = [_landmarks(model, cells, chosen, told, train, group, seed) for group in groups]
+        above = [_landmarks_above(model, cells, chosen, told, train, kind, seed) for kind in temperature]
         centre, whiten, quantiles = map(torch.stack, zip(*above, strict=True))
         marks = marks._replace(above_centre=centre, above_whiten=whiten, above_quantiles=quantiles)
-        table = _reliability(model, table, cells, told, groups, seed)
+        table = _reliability(model, table, cells, told, tuple(temperature), seed)
     return replace(model, landmarks=marks), table
 
 
@@ -83,31 +83,31 @@ def at_most(n: int, index: Tensor, generator: torch.Generator) -> Tensor:
     return index[chosen.to(index.device)]
 
 
-def kinds(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
+def find_kinds(model: Model, cells: Cells, known: Tensor) -> tuple[str, ...]:
     """Kinds of cells that held-out cells can stand for; without RNA only where the model does without."""
     if not model.config.has_protein:
-        return encode.GROUPS[1:2]
-    alone = model.info.get("hide_rna") and len(standing_for(encode.GROUPS[2], cells, known)) >= MIN_VALIDATION
-    return encode.GROUPS if alone else encode.GROUPS[:2]
+        return (encode.WITHOUT_PROTEINS,)
+    alone = model.info.get("hide_rna") and len(standing_for(encode.WITHOUT_RNA, cells, known)) >= MIN_VALIDATION
+    return encode.KINDS if alone else encode.KINDS[:2]
 
 
-def standing_for(group: str, cells: Cells, index: Tensor) -> Tensor:
+def standing_for(kind: str, cells: Cells, index: Tensor) -> Tensor:
     """Those of some cells that can be seen as cells of a kind: what has neither RNA nor proteins is no cell."""
-    if group == encode.GROUPS[2]:
+    if kind == encode.WITHOUT_RNA:
         return index[cells.has_protein[index]]
     return index if cells.has_rna is None else index[cells.has_rna[index]]
 
 
-def _shown(group: str) -> Shift:
+def _shown(kind: str) -> Shift:
     """What is measured of the cells of a kind, all of their counts."""
-    return Shift(proteins=group != encode.GROUPS[1], rna=group != encode.GROUPS[2])
+    return Shift(proteins=kind != encode.WITHOUT_PROTEINS, rna=kind != encode.WITHOUT_RNA)
 
 
-def as_query(cells: Cells, index: Tensor, shift: Shift, group: str, seed: int, number: int) -> Cells:
+def as_query(cells: Cells, index: Tensor, shift: Shift, kind: str, seed: int, number: int) -> Cells:
     """Some cells as a query might have them: counts downsampled by a shift, with proteins and RNA or without."""
-    kind = _shown(group)
-    shift = shift._replace(proteins=kind.proteins, rna=kind.rna)
-    return downsampled(cells, index, shift, encode.block_seed(seed, number, (1, 0, 2)[encode.GROUPS.index(group)]))
+    whole = _shown(kind)
+    shift = shift._replace(proteins=whole.proteins, rna=whole.rna)
+    return downsampled(cells, index, shift, encode.block_seed(seed, number, (1, 0, 2)[encode.KINDS.index(kind)]))
 
 
 def downsampled(cells: Cells, index: Tensor, shift: Shift, seed: int) -> Cells:
@@ -164,31 +164,31 @@ PRIOR_SPREAD = 0.5
 def calibrate(model: Model, cells: Cells, known: Tensor, seed: int) -> tuple[dict[str, float], pd.DataFrame, Tensor]:
     """Temperatures, their reliability on other shifts, and what the cells give their own class, of held-out cells."""
     temperature, tables, own = {}, [], []
-    for name in kinds(model, cells, known):
+    for kind in find_kinds(model, cells, known):
         # fit on some shifts
-        some = standing_for(name, cells, known)
+        some = standing_for(kind, cells, known)
         one_shift = torch.arange(len(some)) % len(FITTED_ON) * len(some) + torch.arange(len(some))  # of every cell
-        votes, target = _votes(model, cells, some, FITTED_ON, name, seed)
-        temperature[name] = fit_temperature(votes, target)
+        votes, target = _votes(model, cells, some, FITTED_ON, kind, seed)
+        temperature[kind] = fit_temperature(votes, target)
         # rounded as those of a query are
-        proba = Votes(*(None if part is None else part[one_shift].float() for part in votes)).proba(temperature[name])
+        proba = Votes(*(None if part is None else part[one_shift].float() for part in votes)).proba(temperature[kind])
         own.append(own_probability(proba, target[one_shift], seed))
         # judge on others
-        votes, target = _votes(model, cells, some, JUDGED_ON, name, seed + 1)
-        for when, t in (("before", 1.0), ("after", temperature[name])):
+        votes, target = _votes(model, cells, some, JUDGED_ON, kind, seed + 1)
+        for when, t in (("before", 1.0), ("after", temperature[kind])):
             confidence, predicted = votes.proba(t).max(-1)
             table = reliability(confidence.numpy(), (predicted == target).numpy())
-            tables.append(table.assign(cells_seen=name, when=when))
+            tables.append(table.assign(cells_seen=kind, when=when))
     return temperature, pd.concat(tables, ignore_index=True), torch.stack(own)
 
 
 def _votes(
-    model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], group: str, seed: int
+    model: Model, cells: Cells, index: Tensor, shifts: tuple[Shift, ...], kind: str, seed: int
 ) -> tuple[Votes, Tensor]:
     """What says of which class some cells are under several shifts `(shifts x cells, ...)`, and their classes."""
     near, parts, target = encode.neighbors_of(model), [], []
     for i, shift in enumerate(shifts):
-        query = as_query(cells, index, shift, group, seed, i)
+        query = as_query(cells, index, shift, kind, seed, i)
         parts += [Votes.of(model, near, block.q_z.mean) for block in encode.blocks(model, query)]
         target.append(query.label)
     columns = (None if part[0] is None else torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
@@ -327,26 +327,28 @@ def fit_landmarks(model: Model, cells: Cells, trained: Tensor, known: Tensor, ow
     cells.x.hold(cells.x_row[chosen])
     frequency = cells.label[trained][cells.label[trained] >= 0].bincount().cpu()  # (classes,)
     found = []
-    for group in kinds(model, cells, known):
-        some, held_out = standing_for(group, cells, chosen), standing_for(group, cells, known)
-        mean, queries = embedded(model, cells, some, held_out, group, seed)
-        found.append(landmarks(mean, cells.label[some].cpu(), frequency, [(one.mean, one.proba) for one in queries]))
+    for kind in model.info["temperature"]:
+        some, held_out = standing_for(kind, cells, chosen), standing_for(kind, cells, known)
+        mean, queries = embedded(model, cells, some, held_out, kind, seed)
+        found.append(
+            centres_and_quantiles(mean, cells.label[some].cpu(), frequency, [(one.mean, one.proba) for one in queries])
+        )
     most = max(len(centre) for centre, _, _ in found)  # a class of which no cell is of a kind has no centre there
-    found = [(torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest) for centre, *rest in found]
+    found = [(_filled_up(centre, most), *rest) for centre, *rest in found]
     centre, whiten, quantiles = (torch.stack(part) for part in zip(*found, strict=True))
     return Landmarks(quantiles, own, centre, whiten)
 
 
 def embedded(
-    model: Model, cells: Cells, chosen: Tensor, held_out: Tensor, group: str, seed: int
+    model: Model, cells: Cells, chosen: Tensor, held_out: Tensor, kind: str, seed: int
 ) -> tuple[Tensor, list[Embedding]]:
     """Latent vectors `(cells, latent)` of training cells seen as a kind, and held-out cells under several shifts."""
-    mean = encode.embed(model, downsampled(cells, chosen, _shown(group), seed)).mean
-    shifted = (as_query(cells, held_out, shift, group, seed, i) for i, shift in enumerate(FITTED_ON))
+    mean = encode.embed(model, downsampled(cells, chosen, _shown(kind), seed)).mean
+    shifted = (as_query(cells, held_out, shift, kind, seed, i) for i, shift in enumerate(FITTED_ON))
     return torch.from_numpy(mean), [encode.embed(model, query) for query in shifted]
 
 
-def landmarks(
+def centres_and_quantiles(
     mean: Tensor, code: Tensor, frequency: Tensor, queries: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Centres of groups and whitening, and 101 quantiles of how far queries (latent vectors, probabilities) are."""
@@ -354,6 +356,11 @@ def landmarks(
     scores = torch.cat([_strangeness(latent, proba, centre, whiten) for latent, proba in queries])
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)
     return centre, whiten, torch.quantile(scores.double(), grid).float()
+
+
+def _filled_up(centre: Tensor, n: int) -> Tensor:
+    """So many centres, the first repeated, which brings no cell nearer to any `(n, latent)`."""
+    return torch.cat([centre, centre[:1].expand(n - len(centre), -1)])
 
 
 def of_every_class(label: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -434,36 +441,36 @@ NEVER = 2.0
 
 
 def _reliability(
-    model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, groups: tuple[str, ...], seed: int
+    model: Model, finest: pd.DataFrame, cells: Cells, told: Tensor, kinds: tuple[str, ...], seed: int
 ) -> pd.DataFrame:
     """Reliability at every level, of thinnings that nothing was fitted on, before and after calibration."""
     levels, known = model.setup.levels, model.setup.levels.known()
     plain = replace(model, info={name: fact for name, fact in model.info.items() if name != "temperature"})
     tables = [finest.assign(level=levels.names[-1])]
-    for group in groups:
-        some = standing_for(group, cells, told)
+    for kind in kinds:
+        some = standing_for(kind, cells, told)
         for when, one in (("before", plain), ("after", model)):
             proba, code = [], []
             for i, shift in enumerate(JUDGED_ON):
-                query = as_query(cells, some, shift, group, seed + 1, i)
+                query = as_query(cells, some, shift, kind, seed + 1, i)
                 proba.append(encode.embed(one, query).proba)
                 code.append(known[:, query.label_row.cpu().numpy()])
             p, true = np.concatenate(proba), np.concatenate(code, axis=1)  # (cells, classes), (levels, cells)
             for number, level in enumerate(levels.coarser):
                 sums, inside = levels.sums(p, number), true[number] >= 0
                 found = reliability(sums.max(1)[inside], (sums.argmax(1) == true[number])[inside])
-                tables.append(found.assign(cells_seen=group, when=when, level=level))
+                tables.append(found.assign(cells_seen=kind, when=when, level=level))
     return pd.concat(tables, ignore_index=True)
 
 
 # how sure is sure enough ----------------------------------------------------------------------------------------------
 
 
-def _sureness(model: Model, cells: Cells, index: Tensor, group: str, seed: int) -> Tensor:
+def _sureness(model: Model, cells: Cells, index: Tensor, kind: str, seed: int) -> Tensor:
     """Highest probability at each level `(levels, cells)` of held-out cells, each thinned once; negative if wrong."""
     levels, parts = model.setup.levels, []
     for i, shift in enumerate(FITTED_ON):
-        query = as_query(cells, index[i :: len(FITTED_ON)], shift, group, seed, i)
+        query = as_query(cells, index[i :: len(FITTED_ON)], shift, kind, seed, i)
         proba, label = encode.embed(model, query).proba, query.label.cpu().numpy()
         of_levels = []
         for number in range(len(levels.names)):
@@ -500,20 +507,19 @@ def limits(landmarks: Landmarks, share: float) -> np.ndarray:
 # how far is far at each level -----------------------------------------------------------------------------------------
 
 
-def _landmarks(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, group: str, seed: int):
+def _landmarks_above(model: Model, cells: Cells, chosen: Tensor, told: Tensor, train: Tensor, kind: str, seed: int):
     """Centres, whitening and quantiles `(coarser levels, ...)` of the groups, of cells of a kind."""
     levels, known = model.setup.levels, torch.from_numpy(model.setup.levels.known())
-    chosen, told = (standing_for(group, cells, part) for part in (chosen, told))
-    mean, queries = embedded(model, cells, chosen, told, group, seed)
+    chosen, told = (standing_for(kind, cells, part) for part in (chosen, told))
+    mean, queries = embedded(model, cells, chosen, told, kind, seed)
     row, found = cells.label_row.cpu(), []
     for number in range(levels.finest):
         code = known[number][row]  # (cells,) -1 where the label leaves several groups open
         here, of_train, inside = code[chosen.cpu()], code[train.cpu()], (code[told.cpu()] >= 0).numpy()
         frequency = of_train[of_train >= 0].bincount(minlength=len(levels.groups(number)))
         some = [(one.mean[inside], levels.sums(one.proba[inside], number)) for one in queries]
-        centre, *rest = landmarks(mean[here >= 0], here[here >= 0], frequency, some)
-        most = len(levels.table[-1])  # the first again where a level has fewer: as near as it is
-        found.append((torch.cat([centre, centre[:1].expand(most - len(centre), -1)]), *rest))
+        centre, *rest = centres_and_quantiles(mean[here >= 0], here[here >= 0], frequency, some)
+        found.append((_filled_up(centre, len(levels.table[-1])), *rest))  # a level has fewer groups than classes
     return tuple(torch.stack(part) for part in zip(*found, strict=True))
 
 

@@ -13,7 +13,7 @@ from anvi._model import Model
 from anvi.nn import Batch, Draws, Entries
 
 from .bound import BACK, Z, noise_for, resample
-from .encode import CHUNK, block_seed, blocks
+from .encode import CHUNK, block_seed, blocks, in_batch
 
 PRIOR_COUNT = 0.1
 """Added to the foreground count of a protein before it is compared, as the incumbent does."""
@@ -158,10 +158,9 @@ def _without_counts(cells: Cells, index: Tensor) -> Batch:
 
 def _as_if(model: Model, batch: Batch, target: Tensor | None, rows: slice) -> Batch:
     """The same cells as if each draw came from its target batch; None: from the cell's own."""
-    if target is None or model.config.n_batches == 1:
-        return batch
-    code = target[rows].repeat(len(batch.batch) // len(target[rows]))
-    return batch._replace(batch=code, codes=torch.cat([code[:, None], batch.codes[:, 1:]], dim=1))  # batch comes first
+    return in_batch(
+        model, batch, None if target is None else target[rows].repeat(len(batch.batch) // len(target[rows]))
+    )
 
 
 BUDGET, GPU_BUDGET = 2**22, 2**26
@@ -352,7 +351,7 @@ def estimate_pseudocounts(pairs: _Pairs, rare: np.ndarray) -> np.ndarray:
     return out
 
 
-class Counted(NamedTuple):
+class CountMeans(NamedTuple):
     """What the counts themselves say on both sides `(comparisons, features)`, NaN where nothing was measured."""
 
     mean_group: np.ndarray
@@ -403,7 +402,7 @@ class Counts:
         seen = group if self.cells.has_rna is None else group[self.cells.has_rna[self.cell[places]]]
         self.genes[2] += seen.bincount(minlength=len(self.genes[2]))[:, None]
 
-    def of(self, comparisons: Sequence[Comparison], *, proteins: bool) -> Counted:
+    def of(self, comparisons: Sequence[Comparison], *, proteins: bool) -> CountMeans:
         """Mean counts, and shares of cells with any, of the groups and their references."""
         found = (self.proteins if proteins else self.genes).transpose(0, 1).cpu().numpy()  # (populations, 3, features)
 
@@ -413,7 +412,7 @@ class Counts:
 
         sides = [(side([one.group]), side(one.reference)) for one in comparisons]
         group, reference = (np.stack(part, axis=1) for part in zip(*sides, strict=True))  # (2, comparisons, features)
-        return Counted(group[0], reference[0], group[1], reference[1])
+        return CountMeans(group[0], reference[0], group[1], reference[1])
 
 
 class Evidence(NamedTuple):

@@ -12,24 +12,22 @@ from anvi._data.cells import Cells
 from anvi._model import Model, Neighbors
 from anvi.nn import Batch, Draws, Gaussian
 
-
-def in_batch(model: Model, batch: Batch, code: int) -> Batch:
-    """The same cells as if they came from another batch; the encoder never sees this."""
-    codes = batch.codes
-    if model.config.n_batches > 1:  # a single batch injects nothing
-        codes = codes.clone()
-        codes[:, 0] = code  # batch comes first among the covariates
-    return batch._replace(batch=torch.full_like(batch.batch, code), codes=codes)
-
-
 CHUNK = 2_048
 """Cells per pass; bounds the memory of a query, changes nothing in its result."""
 
 NOISE_BLOCK = 256
 """Cells that share a generator: noise belongs to the place of a cell in the data, not to the chunk it comes in."""
 
-GROUPS = ("with_proteins", "without_proteins", "without_rna")
+KINDS = WITH_PROTEINS, WITHOUT_PROTEINS, WITHOUT_RNA = "with_proteins", "without_proteins", "without_rna"
 """Kinds of cells by what was measured of them; each has a temperature of its own, where the model has such cells."""
+
+
+def in_batch(model: Model, batch: Batch, code: int | Tensor | None) -> Batch:
+    """The same cells as if they came from another batch, one or each its own; the encoder never sees this."""
+    if code is None or model.config.n_batches == 1:
+        return batch
+    code = torch.full_like(batch.batch, code) if isinstance(code, int) else code
+    return batch._replace(batch=code, codes=torch.cat([code[:, None], batch.codes[:, 1:]], dim=1))  # batch comes first
 
 
 class Block(NamedTuple):
@@ -179,13 +177,13 @@ def temperatures(model: Model, cells: Cells) -> Tensor | None:
     fitted = model.info.get("temperature")
     if not fitted:
         return None
-    with_proteins = fitted.get(GROUPS[0], fitted[GROUPS[1]])
-    of_group = torch.tensor([with_proteins, fitted[GROUPS[1]], fitted.get(GROUPS[2], with_proteins)])
+    with_proteins = fitted.get(WITH_PROTEINS, fitted[WITHOUT_PROTEINS])
+    of_group = torch.tensor([with_proteins, fitted[WITHOUT_PROTEINS], fitted.get(WITHOUT_RNA, with_proteins)])
     return of_group.to(cells.label.device)[_group(cells)][:, None]
 
 
 def _group(cells: Cells) -> Tensor:
-    """Place of each cell in `GROUPS` `(cells,)`."""
+    """Place of each cell in `KINDS` `(cells,)`."""
     if cells.mask_table is None:
         return torch.ones_like(cells.label)
     group = 1 - cells.has_protein.long()

@@ -26,14 +26,19 @@ class Sweep(NamedTuple):
     seed: int = 0
 
     @property
+    def each_code(self) -> tuple[int | None, ...]:
+        """The batches one by one; None: each cell's own."""
+        return self.codes or (None,)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Length of the leading axes of an answer: batches and samples, where they are kept apart."""
-        return () if self.average else (len(self.codes or (0,)), self.n_samples)
+        return () if self.average else (len(self.each_code), self.n_samples)
 
     @property
     def n_steps(self) -> int:
         """How often each cell is decoded."""
-        return len(self.codes or (0,)) * self.n_samples
+        return len(self.each_code) * self.n_samples
 
 
 def steps(model: Model, block: Block, sweep: Sweep) -> Iterator[tuple[int, Tensor, Batch]]:
@@ -41,8 +46,8 @@ def steps(model: Model, block: Block, sweep: Sweep) -> Iterator[tuple[int, Tenso
     network, n = model.network, sweep.n_samples
     for sample in range(n):
         z = network.to_latent(block.q_z.mean) if sweep.at_mean else sample_z(model, block, sweep.seed, sample)
-        for i, code in enumerate(sweep.codes or (None,)):
-            batch = block.batch if code is None else in_batch(model, block.batch, code)
+        for i, code in enumerate(sweep.each_code):
+            batch = in_batch(model, block.batch, code)
             yield (0 if sweep.average else i * n + sample), z, batch
 
 

@@ -589,7 +589,7 @@ def _foreground_share(model: Model, part: Imputation, block: Block) -> Tensor:
 
 def _decoded(model: Model, block: Block, code: int | None, include_background: bool) -> Tensor:
     """What the decoder says of a block `(cells, proteins)`, in a batch or their own."""
-    batch = block.batch if code is None else in_batch(model, block.batch, code)
+    batch = in_batch(model, block.batch, code)
     return protein_value(model, model.network.to_latent(block.q_z.mean), batch, None, include_background)
 
 

@@ -40,10 +40,10 @@ def draw_counts(model: Model, cells: Cells, features: Features, sweep: Sweep, in
     """
     genes, proteins = columns_of(features, cells.label.device)
     for block in blocks(model, cells, index, size=NOISE_BLOCK):
-        each = [(code, sample) for code in sweep.codes or (None,) for sample in range(sweep.n_samples)]
+        each = [(code, sample) for code in sweep.each_code for sample in range(sweep.n_samples)]
         for step, (code, sample) in enumerate(each):
             z = sample_z(model, block, sweep.seed, sample)
-            batch = block.batch if code is None else in_batch(model, block.batch, code)
+            batch = in_batch(model, block.batch, code)
             rna = prot = None
             if features.has_genes:
                 q_library, log_library = model.network.q_library(block.batch), block.batch.log_library
@@ -97,7 +97,7 @@ def draw_rates(model: Model, block: Block, features: Features, code: int | None,
     """
     network, parts = model.network, []
     z = sample_z(model, block, seed, sample)
-    batch = block.batch if code is None else in_batch(model, block.batch, code)
+    batch = in_batch(model, block.batch, code)
     genes, proteins = columns_of(features, z.device)
     if features.has_genes:
         generator = generator_of(block, seed, sample, _RNA)
@@ -143,7 +143,7 @@ def correlation(
         for block in blocks(model, cells, index, size=NOISE_BLOCK)
     ]
     total = None
-    for code in sweep.codes or (None,):
+    for code in sweep.each_code:
         rows = (
             draw_rates(model, block, features, code, sample, sweep.seed).cpu().numpy()  # (cells, features)
             for block in watch(encoded)
@@ -151,7 +151,7 @@ def correlation(
         )
         matrix = pearson(_ranks(rows, len(index) * sweep.n_samples) if method == "spearman" else rows)
         total = matrix if total is None else total + matrix
-    return (total / len(sweep.codes or (None,))).astype(np.float32)
+    return (total / len(sweep.each_code)).astype(np.float32)
 
 
 def _ranks(parts: Iterable[np.ndarray], n_rows: int) -> Iterator[np.ndarray]:

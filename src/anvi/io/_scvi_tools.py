@@ -313,12 +313,7 @@ def _check_data(data: containers.Data, setup: Setup) -> None:
             )
     read_cells(source, setup)
     if setup.joint:
-        there = find_proteins(source, setup).names
-        if not set(there) & set(setup.proteins):
-            raise ValueError(
-                f"None of the model's {len(setup.proteins)} proteins ({', '.join(setup.proteins[:3])}, ...) is in the "
-                f"data, which have {', '.join(there[:3])}, .... Proteins are matched by name; rename them."
-            )
+        find_proteins(source, setup)  # which must be there
 
 
 # weights -------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def cell_cv(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return _cv(measured.sum(1), values.sum(1), (values**2).sum(1))
 
 
-class Ranks:
+class RankCounts:
     """Where each value stands among its draws: counted per pair (draws below it, draws equal to it) and split.
 
     If data and draws come from the same distribution, a value is equally likely to take any of the S + 1 places among
@@ -238,7 +238,7 @@ class Gathered:
         self.cell_data = np.full(n_cells, np.nan)  # (cells,) coefficient of variation
         self.cell_first = np.full(n_cells, np.nan)  # (cells,) that of the first draw
         self._cell_sum, self._cell_n = np.zeros(n_cells), np.zeros(n_cells)
-        self.ranks = Ranks(n_samples) if calibration == "ranks" else None
+        self.ranks = RankCounts(n_samples) if calibration == "ranks" else None
         self.hits = QuantileHits(n_samples) if calibration == "quantiles" else None
         self._keep = keep
         self._parts: list[tuple] = []

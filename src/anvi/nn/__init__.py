@@ -19,9 +19,10 @@
 from .config import PRESETS, Batch, Config, Entries
 from .layers import Draws, Gaussian
 from .objective import Weights, loss, negative_elbo
-from .vae import VAE, Terms
+from .vae import DIVERGENCES, VAE, Terms
 
 __all__ = [
+    "DIVERGENCES",
     "PRESETS",
     "VAE",
     "Batch",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+HALF_LOG_2PI = 0.918938533204672742
+
 
 def poisson(x: Tensor, log_mean: Tensor) -> Tensor:
     """Log-probability of counts `x` under Poisson(exp(log_mean))."""
@@ -37,7 +39,7 @@ def zinb(x: Tensor, log_mean: Tensor, log_theta: Tensor, zero_logits: Tensor) ->
 
 def normal(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-density of `x` under a normal of standard deviation exp(log_scale)."""
-    return -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - 0.918938533204672742  # log(2 pi) / 2
+    return -0.5 * ((x - mean) / log_scale.exp()).square() - log_scale - HALF_LOG_2PI
 
 
 def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_phi: Tensor, mixing: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_ph
 
 def log_normal_density(z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Log-density of `z` under N(mean, var), `var` being a variance."""
-    return -0.5 * ((z - mean).square() / var + var.log()) - 0.918938533204672742
+    return -0.5 * ((z - mean).square() / var + var.log()) - HALF_LOG_2PI
 
 
 def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from .config import Config
 from .labels import set_cross_entropy
-from .vae import Terms
+from .vae import DIVERGENCES, Terms
 
 
 class Counted(NamedTuple):
@@ -73,7 +73,7 @@ def loss(
 
 
 def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:
-    return terms.kl_z, terms.kl_u, terms.kl_label, terms.kl_library, terms.kl_background, terms.penalty
+    return tuple(getattr(terms, name) for name in DIVERGENCES)
 
 
 def _sum(*parts: Tensor | None) -> Tensor:

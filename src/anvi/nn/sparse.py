@@ -158,7 +158,7 @@ def coefficient(count: Tensor, theta: Tensor) -> Coefficient:
     value = torch.log1p((smaller - (n_steps + 1)).div_(larger)).mul_(larger - 0.5)
     value.add_((log_high - smaller.log()).mul_(smaller - 0.5)).sub_(log_high, alpha=n_steps + 0.5)
     value.add_(high_gamma).sub_(low_gamma).sub_(_stirling_tails(one)[0]).add_(steps)
-    value.add_(n_steps + 1 - 0.918938533204672742)
+    value.add_(n_steps + 1 - likelihoods.HALF_LOG_2PI)
     return Coefficient(value, torch.log1p(count / low).add_(high_digamma).sub_(low_digamma).add_(slope).mul_(theta))
 
 

@@ -12,7 +12,7 @@ from . import sparse
 from .config import Batch, Config
 from .labels import LabelPart
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
-from .likelihoods import kl_normal
+from .likelihoods import HALF_LOG_2PI, kl_normal
 from .protein import ProteinDecoder, ProteinRates
 from .rna import RNADecoder, RNARates
 
@@ -33,6 +33,10 @@ class Terms(NamedTuple):
     target: Tensor | None  # (labelled cells,) their class codes
     target_weight: Tensor | None  # (labelled cells,) 1, or 0 for padding
     target_allowed: Tensor | None = None  # (labelled cells, classes) bool, where labels may leave several classes open
+
+
+DIVERGENCES = ("kl_z", "kl_u", "kl_label", "kl_library", "kl_background", "penalty")
+"""The terms that are no likelihood."""
 
 
 class _Labelled(NamedTuple):
@@ -302,5 +306,5 @@ class VAE(nn.Module):
             penalty = 1e-3 * nn.functional.softplus(-rates.mixing).sum(-1)
             if part.log_efficiency is not None:
                 log_efficiency = sparse.rows(part.log_efficiency, batch.batch)
-                penalty = penalty + (log_efficiency + 0.5 * log_efficiency.square() + 0.918938533204672742).sum(-1)
+                penalty = penalty + (log_efficiency + 0.5 * log_efficiency.square() + HALF_LOG_2PI).sum(-1)
         return -log_prob.sum(-1), kl.sum(-1), penalty

@@ -178,12 +178,8 @@ def attributions(
     lot = torch.rand(len(cells), generator=torch.Generator().manual_seed(block_seed(seed, 0)))
     lot = lot if cells.rank is None else lot[cells.rank.cpu()]
     seen = attribute.survey(fitted, cells, found, baseline, n_cells, lot, members)
-    found = found._replace(code=seen.predicted if found.code is None else found.code)
+    found = found._replace(code=seen.predicted if found.code is None else found.code).checked()
     pool = torch.where(torch.isin(found.code, torch.tensor(found.chosen)), found.code, -1)
-    if (pool < 0).all():
-        raise ValueError(
-            f"No cell is in any of the groups {', '.join(repr(found.names[i]) for i in found.chosen[:10])}."
-        )
     predicted = seen.predicted
     if cells.has_rna is not None:  # what is not there contributes nothing
         pool, predicted = (torch.where(cells.has_rna.cpu(), part, -1) for part in (pool, predicted))

@@ -268,7 +268,7 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
         depth = DEPTH if mod == asked.setup.rna_mod and asked.setup.size_factor_key is None else 1.0
         if counted is not None and asked.setup.counts:
             kept = np.isin(asked.setup.genes if mod == asked.setup.rna_mod else asked.setup.proteins, names)
-            counted = differential.Counted(*(part[:, kept] for part in counted))
+            counted = differential.CountMeans(*(part[:, kept] for part in counted))
         else:
             counted = None
         by_mod[mod] = _ranking(result, counted, found.names, names, how.n_samples, depth, params | own)
@@ -278,7 +278,7 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
 def _compared(
     asked: Context,
     mod: str,
-    counted: differential.Counted | None,
+    counted: differential.CountMeans | None,
     comparisons: list[differential.Comparison],
     draws: differential.PosteriorDraws,
     how: _How,
@@ -317,7 +317,7 @@ def _compared(
 
 def _ranking(
     result: differential.Change,
-    counts: differential.Counted | None,
+    counts: differential.CountMeans | None,
     groups: Sequence[str],
     features: Sequence[str],
     n_pairs: int,
