@@ -160,6 +160,7 @@ ALLOWED = {
     },
     "metrics": {
         "metrics",
+        "_arguments",
         "_runtime",
         "_backed",
         "tl",
@@ -466,16 +467,16 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_604,
-    "_data": 4_043,
-    "_fit": 1_222,
+    "": 2_595,
+    "_data": 4_055,
+    "_fit": 1_220,
     "_posterior": 2_274,
-    "io": 1_074,
-    "metrics": 1_007,
+    "io": 1_068,
+    "metrics": 1_005,
     "nn": 1_595,
-    "pl": 2_119,
-    "pp": 396,
-    "tl": 1_856,
+    "pl": 2_106,
+    "pp": 398,
+    "tl": 1_852,
 }
 
 

@@ -109,6 +109,7 @@ def test_a_tree_for_a_single_column():
     )
     for bad, error, message in (
         ({"a": ["b"], "b": ["a"]}, ValueError, "above itself"),
+        ({"x": ["T"], "a": ["b", "x"], "b": ["a"]}, ValueError, "'a' is above itself"),  # T and x merely hang below
         ({"a": ["T"], "b": ["T"]}, ValueError, "'T' has two parents, 'a' and 'b'"),
         ({"T": "CD4"}, TypeError, "label_tree takes a dict"),
         ({"x": ["y"]}, KeyError, "none of its children is a value of 'cell_type'"),

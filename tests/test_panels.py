@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from helpers import cite
 
+import anvi as av
 from anvi._data.cells import read_cells
 from anvi._data.counts import Proteins
 from anvi._data.setup import find_panels, find_setup
@@ -143,6 +144,13 @@ def test_a_panel_that_the_model_has_not_seen_is_worked_out():
     stained = np.isin(cells.names, query["prot"].obs_names)
     assert not cells.measured[:, :2].any() and not cells.measured[~stained].any()
     assert cells.measured[stained][:, 2:].any(0).all()
+
+
+def test_panels_that_name_none_are_told():
+    mdata = cite(60)
+    with pytest.raises(ValueError, match="panels={} names no panel"):
+        av.pp.panels(mdata, "batch", panels={})
+    assert "measured" not in mdata["prot"].varm
 
 
 def test_no_protein_measured_at_all():

@@ -1,5 +1,6 @@
 import ast
 import json
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -240,6 +241,22 @@ def test_several_fits_are_listed(plot, fits):
         getattr(av.pl, plot)(fits, model="other")
     with pytest.raises(TypeError, match="model= takes one name, a str; got int: 3"):
         getattr(av.pl, plot)(fits, model=3)
+    assert not plt.get_fignums()
+
+
+def test_a_prefix_without_an_answer_names_the_slot(fits):
+    query = cite(60)
+    predicted = (
+        fits.mod["rna"]
+        .obs[["scanvi_prediction", "scanvi_confidence"]]
+        .set_axis(["other_prediction", "other_confidence"], axis=1)
+    )
+    query.obs[list(predicted.columns)] = predicted.iloc[:60].set_axis(query.obs_names)
+    for plot, slot in (("foreground", "obsm['other_prot_foreground']"), ("correlation", "varp['other_correlation']")):
+        with pytest.raises(KeyError, match=re.escape(f"There is no mdata.{slot}; run av.tl.")):
+            getattr(av.pl, plot)(query, model="other")
+    with pytest.raises(ValueError, match="model='scanvi' has no proteins"):
+        av.pl.foreground(fits, model="scanvi")
     assert not plt.get_fignums()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 import anvi as av
 
-ENDINGS = (".h5mu", ".h5ad")
+IN_ONE_FILE = (".h5mu", ".h5ad")
 METHODS = ("scvi", "scanvi", "totalvi", "totalanvi")
 _USER_ERRORS = (ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
 
@@ -117,7 +117,7 @@ def predict(options: Namespace) -> Answer:
     given = _given(options, av.tl.predict, "predict")
     _check_out(options, options.model)
     data, asked = _read(options.file), options.model
-    if asked is not None and Path(asked).suffix in ENDINGS:
+    if asked is not None and Path(asked).suffix in IN_ONE_FILE:
         asked = find_reference(_existing(Path(asked)), options.model_key)[0]
     elif options.model_key is not None:
         raise UsageError("--model-key is for a --model that is a fitted file.")
@@ -455,7 +455,7 @@ def _check_place(out: Path, overwrite: bool, model: Path | None) -> None:
 
 
 def _read(path: Path):
-    if _existing(path).suffix not in ENDINGS or path.is_dir():
+    if _existing(path).suffix not in IN_ONE_FILE or path.is_dir():
         raise UsageError(f"{path} must be a .h5mu or .h5ad file.")
     try:
         return av.io.open_backed(path)

@@ -161,7 +161,7 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
     >>> av.tl.foreground(mdata)  # doctest: +SKIP
     >>> av.io.save_backed(mdata)  # the same file, with the answer in it  # doctest: +SKIP
     """
-    lying = [matrix for part in _parts(data).values() for matrix in _matrices(part)]
+    lying = _lying(data)
     # text of pandas 3, as a file may have brought it: under pandas 2 anndata writes it only with leave
     leave = anndata.settings.override(allow_write_nullable_strings=True) if pd.__version__[0] == "2" else nullcontext()
     if not lying and path is None:
@@ -195,17 +195,17 @@ def _parts(data: MuData | AnnData) -> dict[str, Any]:
 
 def lies_in_file(data: MuData | AnnData) -> bool:
     """Whether a matrix of an object lies in a file."""
-    return any(_matrices(part) for part in _parts(data).values())
+    return bool(_lying(data))
 
 
 def in_zarr(data: MuData | AnnData) -> bool:
     """Whether that file is zarr's."""
-    return any(_home(matrix)[0].suffix == ".zarr" for part in _parts(data).values() for matrix in _matrices(part)[:1])
+    return any(_home(matrix)[0].suffix == ".zarr" for matrix in _lying(data))
 
 
-def _matrices(part: MuData | AnnData) -> list:
-    """The matrices of a part that lie in a file."""
-    return [matrix for matrix in (part.X, *(part.layers or {}).values()) if in_file(matrix)]
+def _lying(data: MuData | AnnData) -> list:
+    """The matrices of an object that lie in a file."""
+    return [one for part in _parts(data).values() for one in (part.X, *(part.layers or {}).values()) if in_file(one)]
 
 
 def name_of_file(matrix) -> str:
@@ -218,7 +218,7 @@ def name_of_file(matrix) -> str:
 
 def _home(matrix) -> tuple[Path, Any]:
     """The file that a matrix lies in, and its root."""
-    element = matrix.group if hasattr(matrix, "group") else matrix
+    element = getattr(matrix, "group", matrix)
     if hasattr(element, "file"):
         return Path(element.file.filename), element.file
     import zarr
@@ -268,7 +268,7 @@ def _write(data: MuData | AnnData, old, new) -> None:
 
 def _copy(matrix, group, name: str) -> None:
     """Copy a matrix as it is stored, compressed or not."""
-    element = matrix.group if hasattr(matrix, "group") else matrix
+    element = getattr(matrix, "group", matrix)
     if hasattr(element, "file"):
         group.copy(element, group, name)
     else:
@@ -304,7 +304,7 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
                 save_backed(data, path if _stamp(path) == opened_as else _beside(path))
         finally:
             if not copy and answer is not data and path.suffix != ".zarr":  # whoever wrote it may write it again
-                for matrix in [matrix for part in _parts(data).values() for matrix in _matrices(part)]:
+                for matrix in _lying(data):
                     if isinstance(root := _home(matrix)[1], h5py.File):
                         root.close()
                         break

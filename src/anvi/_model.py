@@ -33,8 +33,8 @@ class Landmarks(NamedTuple):
     """Where the labelled cells of every class lie, and what held-out labelled cells say of new ones.
 
     Kinds are cells with proteins, cells without, and cells without RNA where the model does without; cells without
-    proteins alone where the model has none. A model of schema 1 has
-    single cells in place of centres: they are kept, so that it stays the same model, but no longer tell what is far.
+    proteins alone where the model has none. A model of schema 1 has single cells in place of centres: they are kept, so
+    that it stays the same model, but no longer tell what is far.
     """
 
     quantiles: Tensor  # (kinds, 101) of the strangeness of held-out labelled cells, from 0 to 1

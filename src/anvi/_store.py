@@ -25,7 +25,10 @@ from .settings import choose_device
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.csv", "README.md"
+logger = logging.getLogger("anvi")
+
+FILES = WEIGHTS, CONFIG, HISTORY, README = "model.safetensors", "config.json", "history.csv", "README.md"
+DATA = ("data.h5mu", "data.h5ad")
 
 
 def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool) -> None:
@@ -54,7 +57,7 @@ def _check_ours(path: Path) -> None:
     """Raise unless a folder holds a model and nothing else, so that nothing of the user's can be lost."""
     try:
         ours = "sha256" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        others = sorted({entry.name for entry in path.iterdir()} - {WEIGHTS, CONFIG, HISTORY, README})
+        others = sorted({entry.name for entry in path.iterdir()}.difference(FILES))
     except (OSError, ValueError):
         ours, others = False, []
     if not ours:
@@ -134,12 +137,6 @@ def read_model(path: str | Path, *, device: str = "auto") -> Model:
     with reading(path):
         model = Model.from_parts(facts, tensors, history)
     return model.on(choose_device(device))
-
-
-logger = logging.getLogger("anvi")
-
-FILES = (WEIGHTS, CONFIG, HISTORY, README)
-DATA = ("data.h5mu", "data.h5ad")
 
 
 @checked

@@ -275,9 +275,10 @@ class Streamed:
         if number not in self._recent:
             n_rows = 0
             for earlier in reversed(list(self._recent)):
-                n_rows += len(self._recent[earlier].counts.indptr)
-                if n_rows - len(self._recent[earlier].counts.indptr) >= KEPT:
+                if n_rows >= KEPT:
                     del self._recent[earlier]  # before the next one is read
+                else:
+                    n_rows += len(self._recent[earlier].counts.indptr)
             self._recent[number] = self._load([number])
             if self._look is not None:
                 self._look(number, self._recent[number])

@@ -23,6 +23,23 @@ from .tl._ask import ask
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = [
+    "attributions",
+    "batch_representation",
+    "de",
+    "denoised",
+    "history",
+    "library_size",
+    "likelihood_parameters",
+    "model",
+    "proba",
+    "table",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @verb
 @on_file
@@ -47,7 +64,7 @@ def likelihood_parameters(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
     modality
@@ -135,7 +152,7 @@ def library_size(
     Parameters
     ----------
     data
-        The fitted object, or another one with the same features.
+        The fitted object or its file, or another one with the same features.
     model
         Key, folder or :class:`~anvi.Model`; None: the only fitted model in `data.uns`.
     rna_mod, prot_mod, prot_obsm
@@ -163,24 +180,6 @@ def library_size(
     asked = ask(**locals())
     values = expected.library_sizes(asked.model, asked.cells, asked.rows)
     return pd.Series(values, asked.names, name=f"{asked.key}_library_size").reindex(asked.obs_names)
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-__all__ = [
-    "attributions",
-    "batch_representation",
-    "de",
-    "denoised",
-    "history",
-    "library_size",
-    "likelihood_parameters",
-    "model",
-    "proba",
-    "table",
-]
 
 
 @on_file

@@ -29,12 +29,13 @@ from .counts import (
     check_no_empty_cells,
     find_proteins,
     has_proteins,
+    matrix_name,
     stored_counts,
     tell_proteins,
 )
 from .labels import read_labels
 from .minified import Stored
-from .setup import ALL_ZERO_CELLS, FEW_CELLS, VARIABLE, Setup, find_panels, library_means, numeric_column
+from .setup import FEW_CELLS, Setup, genes_in_code, library_means, new_panels, numeric_column
 
 logger = logging.getLogger("anvi")
 
@@ -74,6 +75,11 @@ class Cells:
     def streamed(self) -> bool:
         """Whether RNA counts stay in their file."""
         return isinstance(self.x, Streamed)
+
+    @property
+    def with_rna(self) -> Tensor | slice:
+        """What picks the cells with RNA."""
+        return slice(None) if self.has_rna is None else self.has_rna
 
     def sizes(self, index: Tensor | None = None) -> Tensor:
         """Log library sizes of some cells, or all `(cells, 1)`; counts that have not been read yet are read."""
@@ -223,7 +229,7 @@ def read_cells(
 def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[CSR | Streamed, np.ndarray]:
     """Counts of the setup's genes, compact or left where they are, and sums: NaN of what is not read, 0 behind all."""
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
-    slot = f"{where}.X" if setup.rna_layer is None else f"{where}.layers['{setup.rna_layer}']"
+    slot = f"{where}.{matrix_name(setup.rna_layer)}"
     stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
     check_counts_are_there(stored, source, slot)
     can_stay = in_file(stored) and not isinstance(stored, CSCDataset)
@@ -232,7 +238,7 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
         raise ValueError(_why_not_streamed(source, slot, in_file(stored)))
     genes = pd.Index(setup.genes)
     column = _columns_of(genes, rna, where)
-    choice = "" if len(genes) == rna.n_vars else _in_code(rna, genes)
+    choice = "" if len(genes) == rna.n_vars else genes_in_code(rna, genes)
     length, library = np.zeros(rna.n_obs + 1, dtype=np.int64), np.append(np.full(rna.n_obs, np.nan), 0.0)
     kind = np.int16 if len(genes) <= 2**15 else np.int32
 
@@ -340,12 +346,6 @@ def _longer(array: np.ndarray, more: np.ndarray) -> np.ndarray:
     return array
 
 
-def _in_code(rna: AnnData, genes: pd.Index) -> str:
-    """How a user would write a choice of genes, `{}` being the modality."""
-    variable = VARIABLE in rna.var and set(genes) == set(rna.var_names[rna.var[VARIABLE].eq(True).fillna(False)])
-    return f"{{}}.var['{VARIABLE}'].eq(True)" if variable else "genes"
-
-
 def _codes(source: Source, key: str | None, categories: tuple[str, ...], argument: str, setup: Setup, cells) -> Tensor:
     if key is None:
         return torch.zeros(len(cells), dtype=torch.long)
@@ -417,9 +417,8 @@ def _check_normal(library: np.ndarray, setup: Setup) -> None:
 
 def with_library(setup: Setup, cells: Cells) -> Setup:
     """The setup with the mean log library size of every batch, for cells without RNA that are read later."""
-    rna = slice(None) if cells.has_rna is None else cells.has_rna.numpy()
-    means = library_means(setup, cells.log_library.squeeze(1).numpy()[rna], cells.batch.numpy()[rna])
-    return replace(setup, log_library=means)
+    log_library, batch = (part[cells.with_rna].numpy() for part in (cells.log_library.squeeze(1), cells.batch))
+    return replace(setup, log_library=library_means(setup, log_library, batch))
 
 
 ABSENT_CELLS, ABSENT_COUNTS, ABSENT_GENES = 500, 20.0, 0.02
@@ -434,10 +433,9 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
     if few and len(setup.batches) > 1:
         told.append(
             f"batch_key='{setup.batch_key}': {len(few)} of {len(setup.batches)} batches have fewer than {FEW_CELLS} "
-            f"cells ({listed(few, 4)}), too few to learn what is different there. Is it "
-            "the right column?"
+            f"cells ({listed(few, 4)}), too few to learn what is different there. Is it the right column?"
         )
-    rows = cells.x_row if cells.has_rna is None else cells.x_row[cells.has_rna]
+    rows = cells.x_row[cells.with_rna]
     if setup.counts and cells.q_mean is None and len(rows) >= FEWEST_CELLS:
         counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
         if len(counts) and counts.max() <= 1:
@@ -456,8 +454,8 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
     if tags:
         told.append(
             f"{len(tags)} proteins are by their names tags of samples, or reads that had no antibody "
-            f"({listed(tags, 4)}), and are learned like any other: proteins='targets' "
-            "leaves them out, and isotype controls"
+            f"({listed(tags, 4)}), and are learned like any other: proteins='targets' leaves them out, and isotype "
+            "controls"
         )
     return [remark for remark in told if remark]
 
@@ -466,8 +464,7 @@ def absent_genes(cells: Cells, setup: Setup) -> str | None:
     """What to say of genes that no cell of a batch has although others have many: an outer join makes such zeros."""
     if not setup.counts or len(setup.batches) < 2 or cells.q_mean is not None:
         return None
-    n_genes, rows = len(setup.genes), cells.x_row if cells.has_rna is None else cells.x_row[cells.has_rna]
-    batch = cells.batch if cells.has_rna is None else cells.batch[cells.has_rna]
+    n_genes, rows, batch = len(setup.genes), cells.x_row[cells.with_rna], cells.batch[cells.with_rna]
     by_batch = rows[batch.argsort(stable=True)].split(batch.bincount(minlength=len(setup.batches)).tolist())
 
     def summed(some: Tensor) -> Tensor:
@@ -589,10 +586,8 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
     of_protein_cell = column.loc[proteins.cells]
     strangers = tuple(sorted({*pd.factorize(of_protein_cell)[1]} - set(map(containers.as_name, setup.panels))))
     if strangers:
-        new = find_panels(proteins, of_protein_cell, strangers, setup.missing, ALL_ZERO_CELLS)
-        new = pd.DataFrame(new, columns=list(proteins.names)).reindex(columns=list(setup.proteins), fill_value=False)
         code = pd.Index(strangers).get_indexer(column.reindex(cells))
-        measured[code >= 0] = new.to_numpy()[code[code >= 0]]
+        measured[code >= 0] = new_panels(proteins, of_protein_cell, strangers, setup)[code[code >= 0]]
     if isinstance(proteins.declared, pd.DataFrame):  # what the user says of this object's panels holds here
         declared = proteins.declared.astype(bool).reindex(index=list(setup.proteins), fill_value=False)
         code = declared.columns.get_indexer(column.reindex(cells))

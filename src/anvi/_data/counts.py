@@ -48,6 +48,11 @@ BLOCK = 1_000_000
 """Values that are looked at together: the check must not need as much memory as the counts."""
 
 
+def matrix_name(layer: str | None) -> str:
+    """How a user would write a layer of a modality; None is `.X`."""
+    return "X" if layer is None else f"layers['{layer}']"
+
+
 def stored_counts(adata: AnnData, layer: str | None, where: str):
     """Counts of a modality as they are stored: dense, csr, csc, or in a file."""
     there = ", ".join(f"'{name}'" for name in adata.layers if name) or "none"
@@ -61,7 +66,7 @@ def stored_counts(adata: AnnData, layer: str | None, where: str):
         raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
     if lazy(counts):
         return counts
-    return whole(counts, f"{where}.X" if layer is None else f"{where}.layers['{layer}']")
+    return whole(counts, f"{where}.{matrix_name(layer)}")
 
 
 def canonical(counts, where: str) -> sparse.csr_matrix:
@@ -290,7 +295,8 @@ MINIFIED = "minified"
 """Entry of `uns[key]`: whether the counts that the model was asked about are gone."""
 
 
-def _entry(part: Data, key: str) -> dict:
+def entry_of(part: Data, key: str) -> dict:
+    """The entry of `uns[key]`; empty where there is none, or no dict."""
     entry = part.uns.get(key, {})
     return entry if isinstance(entry, dict) else {}
 
@@ -303,7 +309,7 @@ def check_counts_are_there(counts, source: Source, where: str) -> None:
         empty = sparse.issparse(counts) and not counts.nnz
     if not empty:
         return
-    keys = [key for part in source.parts for key in part.uns if bool(_entry(part, key).get(MINIFIED, False))]
+    keys = [key for part in source.parts for key in part.uns if bool(entry_of(part, key).get(MINIFIED, False))]
     if keys:
         raise ValueError(
             f"{where} is empty: av.tl.minify dropped the counts of this object for the model '{keys[0]}'. That model "
@@ -350,7 +356,7 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     prot, where = source.modality(setup.prot_mod, "prot_mod"), source.name(setup.prot_mod)
     containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
-    slot = f"{where}.X" if setup.prot_layer is None else f"{where}.layers['{setup.prot_layer}']"
+    slot = f"{where}.{matrix_name(setup.prot_layer)}"
     stored = stored_counts(prot, setup.prot_layer, where)
     check_counts_are_there(stored, source, slot)
     names = tuple(map(str, prot.var_names))
@@ -363,8 +369,7 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
     if key is None:
         raise ValueError(
             "An AnnData needs prot_obsm=..., the name of the protein counts in obsm. "
-            f"In obsm there are: {', '.join(adata.obsm) or 'none'} (columns "
-            "of obs that hold them belong there)."
+            f"In obsm there are: {', '.join(adata.obsm) or 'none'} (columns of obs that hold them belong there)."
         )
     if key not in adata.obsm:
         raise KeyError(f"prot_obsm='{key}' is not in adata.obsm; there are: {', '.join(adata.obsm) or 'none'}.")

@@ -97,6 +97,14 @@ class Fit:
         unlabelled = self.setup.get("unlabeled_category", "Unknown")
         return label_column(self.data, labels_key, unlabelled, self.mods).reindex(self.home.obs_names)
 
+    def own_labels(self, level: str | None = None) -> pd.Series | None:
+        """The labels of the fit; None where it had none, or their column is not in the object."""
+        key = self.setup.get("labels_key")
+        try:
+            return None if key is None else self.labels(key, level)
+        except KeyError:
+            return None
+
     def stored(self, name: str):
         """One entry of `uns[key]`."""
         entries = self.home.uns.get(self.key, {})

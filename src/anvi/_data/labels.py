@@ -222,11 +222,12 @@ def _edges(tree: Tree | None) -> list[tuple[str, str]]:
         if parent_of.setdefault(child, parent) != parent:
             raise ValueError(f"label_tree: '{child}' has two parents, '{parent_of[child]}' and '{parent}'.")
     for start in parent_of:
-        node, steps = start, 0
-        while node in parent_of and steps <= len(parent_of):
-            node, steps = parent_of[node], steps + 1
-        if steps > len(parent_of):
-            raise ValueError(f"label_tree: '{start}' is above itself.")
+        node, below = start, set()
+        while node in parent_of and node not in below:
+            below.add(node)
+            node = parent_of[node]
+        if node in below:
+            raise ValueError(f"label_tree: '{node}' is above itself.")
     return edges
 
 

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from . import containers, slots
 from .containers import Data, Source, cell_names
-from .counts import MINIFIED, _entry, looks_like_counts
+from .counts import MINIFIED, entry_of, looks_like_counts
 from .setup import Setup
 
 POSTERIOR = "posterior"
@@ -36,7 +36,7 @@ def is_minified(data: Source | Data, setup: Setup, key: str) -> bool:
     """Whether a model's counts are gone from an object and its posterior is there instead."""
     source = Source.of(data)
     home = source.data if setup.joint else source.modality(setup.rna_mod, "rna_mod")
-    return bool(_entry(home, key).get(MINIFIED, False))
+    return bool(entry_of(home, key).get(MINIFIED, False))
 
 
 def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored:
@@ -61,7 +61,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     part = slots.home(source.data, setup)
-    record = _entry(part, key).get(POSTERIOR, {})
+    record = entry_of(part, key).get(POSTERIOR, {})
     if str(record.get("model", "")) != model_id:
         raise ValueError(
             f"This object was minified for another model under the key '{key}': obsm['{slots.qz_mean(key)}'] is not "
@@ -132,7 +132,7 @@ def drop_counts(data: Data, setup: Setup) -> list[str]:
         if setup.joint and setup.prot_obsm in data.obsm:
             table = data.obsm[setup.prot_obsm]
             if isinstance(table, pd.DataFrame):
-                _into(data).uns(slots.names_of(setup.prot_obsm), list(map(str, table.columns)))
+                slots.writer_into(data).uns(slots.names_of(setup.prot_obsm), list(map(str, table.columns)))
             data.obsm[setup.prot_obsm] = sparse.csr_matrix(table.shape, dtype=np.float32)
             emptied.append(f"data.obsm['{setup.prot_obsm}']")
         return emptied
@@ -146,14 +146,9 @@ def drop_counts(data: Data, setup: Setup) -> list[str]:
 def _mark(part: Data, mods: set[str] | None) -> None:
     """Mark every model whose posterior is stored and whose counts were in one of the modalities; None: in any."""
     for key in list(part.uns):
-        record = _entry(part, key).get(POSTERIOR)
+        record = entry_of(part, key).get(POSTERIOR)
         if record is not None and (mods is None or mods & set(map(str, record["mods"]))):
-            _into(part).params(key, MINIFIED, True)
-
-
-def _into(part: Data) -> slots.Writer:
-    """The writer for a part and all of its cells."""
-    return slots.Writer(part, part, None, part.obs_names.to_numpy())
+            slots.writer_into(part).params(key, MINIFIED, True)
 
 
 def _empty(adata: AnnData, layer: str | None, where: str) -> list[str]:

@@ -14,7 +14,7 @@ from . import containers, slots
 from .containers import Source, as_name, cell_names, lend_rna, listed, plain_genes, positions
 from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
 from .labels import label_keys, read_labels, tell_strange
-from .setup import ALL_ZERO_CELLS, Setup, find_panels
+from .setup import Setup, new_panels
 
 logger = logging.getLogger("anvi")
 
@@ -336,9 +336,7 @@ def _with_panels(
     new = tuple(sorted(set(column) - set(map(as_name, setup.panels))))
     measured = np.zeros((len(new), len(setup.proteins)), dtype=bool)
     if new and proteins is not None:
-        table = find_panels(proteins, column.reindex(proteins.cells), new, setup.missing, ALL_ZERO_CELLS)
-        table = pd.DataFrame(table, columns=list(proteins.names))
-        measured = table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
+        measured = new_panels(proteins, column.reindex(proteins.cells), new, setup)
     rows = tuple(tuple(row) for row in measured.tolist())
     return replace(setup, panels=(*setup.panels, *new), measured=(*setup.measured, *rows)), written
 

@@ -21,6 +21,7 @@ from anvi._backed import in_zarr, lies_in_file
 
 from . import containers, slots
 from .containers import Data, Source, as_names, whole
+from .counts import matrix_name
 from .fits import meant, missing
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class AttributionSlots(NamedTuple):
             return np.full(len(features), np.nan)
         layer = self.params.get("layer")
         matrix = self.home.X if layer is None else self.home.layers[str(layer)]
-        row = whole(matrix, "X" if layer is None else f"layers['{layer}']")[self.home.obs_names.get_indexer([cell])]
+        row = whole(matrix, matrix_name(layer))[self.home.obs_names.get_indexer([cell])]
         row = np.asarray(row.toarray() if sparse.issparse(row) else row, dtype=float).ravel()
         return row[containers.positions(pd.Index(features), self.home.var_names.astype(str))[0]]
 
@@ -345,14 +346,14 @@ def write_attributions(
     slot, target = slots.attributions(key), slots.explained(key)
     if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
-    out = slots.Writer(part.home, part.home, None, grouping.index)
+    out = slots.writer_into(part.home, grouping.index)
     told = write_groups(out, str(grouping.name), grouping, f"{slot}_groups")
     if not part.beside:
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
     out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | told})
     if single is None:
         return out.written
-    inside = slots.Writer(part.home, part.home, None, single.names)
+    inside = slots.writer_into(part.home, single.names)
     inside.obs(target, single.texts)
     if part.beside:
         inside.obsm(slot, single.values, single.features)

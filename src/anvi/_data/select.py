@@ -18,6 +18,8 @@ from .cells import Cells
 from .containers import Source, as_name, as_names, did_you_mean, listed, plain_genes
 from .setup import FEW_CELLS, Setup
 
+logger = logging.getLogger("anvi")
+
 
 class Features(NamedTuple):
     """Genes and proteins that an answer is to have, each in its order."""
@@ -268,8 +270,6 @@ def _explained_column(source: Source, setup: Setup, cells: Cells, groupby: str) 
     mod, colon, rest = groupby.partition(":")
     return rest if colon and mod in setup.mods else groupby, names, torch.from_numpy(code)
 
-
-logger = logging.getLogger("anvi")
 
 REST = "rest"
 

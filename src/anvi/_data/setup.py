@@ -83,6 +83,15 @@ def find_panels(
     return measured
 
 
+def new_panels(
+    proteins: Proteins, panel_of_cell: pd.Series | None, names: tuple[str, ...], setup: "Setup"
+) -> np.ndarray:
+    """Which of a model's proteins the panels measured that it has not seen `(panels, proteins of the setup)` bool."""
+    found = find_panels(proteins, panel_of_cell, names, setup.missing, ALL_ZERO_CELLS)
+    table = pd.DataFrame(found, columns=list(proteins.names))
+    return table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
+
+
 def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
     table = proteins.declared
     if isinstance(table, pd.DataFrame):
@@ -447,6 +456,12 @@ def tell_genes(rna: AnnData, setup: Setup, genes: Genes) -> str:
             return f"all {n} genes"
         return f"{n} of {of} genes: those of var['{VARIABLE}'] (genes='all' takes all)"
     return f"{n} of {of} genes: those that genes= names"
+
+
+def genes_in_code(rna: AnnData, genes: pd.Index) -> str:
+    """How a user would write a choice of genes, `{}` being the modality."""
+    variable = VARIABLE in rna.var and set(genes) == set(rna.var_names[rna.var[VARIABLE].eq(True).fillna(False)])
+    return f"{{}}.var['{VARIABLE}'].eq(True)" if variable else "genes"
 
 
 def too_many_genes(setup: Setup, n_cells: int, where: str, *, alone: bool) -> str | None:

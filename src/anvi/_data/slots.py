@@ -388,18 +388,18 @@ class Writer:
         In a MuData, a table is an array: mudata 0.3 cannot bring a DataFrame up to date. Values that have the order of
         the object are not copied.
         """
-        out = values.astype(np.float32, copy=False)
+        out: np.ndarray | pd.DataFrame = values.astype(np.float32, copy=False)
         if not self.in_order:
             out = np.full((len(self.row), values.shape[1]), np.nan, dtype=np.float32)
             inside = np.flatnonzero(self.row >= 0)  # the others, at -1, are not in the model
             for rows in np.array_split(inside, -(-len(inside) // 65_536) or 1):  # all at once would be a copy
                 out[rows] = values[self.row[rows]]
-        self.home.obsm[slot] = out
-        self.written.append(f"obsm['{slot}']")
         if names is not None:
             self.home.uns[names_of(slot)] = np.array(names, dtype=object)
-            in_frame = pd.DataFrame(out, self.home.obs_names, file_columns(names)) if self.in_frames else None
-            self.home.obsm[slot] = ArrayTable.of(out, names) if in_frame is None else in_frame
+            framed = self.in_frames
+            out = pd.DataFrame(out, self.home.obs_names, file_columns(names)) if framed else ArrayTable.of(out, names)
+        self.home.obsm[slot] = out
+        self.written.append(f"obsm['{slot}']")
 
     def obs(self, slot: str, values: np.ndarray | pd.Categorical) -> None:
         """A float32 or categorical column, missing for cells outside the model."""
@@ -496,6 +496,11 @@ def writer(data: Data, setup, cells: np.ndarray) -> Writer:
     """The writer for a model's results, values coming in the order of `cells`."""
     part = home(data, setup)
     return Writer(data, part, None if part is data else setup.rna_mod, cells)
+
+
+def writer_into(part: Data, cells: np.ndarray | None = None) -> Writer:
+    """The writer into a part itself, for values of all of its cells in their order, or of these."""
+    return Writer(part, part, None, part.obs_names.to_numpy() if cells is None else cells)
 
 
 def own(data: Data, copy: bool) -> Data:

@@ -26,109 +26,6 @@ from .plan import Plan
 from .ranks import Ranks
 from .step import Adam, Adversary, State, run_step, summarise
 
-_SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
-
-
-def save_checkpoint(path: Path, state, fingerprint: str) -> None:
-    """Write the whole state of a fit; the file is replaced at once, so a kill leaves the old or the new one."""
-    tensors = {f"best/{name}": value for name, value in (state.best_weights or {}).items()}
-    for part, of in state.parts.items():
-        tensors |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
-    tensors |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
-    scalars = {name: getattr(state, name) for name in _SCALARS} | {"fingerprint": fingerprint}
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
-
-
-def load_checkpoint(path: Path, raw: bytes, state, fingerprint: str) -> None:
-    """Put a saved state, what the file holds, into a freshly started one.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or belongs to other data, another model or other options.
-    """
-    try:
-        scalars: Any = parse_json(unsealed(raw, required=True)["state"])
-        tensors = load(raw)
-        _check_scalars(scalars)
-    except Exception as error:  # of JSON and safetensors: whatever they raise at bytes that make no sense
-        raise ValueError(
-            f"{path} is not a checkpoint that anvi can read ({error}); delete it to start anew."
-        ) from error
-    saved = str(scalars.pop("fingerprint"))
-    theirs, ours = (one.partition(" ")[0] for one in (saved, fingerprint))
-    if theirs != ours and theirs in ("stream=True", "stream=False"):
-        raise ValueError(
-            f"{path} belongs to a fit with {theirs}, and this one has {ours}, so that its minibatches are others (by "
-            f"default, the memory of the machine decides). Pass {theirs} to go on with it, or another checkpoint=."
-        )
-    if saved != fingerprint:
-        raise ValueError(
-            f"{path} belongs to another fit (other cells, genes, options, stream= or anvi version). "
-            "Give this fit another checkpoint=, or delete the file to start anew."
-        )
-    _check_tensors(path, state, tensors)
-    for name in _SCALARS:
-        setattr(state, name, scalars[name])
-    for part, of in state.parts.items():
-        of.load_state_dict(_under(part, tensors))
-    state.best_weights = _under("best", tensors) or None
-    state.shuffle.set_state(tensors["shuffle"].cpu())
-    state.noise.set_state(tensors["noise"].cpu())
-
-
-_KINDS = {"epoch": int, "lr_scale": float, "retries": int, "best_loss": float, "best_epoch": int, "finished": bool}
-
-
-def _check_scalars(scalars: dict) -> None:
-    """Raise a ValueError unless the state beside the tensors is of the right kinds."""
-    if not isinstance(scalars, dict) or set(scalars) != {*_SCALARS, "fingerprint"}:
-        raise ValueError("its state is not that of a fit")
-    for name, kind in _KINDS.items():
-        if type(scalars[name]) not in (kind, int if kind is float else kind) or scalars[name] != scalars[name]:
-            raise ValueError(f"its {name} is {scalars[name]!r:.50}")
-    rows, epoch = scalars["history"], scalars["epoch"]
-    good = isinstance(rows, list) and all(
-        isinstance(row, dict) and all(type(value) in (int, float) for value in row.values()) for row in rows
-    )
-    good = good and len(rows) == epoch and -1 <= scalars["best_epoch"] < max(1, epoch)
-    if not good or not 0 < scalars["lr_scale"] <= 1 or scalars["retries"] < 0:
-        raise ValueError("its history does not go with its epoch")
-
-
-def _check_tensors(path: Path, state, tensors: dict[str, torch.Tensor]) -> None:
-    """Raise a ValueError unless every tensor has its place, size and kind: the optimiser trusts them blindly."""
-    expected: dict[str, Tensor] = {}
-    for part, of in state.parts.items():
-        if isinstance(of, Adam):  # a parameter that has had no gradient yet has none of these
-            trained = {i: value for i, value in enumerate(of.parameters) if f"{part}/{i}/step" in tensors}
-            names = ("exp_avg", "exp_avg_sq")
-            expected |= {f"{part}/{i}/{name}": value for i, value in trained.items() for name in names}
-            expected |= {f"{part}/{i}/step": torch.zeros(()) for i in trained}
-        else:
-            expected |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
-    if any(name.startswith("best/") for name in tensors):
-        expected |= {f"best/{name}": value for name, value in state.network.state_dict().items()}
-    expected |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
-    odd = sorted(set(tensors) ^ set(expected))
-    odd += [
-        name
-        for name in set(tensors) & set(expected)
-        if (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype)
-    ]
-    odd += [name for name in tensors if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all())]
-    if odd:
-        raise ValueError(
-            f"{path} is not a checkpoint that anvi can read (its tensor '{odd[0]}' is not that of this fit); delete it "
-            "to start anew."
-        )
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
 logger = logging.getLogger("anvi")
 
 
@@ -409,3 +306,107 @@ def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan:
         f"non-finite loss in epoch {state.epoch + 1}: back to the weights before it, learning rate halved "
         f"(retry {state.retries} of {plan.max_retries})"
     )
+
+
+# checkpoints -------------------------------------------------------------------------------------------------------
+_SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
+
+
+def save_checkpoint(path: Path, state, fingerprint: str) -> None:
+    """Write the whole state of a fit; the file is replaced at once, so a kill leaves the old or the new one."""
+    tensors = {f"best/{name}": value for name, value in (state.best_weights or {}).items()}
+    for part, of in state.parts.items():
+        tensors |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
+    tensors |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
+    scalars = {name: getattr(state, name) for name in _SCALARS} | {"fingerprint": fingerprint}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
+
+
+def load_checkpoint(path: Path, raw: bytes, state, fingerprint: str) -> None:
+    """Put a saved state, what the file holds, into a freshly started one.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or belongs to other data, another model or other options.
+    """
+    try:
+        scalars: Any = parse_json(unsealed(raw, required=True)["state"])
+        tensors = load(raw)
+        _check_scalars(scalars)
+    except Exception as error:  # of JSON and safetensors: whatever they raise at bytes that make no sense
+        raise ValueError(
+            f"{path} is not a checkpoint that anvi can read ({error}); delete it to start anew."
+        ) from error
+    saved = str(scalars.pop("fingerprint"))
+    theirs, ours = (one.partition(" ")[0] for one in (saved, fingerprint))
+    if theirs != ours and theirs in ("stream=True", "stream=False"):
+        raise ValueError(
+            f"{path} belongs to a fit with {theirs}, and this one has {ours}, so that its minibatches are others (by "
+            f"default, the memory of the machine decides). Pass {theirs} to go on with it, or another checkpoint=."
+        )
+    if saved != fingerprint:
+        raise ValueError(
+            f"{path} belongs to another fit (other cells, genes, options, stream= or anvi version). "
+            "Give this fit another checkpoint=, or delete the file to start anew."
+        )
+    _check_tensors(path, state, tensors)
+    for name in _SCALARS:
+        setattr(state, name, scalars[name])
+    for part, of in state.parts.items():
+        of.load_state_dict(_under(part, tensors))
+    state.best_weights = _under("best", tensors) or None
+    state.shuffle.set_state(tensors["shuffle"].cpu())
+    state.noise.set_state(tensors["noise"].cpu())
+
+
+_KINDS = {"epoch": int, "lr_scale": float, "retries": int, "best_loss": float, "best_epoch": int, "finished": bool}
+
+
+def _check_scalars(scalars: dict) -> None:
+    """Raise a ValueError unless the state beside the tensors is of the right kinds."""
+    if not isinstance(scalars, dict) or set(scalars) != {*_SCALARS, "fingerprint"}:
+        raise ValueError("its state is not that of a fit")
+    for name, kind in _KINDS.items():
+        if type(scalars[name]) not in (kind, int if kind is float else kind) or scalars[name] != scalars[name]:
+            raise ValueError(f"its {name} is {scalars[name]!r:.50}")
+    rows, epoch = scalars["history"], scalars["epoch"]
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(type(value) in (int, float) for value in row.values()) for row in rows
+    )
+    good = good and len(rows) == epoch and -1 <= scalars["best_epoch"] < max(1, epoch)
+    if not good or not 0 < scalars["lr_scale"] <= 1 or scalars["retries"] < 0:
+        raise ValueError("its history does not go with its epoch")
+
+
+def _check_tensors(path: Path, state, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise a ValueError unless every tensor has its place, size and kind: the optimiser trusts them blindly."""
+    expected: dict[str, Tensor] = {}
+    for part, of in state.parts.items():
+        if isinstance(of, Adam):  # a parameter that has had no gradient yet has none of these
+            trained = {i: value for i, value in enumerate(of.parameters) if f"{part}/{i}/step" in tensors}
+            names = ("exp_avg", "exp_avg_sq")
+            expected |= {f"{part}/{i}/{name}": value for i, value in trained.items() for name in names}
+            expected |= {f"{part}/{i}/step": torch.zeros(()) for i in trained}
+        else:
+            expected |= {f"{part}/{name}": value for name, value in of.state_dict().items()}
+    if any(name.startswith("best/") for name in tensors):
+        expected |= {f"best/{name}": value for name, value in state.network.state_dict().items()}
+    expected |= {"shuffle": state.shuffle.get_state(), "noise": state.noise.get_state()}
+    odd = sorted(set(tensors) ^ set(expected))
+    odd += [
+        name
+        for name in set(tensors) & set(expected)
+        if (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype)
+    ]
+    odd += [name for name in tensors if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all())]
+    if odd:
+        raise ValueError(
+            f"{path} is not a checkpoint that anvi can read (its tensor '{odd[0]}' is not that of this fit); delete it "
+            "to start anew."
+        )
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}

@@ -13,6 +13,8 @@ from anvi.nn import PRESETS, VAE, Config
 
 from .loop import generator
 
+logger = logging.getLogger("anvi")
+
 
 def lower_component(values: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a two-component normal mixture to the values of each row by expectation maximisation.
@@ -95,9 +97,6 @@ def background_prior(
     if mean.isnan().all():
         return torch.full((n_panels,), 3.0), torch.zeros(n_panels)
     return mean.nan_to_num(float(mean.nanmean())), log_scale.nan_to_num(float(log_scale.nanmean()))
-
-
-logger = logging.getLogger("anvi")
 
 
 def make_config(name: str, setup: Setup, options: dict, source: Config | None = None) -> Config:

@@ -127,7 +127,7 @@ def protein_value(model: Model, z: Tensor, batch: Batch, columns: Tensor | None,
 
 @torch.no_grad()
 def foreground(model: Model, cells: Cells, sweep: Sweep = Sweep(), rows: Tensor | None = None) -> np.ndarray:
-    """Probability that a protein count is foreground `(cells, proteins)`; `rows` as in :func:`expected`."""
+    """Probability that a protein count is foreground `(cells, proteins)`; `rows` as in :func:`expected_expression`."""
     rows = torch.arange(len(cells)) if rows is None else rows.cpu()
     out, copies = _empty(sweep, len(cells), model.config.n_proteins), _ToHost(cells.label.device)
     for block in blocks(model, cells):

@@ -282,7 +282,7 @@ def _to_impute(imputation: Imputation, cells: Cells) -> Tensor:
 def _with_rna(cells: Cells) -> Tensor:
     """Positions of the cells with RNA."""
     everyone = torch.arange(len(cells), device=cells.label.device)
-    return everyone if cells.has_rna is None else everyone[cells.has_rna]
+    return everyone[cells.with_rna]
 
 
 def _measured(cells: Cells, n_batches: int) -> Tensor:

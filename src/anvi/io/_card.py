@@ -14,6 +14,7 @@ from anndata import AnnData
 from anvi._arguments import checked
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.counts import matrix_name
 from anvi._data.fits import stored_fits
 from anvi._data.minified import is_minified
 from anvi._data.setup import Setup
@@ -337,9 +338,9 @@ def _registry(setup: Setup, data: Data | None) -> str:
     alone = isinstance(data, AnnData) or setup.prot_obsm is not None
     whole = "adata" if alone else "mdata"
     rna, prot = (whole if alone else f"mdata['{mod}']" for mod in setup.mods)
-    places = {"RNA counts": f"{rna}.{_matrix(setup.rna_layer)}"}
+    places = {"RNA counts": f"{rna}.{matrix_name(setup.rna_layer)}"}
     if setup.joint:
-        slot = _matrix(setup.prot_layer) if setup.prot_obsm is None else f"obsm['{setup.prot_obsm}']"
+        slot = matrix_name(setup.prot_layer) if setup.prot_obsm is None else f"obsm['{setup.prot_obsm}']"
         places["protein counts"] = f"{prot}.{slot}"
     keys = {"batch": setup.batch_key, "labels": setup.labels_key, "panel": setup.panel_key}
     keys |= {f"labels, level {i}": key for i, key in enumerate(setup.label_columns[:-1], 1)}
@@ -348,10 +349,6 @@ def _registry(setup: Setup, data: Data | None) -> str:
     keys["size factor"] = setup.size_factor_key
     places |= {what: f"{whole}.obs['{key}']" for what, key in keys.items() if key is not None}
     return markdown_table(pd.DataFrame({"input": list(places), "place": list(places.values())}), code=["place"])
-
-
-def _matrix(layer: str | None) -> str:
-    return "X" if layer is None else f"layers['{layer}']"
 
 
 def _minified(model: Model, data: Data | None, key: str | None) -> str:

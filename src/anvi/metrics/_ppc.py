@@ -41,8 +41,7 @@ class Sums:
 
     def zero_fraction(self, splits: list[int]) -> np.ndarray:
         """Share of zeros of each feature; NaN where no cell was measured."""
-        n, zeros = self.n[splits].sum(0), self.zeros[splits].sum(0)
-        return np.divide(zeros, n, out=np.full(len(n), np.nan), where=n > 0)
+        return _ratio(self.zeros[splits].sum(0), self.n[splits].sum(0))
 
 
 def _cv(n: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.ndarray:

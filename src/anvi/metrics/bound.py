@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
@@ -18,7 +19,6 @@ from anvi._posterior.encode import CHUNK
 from anvi._runtime import verb
 from anvi.settings import with_bar
 from anvi.tl._ask import Context, ask
-from anvi.tl._fit import RandomState
 
 logger = logging.getLogger("anvi")
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
@@ -19,7 +20,6 @@ from anvi._find import find_model
 from anvi._model import Model
 from anvi._runtime import verb
 from anvi.tl._ask import Context, ask
-from anvi.tl._fit import RandomState
 
 from . import _ppc
 
@@ -124,7 +124,7 @@ def criticism(
     if groupby is not None:
         Source(data).column(groupby, "groupby", tuple(getattr(data, "mod", ())))
     asked = ask(**locals(), counts=True)
-    groups = _find_groups(data, asked, groupby, level, rules) if "de" in metrics else None
+    groups = _find_groups(asked, groupby, level, rules) if "de" in metrics else None
     if "de" in metrics and groups is None:
         metrics = tuple(name for name in metrics if name != "de")
         if not metrics:
@@ -157,8 +157,7 @@ def criticism(
         "max_cells": max_cells,
         "random_state": seed,
     }
-    data = slots.own(data, False)
-    with slots.writer(data, setup, asked.cells.names) as out:
+    with asked.writer(asked.cells.names) as out:
         out.params(asked.to, "criticism", {**result, "params": params})
     return None
 
@@ -172,7 +171,7 @@ def _check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 
 
 def _find_groups(
-    data: Data, asked: Context, groupby: str | None, level: str | None, definition: _ppc.Definition
+    asked: Context, groupby: str | None, level: str | None, definition: _ppc.Definition
 ) -> pd.Categorical | None:
     """Group of each cell, missing for those without one; None, and a word about it, where nothing was asked for."""
     setup, key = asked.setup, groupby or asked.setup.labels_key
@@ -181,9 +180,9 @@ def _find_groups(
         logger.info(f"'de' is left out: the model has no labels. {hint}")
         return None
     try:
-        column = Source(data).text(key, "groupby", setup.mods)
+        column = asked.source.text(key, "groupby", setup.mods)
         if groupby is None and setup.label_levels:
-            column = labels_at(data, setup, pd.Index(asked.cells.names), None, level)
+            column = labels_at(asked.source, setup, pd.Index(asked.cells.names), None, level)
     except KeyError:
         if groupby is not None:
             raise

@@ -77,7 +77,8 @@ def novelty(
 
     Notes
     -----
-    Nothing is written. Source: demand for leave-one-type-out checks; the score is that of `obs['{key}_novelty']`.
+    For each class, a copy of the data without its labels is fitted anew with the options and the seed of the model, and
+    the class's cells are scored as in `obs['{key}_novelty']`. Nothing is written.
 
     Examples
     --------

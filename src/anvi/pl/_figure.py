@@ -163,9 +163,9 @@ def fit_or_prefix(data: Data, model: str | None, table: str, ending: str, *, joi
             if slot.endswith(ending)
         }
         key = next(iter(homes)) if model is None and len(homes) == 1 else model
-        if key not in homes:
-            raise
-        return Fit(data, homes[key], key)
+        if key in homes:
+            return Fit(data, homes[key], key)
+    return resolve_fit(data, model, predictions=True, joint=joint)  # or the reason why there is none
 
 
 def find_basis(data: Data, basis: str, first: Data | None = None) -> tuple[Data, str] | None:

@@ -14,7 +14,7 @@ from scipy import sparse
 from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
-from anvi._data.counts import stored_counts
+from anvi._data.counts import matrix_name, stored_counts
 from anvi._data.fits import Fit, missing
 
 from ._figure import axes_for, finish, fit_or_prefix, shorten
@@ -75,7 +75,7 @@ def foreground(
     KeyError
         If the slot, the counts or a protein are not there; the message names the command that writes the slot.
     ValueError
-        If there are several fits and none is named, or `tl.minify` has dropped the counts.
+        If there are several fits and none is named, the fit has no proteins, or `tl.minify` has dropped the counts.
 
     Notes
     -----
@@ -91,6 +91,8 @@ def foreground(
     >>> axes = av.pl.foreground(mdata, proteins=["P01", "P02"], show=False)
     """
     fit = fit_or_prefix(data, model, "obsm", slots.prot_foreground(""), joint=True)
+    if fit.setup and not fit.joint:
+        raise ValueError(f"model='{fit.key}' has no proteins; fit tl.totalvi or tl.totalanvi to have a foreground.")
     elsewhere = {"prot_mod": prot_mod, "prot_obsm": prot_obsm}
     fit = replace(fit, setup=fit.setup | {name: where for name, where in elsewhere.items() if where is not None})
     slot = slots.prot_foreground(fit.key)
@@ -131,7 +133,7 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
         names, cells = part.var_names.astype(str), part.obs_names
         layer, where = setup.get("prot_layer"), f"mdata['{mod}']"
         values = in_memory(stored_counts(part, layer, where))
-        where = f"{where}.X" if layer is None else f"{where}.layers['{layer}']"
+        where = f"{where}.{matrix_name(layer)}"
     if sparse.issparse(values) and not values.nnz:
         raise ValueError(f"{where} is empty, as av.tl.minify leaves it; draw the object from before, with its counts.")
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)

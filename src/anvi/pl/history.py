@@ -85,7 +85,7 @@ def history(
 
     Notes
     -----
-    Reads `uns[key]['history']`, one row per epoch, counted from 0, in nats per cell.
+    Reads `uns[key]['history']`, one row per epoch, counted from 1, in nats per cell.
 
     Examples
     --------

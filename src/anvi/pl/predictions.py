@@ -91,7 +91,8 @@ def predictions(
     """
     fit = resolve_fit(data, model, predictions=True)
     prediction, confidence = fit.prediction(), fit.confidence()
-    labels_key, labels = _labels(fit, labels_key)
+    labels = fit.own_labels() if labels_key is None else fit.labels(labels_key)
+    labels_key = labels_key or fit.setup.get("labels_key")
     plane, axis_names = _plane(fit, basis)
     shown = np.isfinite(plane).all(1)  # (cells,): others are outside the model, or of the embedding
     if not shown.any():
@@ -120,19 +121,6 @@ def predictions(
         width = legend.get_window_extent().width / fig.dpi
         fig.set_figwidth((PANEL + 0.1) * n_panels + 0.9 + width)
     return _figure.finish(fig, np.array(axes, dtype=object), show=show, save=save, return_fig=return_fig, own=own)
-
-
-def _labels(fit: Fit, labels_key: str | None) -> tuple[str | None, pd.Series | None]:
-    """The column of labels and its values; None for a query that has none."""
-    if labels_key is not None:
-        return labels_key, fit.labels(labels_key)
-    labels_key = fit.setup.get("labels_key")
-    if labels_key is None:
-        return None, None
-    try:
-        return labels_key, fit.labels(labels_key)
-    except KeyError:
-        return None, None
 
 
 def _plane(fit: Fit, basis: str | None) -> tuple[np.ndarray, tuple[str, str]]:
@@ -177,7 +165,7 @@ def _colors(fit: Fit, labels_key: str | None, labels: pd.Series | None, predicti
     """A colour for each class that is drawn: the model's classes in their order, then labels that it does not know."""
     drawn = set(prediction.dropna().unique()) | (set() if labels is None else set(labels.dropna().unique()))
     known = _figure.stored_colors(fit.home, slots.prediction(fit.key))
-    if labels_key is not None:
+    if labels is not None:
         known |= _figure.stored_colors(fit.data, labels_key, fit.mods)
     every = [*fit.classes, *sorted(drawn.difference(fit.classes))]
     # classes that are not drawn still take their colour, so that it stays the same in a subset

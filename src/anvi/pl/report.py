@@ -148,7 +148,7 @@ def _training(fit: Fit) -> list[Finding]:
 
 
 def _labels(fit: Fit, level: str | None = None) -> list[Finding]:
-    labels, at = _given(fit, level), "" if level is None else f" ({level})"
+    labels, at = fit.own_labels(level), "" if level is None else f" ({level})"
     if labels is None or slots.split(fit.key) not in fit.home.obs:  # of a mapping
         return [Finding("unknown", f"labels{at}", "no labelled validation cells")]
     labels = labels.astype(object)
@@ -164,15 +164,6 @@ def _labels(fit: Fit, level: str | None = None) -> list[Finding]:
     lines = [Finding("pass" if right.mean() >= 0.8 else "warn", f"labels{at}", text)]
     found = ", ".join(poor) if poor else f"no class is found in less than {RECALL_LIMIT:.0%} of its cells"
     return [*lines, Finding("warn" if poor else "pass", f"recall of every class{at}", found)]
-
-
-def _given(fit: Fit, level: str | None = None) -> pd.Series | None:
-    """The labels of the fit; None where it had none, or their column was deleted since."""
-    key = fit.setup["labels_key"]
-    try:
-        return None if key is None else fit.labels(key, level)
-    except KeyError:
-        return None
 
 
 def _confidence(fit: Fit) -> list[Finding]:
@@ -193,7 +184,7 @@ def _confidence(fit: Fit) -> list[Finding]:
             lines.append(Finding(verdict, f"calibration, {at}cells {str(kind).replace('_', ' ')}", text))
     column = slots.label(fit.key)
     if column in fit.home.obs:
-        labels = _given(fit)
+        labels = fit.own_labels()
         asked = np.ones(len(fit.home.obs), dtype=bool) if labels is None else labels.isna().to_numpy()
         share = float((fit.home.obs[column].astype(object) == slots.UNASSIGNED)[asked].mean())
         if np.isfinite(share):

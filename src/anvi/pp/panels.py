@@ -74,8 +74,8 @@ def panels(
     Raises
     ------
     KeyError, ValueError
-        If the column, a panel or a protein is not there, or, with `harmonize`, more than one name of a panel could be
-        the same antibody and no clone tells them apart.
+        If the column, a panel or a protein is not there, `panels` is empty, or, with `harmonize`, more than one name of
+        a panel could be the same antibody and no clone tells them apart.
 
     Notes
     -----
@@ -92,6 +92,8 @@ def panels(
     >>> av.pp.panels(mdata, "batch", harmonize="show")["new_name"][0]
     'P01'
     """
+    if panels is not None and not panels:
+        raise ValueError("panels={} names no panel; leave it out to have all worked out from the counts.")
     source = Source(data)
     prot = source.modality(prot_mod, "prot_mod")
     if source.alone:

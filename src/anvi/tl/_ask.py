@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._arguments import RandomState, seed_of
 from anvi._data import slots
 from anvi._data.cells import Cells, read_cells
 from anvi._data.containers import Data, Source, cell_names, check_natural, lend_rna, listed, no_obsm_beside
@@ -24,8 +25,6 @@ from anvi._model import Model
 from anvi._posterior.differential import measured_in
 from anvi._runtime import made_current
 from anvi.settings import choose_device
-
-from ._fit import RandomState, seed_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,9 +237,8 @@ def tell_unmeasured(model: Model, cells: Cells, codes: Sequence[int], features: 
         which = ", ".join(repr(setup.batches[code]) for code, row in zip(codes, lacking, strict=True) if row.any())
         names = list(itertools.compress(features.protein_names, lacking.any(0)))
         logger.warning(
-            f"transform_batch: {len(names)} proteins ({listed(names, 4)}) were not "
-            f"measured in {which}, of which the model has not learnt what they look like there: take batches that "
-            "measured them"
+            f"transform_batch: {len(names)} proteins ({listed(names, 4)}) were not measured in {which}, of which the "
+            "model has not learnt what they look like there: take batches that measured them"
         )
 
 

@@ -151,7 +151,7 @@ def run_fit(
     cells = read_cells(source, setup, labels=True, most=most)
     if setup.size_factor_key is not None and counts and not as_published:
         # the unit of size factors must not matter: priors and intercepts are made for libraries of counts
-        factors = cells.log_library if cells.has_rna is None else cells.log_library[cells.has_rna]
+        factors = cells.log_library[cells.with_rna]
         scale = cells.x.total / float(factors.double().exp().sum())
         scale = scale if first is None else first.setup.size_factor_scale
         setup = replace(setup, size_factor_scale=scale)

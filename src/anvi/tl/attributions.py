@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data, Source, check_natural
@@ -24,7 +25,6 @@ from anvi._runtime import verb
 from anvi.settings import with_bar
 
 from ._ask import Context, ask
-from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
@@ -19,7 +20,6 @@ from anvi._posterior.imputation import Imputing
 from anvi._runtime import verb
 
 from ._ask import Axes, Context, ask
-from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr

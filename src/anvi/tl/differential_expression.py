@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import rankings, slots
 from anvi._data.containers import Data
@@ -22,7 +23,6 @@ from anvi._runtime import verb
 from anvi.settings import bar
 
 from ._ask import Context, ask
-from ._fit import RandomState
 
 logger = logging.getLogger("anvi")
 
@@ -186,8 +186,7 @@ def differential_expression(
     found = asked.groups
     with slots.all_or_nothing(data):
         for mod, ranking in by_mod.items():
-            part = slots.modality_of(data, mod)
-            out = slots.Writer(part, part, None, part.obs_names.to_numpy())
+            out = slots.writer_into(slots.modality_of(data, mod))
             ranking["params"] = (
                 rankings.write_groups(out, found.key, found.column, f"{key_added}_groups") | ranking["params"]
             )

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file_together
 from anvi._data.containers import Data
 from anvi._data.setup import Antibodies, Genes
 from anvi._model import Model
 from anvi.nn.config import PRESETS, Dispersion, GeneLikelihood
 
-from ._fit import Callback, Options, RandomState, run_fit
+from ._fit import Callback, Options, run_fit
 
 DATA = """data
     MuData with RNA counts in `mdata['rna']` and protein counts in `mdata['prot']`; cells without proteins, NaN

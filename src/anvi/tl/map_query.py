@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._arguments import RandomState, seed_of
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.batches import split
@@ -33,7 +34,7 @@ from anvi.nn import VAE
 from anvi.settings import choose_device
 
 from ._ask import tell_cells_without_rna
-from ._fit import RandomState, held_at_most, info_of, seed_of, write_fit
+from ._fit import held_at_most, info_of, write_fit
 
 logger = logging.getLogger("anvi")
 

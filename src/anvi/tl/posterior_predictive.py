@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
@@ -22,7 +23,6 @@ from anvi._runtime import verb
 from anvi.settings import with_bar
 
 from ._ask import Axes, Context, ask
-from ._fit import RandomState
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
@@ -16,7 +17,6 @@ from anvi._posterior.confidence import FALSE_REJECTS, HIGHEST, MIN_VALIDATION, l
 from anvi._runtime import verb
 
 from ._ask import ask
-from ._fit import RandomState
 
 
 @verb
