@@ -468,15 +468,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_595,
-    "_data": 4_055,
+    "_data": 4_060,
     "_fit": 1_220,
     "_posterior": 2_274,
     "io": 1_068,
     "metrics": 1_005,
     "nn": 1_595,
-    "pl": 2_106,
+    "pl": 2_105,
     "pp": 398,
-    "tl": 1_852,
+    "tl": 1_853,
 }
 
 

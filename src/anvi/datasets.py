@@ -162,6 +162,7 @@ def synthetic_cite(
         if not good:
             raise ValueError(f"{name} must be {allowed}; got {value!r}.")
 
+    # what every cell is
     rng = np.random.default_rng(seed_of(random_state))
     classes = [*_CLASS_NAMES, *(f"Type {i}" for i in range(len(_CLASS_NAMES) + 1, n_classes + 1))][:n_classes]
     panels = [f"panel_{k}" for k in range(n_panels)]
@@ -171,6 +172,7 @@ def synthetic_cite(
     panel = np.where(stained, batch % n_panels, 0)  # (cells,), the panel whose background the cell has
     labeled = _choose_labeled(rng, cell_class, np.where(stained, batch, -1), labeled_fraction)  # (cells,)
 
+    # counts, and what of them is observed
     rna, programme = _draw_rna(rng, n_genes, cell_class, batch, classes)
     rna.obs_names = cells = pd.Index([f"cell_{i:05d}" for i in range(1, n_obs + 1)])
     truth, var, markers, p_foreground = _draw_proteins(rng, n_proteins, cell_class, panel, classes)
@@ -182,6 +184,7 @@ def synthetic_cite(
     observed = np.where(seen, truth["protein_counts"], np.float32(0 if missing == "zero" else np.nan))[kept]
     prot = AnnData(observed, obs=pd.DataFrame(index=cells[kept]), var=var, varm={"true_markers": markers})
 
+    # the object, and the truth beside it
     with quiet_mudata():
         mdata = MuData({"rna": rna, "prot": prot})
     for column, codes, names in (

@@ -228,6 +228,7 @@ def read_cells(
 
 def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[CSR | Streamed, np.ndarray]:
     """Counts of the setup's genes, compact or left where they are, and sums: NaN of what is not read, 0 behind all."""
+    # where the counts are, and whether they can stay there
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     slot = f"{where}.{matrix_name(setup.rna_layer)}"
     stored, mod = stored_counts(rna, setup.rna_layer, where), None if source.alone else setup.rna_mod
@@ -236,6 +237,7 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
     home = name_of_file(stored) if can_stay else ""
     if not most and not can_stay:
         raise ValueError(_why_not_streamed(source, slot, in_file(stored)))
+    # rows of the genes that are asked for
     genes = pd.Index(setup.genes)
     column = _columns_of(genes, rna, where)
     choice = "" if len(genes) == rna.n_vars else genes_in_code(rna, genes)
@@ -281,9 +283,11 @@ def _read_rna(source: Source, setup: Setup, most: float, asked: bool) -> tuple[C
 
         return Streamed(compactly, torch.from_numpy(edges), len(genes), torch.from_numpy(library), indptr)
 
+    # where nothing is fitted, they are read when they are needed
     mean_known = len(setup.log_library) == len(setup.batches)  # which cells without RNA are given
     if asked and can_stay and (mean_known or len(cell_names(source, setup.rna_mod, setup.mod_beside)) == rna.n_obs):
         return streamed(None), library
+    # all of them once, and kept while there is room
     indices, values, keeps = np.empty(0, dtype=kind), np.empty(0, dtype=np.uint8), not can_stay or most > 0
     for rows, piece in by_rows(stored, slot):
         counts = noted(rows, piece)

@@ -118,6 +118,7 @@ def levels_of_columns(columns: Mapping[str, pd.Series], tree: Tree | None) -> La
         raise ValueError(f"labels_key={keys} must be different columns, coarse to fine: levels are called by them.")
     frame = pd.DataFrame(dict(enumerate(columns.values())))
     nodes = [set(frame[level].dropna()) for level in frame]
+    # what lies under what: by the cells, then by the tree
     found = [_parents(frame, level, keys) for level in frame]  # per level: value -> {coarser level: parent}
     for parent, child in _edges(tree):
         pairs = [(i, j) for j in frame for i in range(j) if parent in nodes[i] and child in nodes[j]]
@@ -134,26 +135,8 @@ def levels_of_columns(columns: Mapping[str, pd.Series], tree: Tree | None) -> La
                     f"label_tree has '{child}' under '{parent}', but {len(cells)} cells have '{other}' in '{keys[i]}' "
                     f"(first: '{cells[0]}'); correct one of them."
                 )
-    # what a value is at coarser levels: seen, or seen of its parent, or a name that stands at both
-    above: list[dict[str, dict[int, str]]] = []
-    for j in frame:
-        above.append({})
-        for value in sorted(nodes[j]):
-            mine: dict[int, str] = {}
-            for i in range(j - 1, -1, -1):
-                by_parent = {above[k][parent][i]: k for k, parent in mine.items() if i in above[k][parent]}
-                seen = found[j].get(value, {}).get(i)
-                for other, k in by_parent.items():
-                    if seen is not None and other != seen:
-                        raise ValueError(
-                            f"'{value}' of '{keys[j]}' has two parents in '{keys[i]}': cells say '{seen}' "
-                            f"({_examples(frame, {j: value, i: seen})}), and '{other}' by way of '{mine[k]}' of "
-                            f"'{keys[k]}'; correct these cells, or set one of their values to NaN."
-                        )
-                seen = seen or next(iter(by_parent), value if value in nodes[i] else None)
-                if seen is not None:
-                    mine[i] = seen
-            above[j][value] = mine
+    above = _ancestors(frame, nodes, found, keys)
+    # classes: what is above nothing, and of one column
     parents = {(i, parent) for level in above for mine in level.values() for i, parent in mine.items()}
     classes: dict[str, tuple[int, dict[int, str]]] = {}
     for j in frame:
@@ -167,6 +150,7 @@ def levels_of_columns(columns: Mapping[str, pd.Series], tree: Tree | None) -> La
                     f"under {', '.join(map(repr, mine.values())) or 'nothing'}; rename one of them."
                 )
             classes[value] = j, mine
+    # what may have been meant otherwise
     for value in sorted(set(classes)):
         j, mine = classes[value]
         beside = [other for other, (_, theirs) in classes.items() if other != value and value in theirs.values()]
@@ -202,6 +186,32 @@ def _parents(frame: pd.DataFrame, level: int, keys: list[str]) -> dict[str, dict
                     "NaN, or rename what is two things."
                 )
     return found
+
+
+def _ancestors(
+    frame: pd.DataFrame, nodes: list[set[str]], found: list[dict[str, dict[int, str]]], keys: list[str]
+) -> list[dict[str, dict[int, str]]]:
+    """What each value is at coarser levels: seen, or seen of its parent, or a name that stands at both."""
+    above: list[dict[str, dict[int, str]]] = []
+    for j in frame:
+        above.append({})
+        for value in sorted(nodes[j]):
+            mine: dict[int, str] = {}
+            for i in range(j - 1, -1, -1):
+                by_parent = {above[k][parent][i]: k for k, parent in mine.items() if i in above[k][parent]}
+                seen = found[j].get(value, {}).get(i)
+                for other, k in by_parent.items():
+                    if seen is not None and other != seen:
+                        raise ValueError(
+                            f"'{value}' of '{keys[j]}' has two parents in '{keys[i]}': cells say '{seen}' "
+                            f"({_examples(frame, {j: value, i: seen})}), and '{other}' by way of '{mine[k]}' of "
+                            f"'{keys[k]}'; correct these cells, or set one of their values to NaN."
+                        )
+                seen = seen or next(iter(by_parent), value if value in nodes[i] else None)
+                if seen is not None:
+                    mine[i] = seen
+            above[j][value] = mine
+    return above
 
 
 def _examples(frame: pd.DataFrame, values: dict[int, str]) -> str:

@@ -58,6 +58,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     KeyError, ValueError
         If a slot is missing, cells have no posterior, or it is that of another model.
     """
+    # whose posterior it is, and whether all of it is there
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     containers.unique_names(rna.obs_names, f"{where}.obs_names", "cell")
     part = slots.home(source.data, setup)
@@ -72,6 +73,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     for kind, name in wanted:
         if name not in getattr(part, kind):
             raise KeyError(f"The object is minified for '{key}', but {kind}['{name}'] is gone; minify it again.")
+    # the slots, cells in the order of their names
     every = cell_names(source, setup.rna_mod, setup.mod_beside)
     names = pd.Index(np.sort(np.asarray(every, dtype=object)))
     row = part.obs_names.get_indexer(names)
@@ -84,6 +86,7 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
         code = pd.to_numeric(part.obs[slots.mask_code(key)].astype(str), errors="coerce").to_numpy()[row]
         unknown |= np.isnan(code)
         code = np.nan_to_num(code).astype(np.int64)
+    # cells that came later, and damage
     if unknown.any():
         raise ValueError(
             f"{unknown.sum()} cells (first: '{names[unknown][0]}') have nothing in obsm['{slots.qz_mean(key)}']: they "

@@ -417,6 +417,7 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
     _check_memory(ours, state_dict)
     names, missing, left = modules(config), [], set(state_dict)
 
+    # what ours are made of
     def get(name: str) -> Tensor | None:
         """A tensor of scvi-tools, or None, and then its name is remembered."""
         if name not in state_dict:
@@ -449,6 +450,7 @@ def map_weights(state_dict: Mapping[str, Tensor | np.ndarray], config: Config) -
             part = value[:, : like.shape[1]]
         return _checked(part, like, theirs, value)
 
+    # all of ours, none missing and none left over
     mapped = {name: take(name, like) for name, like in ours.items()}
     if missing:
         raise ValueError(f"The model lacks tensors: {', '.join(dict.fromkeys(missing))}.")

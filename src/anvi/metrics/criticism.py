@@ -118,6 +118,7 @@ def criticism(
     """
     if max_cells is not None and (not isinstance(max_cells, int | np.integer) or max_cells < 1):
         raise ValueError(f"max_cells={max_cells!r} must be a whole number, at least 1; None: all.")
+    # what is looked at, and in which groups
     metrics, rules = _check_metrics(metrics), _ppc.DEFINITIONS[definition]
     fitted = find_model(data, model)[0]
     fitted.setup.levels.position(level)
@@ -129,12 +130,14 @@ def criticism(
         metrics = tuple(name for name in metrics if name != "de")
         if not metrics:
             raise ValueError("There are no groups to compare, and nothing else was asked for; name them: groupby=...")
+    # data and draws side by side
     seed, split = asked.seed, _split(data, asked)
     keep = _cells_to_keep(asked, groups, None if rules.every_cell else max_cells, seed, rules)
     calibration = rules.calibration if "calibration" in metrics else None
     found = _ppc.gather(
         asked.model, asked.cells, split, keep, n_samples, seed, calibration=calibration, mask=rules.masked
     )
+    # tables and verdicts
     setup = asked.setup
     checks = [
         Check(mod, names, seen, kept)

@@ -36,6 +36,11 @@ class _Panel(NamedTuple):
     table: pd.DataFrame  # of the groups that are drawn
     groups: list[str]
 
+    @property
+    def fdr(self) -> float:
+        """The rate at which features are called."""
+        return float(self.params.get("fdr", 0.05))
+
 
 @on_file_to_look_at
 def differential_expression(
@@ -130,7 +135,7 @@ def _volcanoes(panels: list[_Panel], n_features: int | None, ax) -> tuple[Figure
     fig, axes, own = axes_for(ax, len(drawn), "the groups and modalities", *size, n_rows, n_columns)
     for one, (panel, group) in zip(axes, drawn, strict=True):
         _volcano(one, panel, group, 6 if n_features is None else n_features)
-    handles = _volcano_handles(float(panels[0].params.get("fdr", 0.05)))
+    handles = _volcano_handles(panels[0].fdr)
     if own:
         fig.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=8, frameon=False, handlelength=1.2)
     else:
@@ -145,7 +150,7 @@ def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[
     size = max(0.86 * n_groups + 1.0, 5.0), 3.6 * len(panels) + 0.07 * longest
     fig, axes, own = axes_for(ax, len(panels), "the modalities", *size, len(panels), 1)
     if own:
-        handles = _volcano_handles(float(panels[0].params.get("fdr", 0.05)))[:3]
+        handles = _volcano_handles(panels[0].fdr)[:3]
         fig.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8, frameon=False, handlelength=1.2)
     for one, panel in zip(axes, panels, strict=True):
         for place, group in enumerate(panel.groups):
@@ -163,22 +168,25 @@ def _side_by_side(panels: list[_Panel], n_names: int, ax) -> tuple[Figure, list[
     return fig, axes, own
 
 
+def _sides(table: pd.DataFrame, n_names: int) -> list[tuple[np.ndarray, str, np.ndarray]]:
+    """A group's features not called, higher and lower: which `(features,)` bool, the colour, and those to name."""
+    lfc, called = table["logfoldchanges"].to_numpy(dtype=float), table["is_de"].to_numpy(dtype=bool)
+    higher, lower = called & (lfc > 0), called & (lfc <= 0)
+    up, down = np.flatnonzero(higher), np.flatnonzero(lower)[::-1]  # features come by descending score
+    return [(~called, OTHER, up[:0]), (higher, HIGHER, up[:n_names]), (lower, LOWER, down[:n_names])]
+
+
 def _strip(ax: Axes, table: pd.DataFrame, place: int, n_names: int) -> None:
     """The features of one group, with the names of the first on either side."""
-    lfc, called = (table[name].to_numpy() for name in ("logfoldchanges", "is_de"))
+    lfc, names = table["logfoldchanges"].to_numpy(), table["names"].to_numpy()
     # spread by rank within the strip, so that the same plot comes out every time
     x = place - 0.3 + 0.3 * np.modf(np.arange(len(lfc)) * 0.6180339887)[0]
-    for chosen, color, size in ((~called, OTHER, 3), (called & (lfc > 0), HIGHER, 6), (called & (lfc <= 0), LOWER, 6)):
-        ax.scatter(x[chosen], lfc[chosen], s=size, color=color, linewidths=0, rasterized=len(lfc) > 500)
-    order = np.flatnonzero(called)
-    names = table["names"].to_numpy()
     reach = max(float(np.nanmax(np.abs(lfc), initial=0.5)), 0.5)
-    for some, color in (
-        ([i for i in order if lfc[i] > 0][:n_names], HIGHER),
-        ([i for i in order[::-1] if lfc[i] <= 0][:n_names], LOWER),
-    ):
+    for chosen, color, named in _sides(table, n_names):
+        size = 3 if color == OTHER else 6
+        ax.scatter(x[chosen], lfc[chosen], s=size, color=color, linewidths=0, rasterized=len(lfc) > 500)
         taken: list[float] = []
-        for i in sorted(some, key=lambda i: -lfc[i]):  # from the top, none over another
+        for i in sorted(named, key=lambda i: -lfc[i]):  # from the top, none over another
             y = min([float(lfc[i]), *([taken[-1] - 0.11 * reach] if taken else [])])
             taken.append(y)
             ax.annotate(
@@ -198,20 +206,18 @@ def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
     rate = table["pvals_adj"].to_numpy(dtype=float)
     positive = rate[rate > 0]
     height = -np.log10(np.maximum(rate, positive.min() if len(positive) else 1e-300))
-    called = table["is_de"].to_numpy(dtype=bool)
     style = {"s": 9, "linewidths": 0, "alpha": 0.8, "rasterized": len(table) > RASTER_CELLS}
-    for chosen, color in ((~called, OTHER), (called & (lfc > 0), HIGHER), (called & (lfc <= 0), LOWER)):
+    sides = _sides(table, n_names)
+    for chosen, color, _ in sides:
         ax.scatter(lfc[chosen], height[chosen], color=color, **style)
-    fdr = float(panel.params.get("fdr", 0.05))
-    ax.axhline(-np.log10(fdr), color="#707070", linewidth=0.8, linestyle=":")
+    ax.axhline(-np.log10(panel.fdr), color="#707070", linewidth=0.8, linestyle=":")
     ax.axvline(0, color="#d0d0d0", linewidth=0.6, zorder=0)
     reach = max(float(np.nanmax(np.abs(lfc), initial=0.0)), 0.5)
-    top = max(float(np.nanmax(height, initial=0.0)), -np.log10(fdr)) * 1.06
+    top = max(float(np.nanmax(height, initial=0.0)), -np.log10(panel.fdr)) * 1.06
     ax.set(xlim=(-1.85 * reach, 1.85 * reach), ylim=(-0.04 * top, top))  # the names stand at both sides
-    order = np.flatnonzero(called)  # features come by descending score
     names = shorten_each(table["names"], 14)
-    _name(ax, [i for i in order if lfc[i] > 0][:n_names], names, lfc, height, HIGHER, right=True)
-    _name(ax, [i for i in order[::-1] if lfc[i] <= 0][:n_names], names, lfc, height, LOWER, right=False)
+    for _, color, named in sides:
+        _name(ax, named, names, lfc, height, color)
     ax.set_title(f"{shorten(group, 26)} ({panel.mod})", fontsize=9)
     ax.set_xlabel(f"log2 fold change, {shorten(group, 12)} / {shorten(str(panel.params['reference']), 12)}", fontsize=8)
     ax.set_ylabel("-log10 expected FDR", fontsize=8)
@@ -219,14 +225,12 @@ def _volcano(ax: Axes, panel: _Panel, group: str, n_names: int) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _name(
-    ax: Axes, chosen: list[int], names: list[str], lfc: np.ndarray, height: np.ndarray, color: str, *, right: bool
-) -> None:
+def _name(ax: Axes, chosen: np.ndarray, names: list[str], lfc: np.ndarray, height: np.ndarray, color: str) -> None:
     """Names in a column at one side, the highest point's on top, each with a line to its point."""
-    chosen = sorted(chosen, key=lambda i: (-height[i], -abs(lfc[i])))
     low, high = ax.get_ylim()
+    right = color == HIGHER
     edge = ax.get_xlim()[1 if right else 0]
-    for place, i in enumerate(chosen):
+    for place, i in enumerate(sorted(chosen, key=lambda i: (-height[i], -abs(lfc[i])))):
         y = high - (0.04 + 0.075 * place) * (high - low)
         ax.annotate(
             names[i],

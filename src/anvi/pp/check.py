@@ -126,6 +126,7 @@ def check(
     >>> av.pp.check(mdata, batch_key="batch").ok
     True
     """
+    # the object, before any key is looked at
     source = Source(data)
     shape = ", ".join(f"{name} {mod.n_obs} x {mod.n_vars}" for name, mod in source.mods.items())
     shape = f"MuData: {source.data.n_obs} cells; {shape}"
@@ -153,6 +154,7 @@ def check(
         if given and _tried(report, lambda tried=keys | more: find_setup(source, **tried, **where)):
             keys |= more
     setup = _tried(report, lambda: find_setup(source, **keys, **where))
+    # labels
     if setup and keys.get("labels_key") is not None:
         names = source.modality(rna_mod, "rna_mod").obs_names
         known = read_labels(source, setup, names)
@@ -169,6 +171,7 @@ def check(
             report.notes.append("class names with '/' are written with '|' in the columns of obsm")
     if not setup:
         return report
+    # genes, batches and panels
     rna, name = source.modality(rna_mod, "rna_mod"), source.name(rna_mod)
     report.facts.append(tell_genes(rna, setup, genes))
     if many := too_many_genes(setup, rna.n_obs, name, alone=source.alone):
@@ -181,6 +184,7 @@ def check(
         report.panels = pd.DataFrame(np.array(setup.measured).T, index=setup.proteins, columns=list(setup.panels))
         if split := split_targets(setup.proteins, setup.panels, setup.measured):
             report.notes.append(split)
+    # counts
     cells = _tried(report, lambda: read_cells(source, setup))
     if cells:
         report.notes += remarks(cells, setup)

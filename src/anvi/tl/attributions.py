@@ -154,6 +154,7 @@ def attributions(
             check_natural(number, argument)
     if not isinstance(baseline, str):
         check_natural(baseline, "baseline")
+    # which classes, against what, by which groups
     asked = ask(**locals(), counts=True)
     fitted, key, setup, cells, seed = asked.model, asked.key, asked.setup, asked.cells, asked.seed
     if not fitted.config.has_labels:
@@ -187,6 +188,7 @@ def attributions(
     question = ExplainedCells(cells, index, found, aim, predicted, classes, setup.counts)
     starts = find_baselines(question, baseline, seen.profiles, lot, seed)
 
+    # sums over the cells of every group
     totals = attribute.Totals(len(found.names), len(setup.genes), len(setup.proteins))
     kept, code = SingleCells(), found.code.numpy()
     stream = attribute.explain(
@@ -199,6 +201,7 @@ def attributions(
     summary = totals.summary()
     _tell_if_incomplete(summary, n_steps)
 
+    # into a Dataset or the slots
     told = {
         "groupby": found.column,
         "reference": str(baseline),

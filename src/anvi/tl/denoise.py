@@ -148,6 +148,7 @@ def denoise(
     >>> av.tl.denoise(mdata, features=["G001", "P01"]).columns.tolist()
     ['G001', 'P01']
     """
+    # what is asked, and of which cells
     library_size = _check_library(library_size)
     decodes_own = transform_batch is None and n_samples == 1 and return_mean
     _check_interval(return_interval, decodes_own and features is None)
@@ -165,6 +166,7 @@ def denoise(
             "cell measured them, no cell has RNA, too few cells of the reference were measured, or the model cannot "
             "(an earlier anvi or scvi-tools fitted it)."
         )
+    # expected counts
     answer = expected_expression(
         asked.model,
         asked.cells,
@@ -178,6 +180,7 @@ def denoise(
     imputed = None if imputing is None else imputing.found
     if imputed is not None:
         np.copyto(answer.prot, imputed.value[:, columns], where=~np.isnan(imputed.value[:, columns]))
+    # into a table, a Dataset, or the slots
     if not inplace and return_mean and features is not None:
         return asked.features_table(answer)
     if not inplace:

@@ -256,17 +256,18 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
     params |= how._asdict() | {"random_state": asked.seed}
     by_mod = {}
     for mod in mods:
-        counted = None if counts is None else counts.of(comparisons, proteins=mod != asked.setup.rna_mod)
+        of_rna = mod == asked.setup.rna_mod
+        counted = None if counts is None else counts.of(comparisons, proteins=not of_rna)
         names, result = _compared(asked, mod, counted, comparisons, draws, how)
         offset = differential.PRIOR_COUNT
-        if mod == asked.setup.rna_mod:
+        if of_rna:
             offset = result.pseudocount if how.pseudocounts == "scvi" else float(result.pseudocount[0])
         if how.mode == "change" and how.delta is None:
             logger.info(f"{mod}: delta={result.delta:.3f}, estimated from all mean fold changes")
         own = {"modality": mod, "delta": result.delta, "pseudocounts": offset}
-        depth = DEPTH if mod == asked.setup.rna_mod and asked.setup.size_factor_key is None else 1.0
+        depth = DEPTH if of_rna and asked.setup.size_factor_key is None else 1.0
         if counted is not None and asked.setup.counts:
-            kept = np.isin(asked.setup.genes if mod == asked.setup.rna_mod else asked.setup.proteins, names)
+            kept = np.isin(asked.setup.genes if of_rna else asked.setup.proteins, names)
             counted = differential.CountMeans(*(part[:, kept] for part in counted))
         else:
             counted = None
