@@ -54,7 +54,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
         monkeypatch.setattr(_files, "_exchange", lambda one, other: False)
     for text in ("old", "new"):
         with replacing(tmp_path / "model") as part:
-            part.mkdir()
+            part.mkdir(exist_ok=True)
             (part / text).write_text(text)
     assert names(tmp_path) == {"model"} and names(tmp_path / "model") == {"new"}
 
@@ -642,6 +642,58 @@ def test_a_link_stays_one_and_what_it_points_at_is_replaced(tmp_path):
     _files.write_bytes(tmp_path / "link.html", b"new")
     assert (tmp_path / "link.html").is_symlink() and (tmp_path / "far" / "old.html").read_text() == "new"
     assert [file.name for file in (tmp_path / "far").iterdir() if not file.name.startswith(".")] == ["old.html"]
+
+
+def modes(path: Path) -> dict[str, int]:
+    """Modes of a file, or of a folder and what is in it."""
+    return {str(entry.relative_to(path)): entry.stat().st_mode & 0o7777 for entry in [path, *path.rglob("*")]}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_what_replaces_a_file_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "fit.checkpoint"
+    write_bytes(path, b"old")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes(path) == {".": 0o666 & ~umask}  # a new one goes by the umask
+    path.chmod(mode)
+    with replacing(path) as part:
+        assert modes(part) == {".": 0o600}  # nobody looks in on the way
+        part.write_bytes(b"new")
+    assert modes(path) == {".": mode} and path.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes")
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_what_replaces_a_folder_keeps_its_modes(fitted, tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(_files, "_exchange", lambda one, other: False)
+    path = tmp_path / "model"
+    av.write_model(fitted, path, model="scvi")
+    for entry in path.iterdir():
+        entry.chmod(0o600)
+    (path / "README.md").chmod(0o664)
+    path.chmod(0o2750)
+    before = modes(path)
+    av.write_model(fitted, path, model="scvi", overwrite=True)
+    assert modes(path) == before and before["config.json"] == 0o600
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes")
+@pytest.mark.parametrize("ending", ["h5mu", "zarr"])
+@pytest.mark.parametrize("kept", ["matrices", "none"])
+def test_a_fit_in_a_file_keeps_its_modes(tmp_path, ending, kept):
+    path, mdata = tmp_path / f"data.{ending}", cite(60)
+    with quiet_mudata():
+        mdata.write_zarr(path) if ending == "zarr" else mdata.write(path)
+    for entry in [*path.rglob("*"), path]:
+        entry.chmod(0o700 if entry.is_dir() else 0o600)
+    before = modes(path)
+    av.io.save_backed(av.io.open_backed(path) if kept == "matrices" else mdata, path)
+    now = modes(path)
+    assert {name: now[name] for name in before if name in now} == {name: before[name] for name in before if name in now}
+    assert now["."] == before["."] and (ending != "zarr" or len(before.keys() & now.keys()) > 50)
 
 
 def test_a_model_is_a_folder_and_data_are_a_file(fitted, tmp_path):

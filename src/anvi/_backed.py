@@ -185,7 +185,7 @@ def save_backed(data: MuData | AnnData, path: str | Path | None = None) -> None:
             import zarr
 
             form = {"zarr_format": old.metadata.zarr_format} if hasattr(old, "metadata") else {}  # zarr 2 has one
-            _write(data, old, zarr.open_group(str(part), mode="w", **form))
+            _write(data, old, zarr.open_group(str(part), mode="a", **form))
 
 
 def _parts(data: MuData | AnnData) -> dict[str, Any]:

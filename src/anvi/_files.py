@@ -100,7 +100,7 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     ----------
     path
         The place, or a link to it; what lies there stays whole until the new one is on the disk, and goes in the same
-        step.
+        step. Then the name is there already, empty and its owner's alone, and the new one gets the modes of the old.
     suffix
         End of the temporary name, for writers that look at it.
     """
@@ -110,7 +110,10 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(path)
+            if (old := newest(path)).exists():  # nobody else may read on the way what only its owner may read
+                part.mkdir(0o700) if old.is_dir() else part.touch(0o600)
             yield part
+            _keep_modes(old, part)
             _to_disk(part)
             with _locked(path.parent):
                 _take_place(part, path)
@@ -159,6 +162,17 @@ def _exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError):  # a C library without it
         pass
     return False
+
+
+def _keep_modes(old: Path, part: Path) -> None:
+    """Give a file, or a folder and what is in it, group and mode of what lies under the same names in the old one."""
+    for entry in [*part.rglob("*"), part]:  # a folder that may not be written comes after what is in it
+        was = old / entry.relative_to(part)
+        if was.exists() and was.is_dir() == entry.is_dir() and not entry.is_symlink():
+            with suppress(AttributeError, OSError):  # Windows has no groups, and one may be others'
+                os.chown(entry, -1, was.stat().st_gid)
+            with suppress(OSError):  # a file system without modes
+                shutil.copymode(was, entry)
 
 
 def _to_disk(part: Path) -> None:

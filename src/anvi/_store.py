@@ -46,7 +46,7 @@ def write_folder(fitted: Model, path: str | Path, card: str, *, overwrite: bool)
     facts = fitted.facts()
     checksums = {WEIGHTS: _checksum(weights), HISTORY: _checksum(table), CONFIG: _checksum_of_facts(facts)}
     with replacing(path) as part:
-        part.mkdir()
+        part.mkdir(exist_ok=True)
         (part / WEIGHTS).write_bytes(weights)
         (part / HISTORY).write_bytes(table)
         (part / CONFIG).write_text(json.dumps(facts | {"sha256": checksums}, indent=1), encoding="utf-8")
