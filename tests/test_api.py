@@ -467,7 +467,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_606,
+    "": 2_628,
     "_data": 4_060,
     "_fit": 1_220,
     "_posterior": 2_274,

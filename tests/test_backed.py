@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import anndata
@@ -10,6 +11,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from anndata.io import read_elem, write_elem
 from helpers import cite, dense, mudata_of, quiet_mudata, with_peak
 from scipy import sparse
@@ -298,6 +300,68 @@ def test_raw_stays_where_x_is_not_there(mdata, tmp_path):
     adata.write(tmp_path / "a.h5ad")
     av.tl.scvi(tmp_path / "a.h5ad", layer="counts", max_epochs=1)
     assert anndata.read_h5ad(tmp_path / "a.h5ad").raw is not None
+
+
+@pytest.mark.parametrize("ending", ["h5mu", "h5ad", "zarr"])
+def test_what_its_owner_keeps_in_a_file_stays_there(mdata, tmp_path, ending):
+    """Groups, arrays, links and files beside those of anndata and mudata, wherever these look for theirs."""
+    path, parts = tmp_path / f"data.{ending}", ["", "mod/rna"]
+    with quiet_mudata():
+        if ending == "h5ad":
+            mdata["rna"].write(path)
+            parts = [""]
+        else:
+            mdata.write_zarr(path) if ending == "zarr" else mdata.write(path)
+    with zarr_or_hdf5(path, "a") as root:
+        for part in parts:
+            group = root[part] if part else root
+            write_elem(group, "notes", {"of": {"whom": np.arange(3)}, "why": "text"})
+            group["notes"].attrs["by"] = "me"
+            write_elem(group, "odd", np.arange(4))
+            if ending != "zarr":
+                group["link"], group["far"] = h5py.SoftLink("/obs"), h5py.ExternalLink("other.h5", "/nothing")
+    if ending == "zarr":
+        (path / "README.txt").write_text("mine")
+        (path / "pictures").mkdir()
+        (path / "pictures" / "one.png").write_bytes(b"png")
+    av.tl.scvi(path, layer={"rna": "counts"} if parts[1:] else "counts", **(FIT | {"batch_key": None}))
+    with zarr_or_hdf5(path, "r") as root:
+        for part in parts:
+            group = root[part] if part else root
+            assert read_elem(group["notes"])["why"] == "text" and group["notes"].attrs["by"] == "me"
+            assert read_elem(group["notes/of/whom"]).tolist() == [0, 1, 2] and group["odd"].shape == (4,)
+            if ending != "zarr":
+                assert group.get("link", getlink=True).path == "/obs"
+                assert group.get("far", getlink=True).filename == "other.h5"
+        assert "scvi" in root[f"{parts[-1]}/uns"]
+    if ending == "zarr":
+        assert (path / "README.txt").read_text() == "mine"
+        assert (path / "pictures" / "one.png").read_bytes() == b"png"
+
+
+def zarr_or_hdf5(path: Path, mode: str):
+    """The root of a file, for a with statement."""
+    return nullcontext(zarr.open_group(str(path), mode=mode)) if path.suffix == ".zarr" else h5py.File(path, mode)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+@pytest.mark.parametrize("form", ["h5mu", "h5ad", "zarr", "zarr of an AnnData"])
+def test_counts_in_a_layer_where_there_is_no_x(mdata, tmp_path, form):
+    """What mudata writes for a missing X is no matrix."""
+    without = mdata.copy()
+    del without["rna"].raw
+    for part in without.mod.values():
+        part.layers["counts"], part.X = part.X.copy(), None
+    path = tmp_path / f"data.{form.partition(' ')[0]}"
+    data = without["rna"] if form in ("h5ad", "zarr of an AnnData") else without
+    with quiet_mudata():
+        data.write_zarr(path) if path.suffix == ".zarr" else data.write(path)
+    av.tl.scvi(path, layer="counts", **(FIT | {"batch_key": None}))
+    av.tl.scvi(data, layer="counts", **(FIT | {"batch_key": None}))
+    found, home = open_backed(path), data if data is not without else data["rna"]
+    found = found["rna"] if data is without else found
+    assert found.X is None and in_file(found.layers["counts"])
+    np.testing.assert_array_equal(found.obsm["X_scvi"], home.obsm["X_scvi"])
 
 
 def test_what_another_has_written_meanwhile_is_kept(tmp_path, caplog):

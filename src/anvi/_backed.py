@@ -33,6 +33,9 @@ logger = logging.getLogger("anvi")
 
 TABLES = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
 """What a part of an object holds beside its matrices; a MuData has `obsmap` and `varmap`, too."""
+PLACES = (*TABLES, "obsmap", "varmap", "layers", "X", "raw", "mod")
+PLACES += (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
+"""What anndata, mudata and zarr put into a file; all else in it is its owner's."""
 Verb = TypeVar("Verb", bound=Callable)
 
 
@@ -107,7 +110,9 @@ def _whole(root, path: Path) -> MuData | AnnData:
         return _modality(root) if "encoding-type" in root.attrs else anndata.read_h5ad(path)
     names = list(root["mod"].attrs.get("mod-order", root["mod"]))
     others = {
-        name: _elements(root[name]) if name == "obsp" else read_elem(root[name]) for name in root if name != "mod"
+        name: _elements(root[name]) if name == "obsp" else read_elem(root[name])
+        for name in (*TABLES, "obsmap", "varmap")
+        if name in root
     }
     mods = {name: _modality(root["mod"][name], others["obs"].index) for name in names}
     with quiet_mudata():
@@ -120,7 +125,8 @@ def _modality(group, cells: pd.Index | None = None) -> AnnData:
     if cells is not None and own["obs"].index.equals(cells):
         own["obs"].index = cells
     lazily = {name: _elements(group[name]) for name in ("layers", "obsp") if name in group}
-    return AnnData(_matrix(group["X"]) if "X" in group else None, **own, **lazily)
+    no_x = "X" not in group or group["X"].attrs.get("encoding-type") == "null"  # which mudata writes
+    return AnnData(None if no_x else _matrix(group["X"]), **own, **lazily)
 
 
 def _elements(group) -> dict:
@@ -261,9 +267,29 @@ def _write(data: MuData | AnnData, old, new) -> None:
         if (raw := f"{name}/raw".lstrip("/")) in old:
             _copy(old[raw], group, "raw")
         if not name or name in old:
-            group.attrs.update(dict((old[name] if name else old).attrs))
+            before = old[name] if name else old
+            group.attrs.update(dict(before.attrs))
+            _keep_own(before, group)
     if hasattr(data, "mod"):
         new["mod"].attrs["mod-order"] = list(data.mod)
+
+
+def _keep_own(old, new) -> None:
+    """Copy what lies in a group beside what anndata and mudata put there: groups, arrays, links; in zarr also files."""
+    if isinstance(old, h5py.Group):
+        for name in old.keys() - set(PLACES):
+            link = old.get(name, getlink=True)
+            if isinstance(link, h5py.HardLink):
+                new.copy(old[name], new, name)
+            else:  # wherever it points
+                new[name] = link
+        return
+    here, there = (_folder(group.store) / group.path for group in (old, new))
+    for entry in [entry for entry in here.iterdir() if entry.name not in PLACES]:
+        if entry.is_dir():
+            shutil.copytree(entry, there / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, there / entry.name, follow_symlinks=False)
 
 
 def _copy(matrix, group, name: str) -> None:
