@@ -11,14 +11,9 @@ from anvi._data.containers import Source
 from anvi._data.rankings import Ranked, build_ranking, write_groups
 from anvi._data.select import find_groups
 from anvi._data.setup import find_setup
-from anvi._data.slots import Writer
+from anvi._data.slots import writer_into
 
 NOTHING = Ranked(*(np.zeros(2) for _ in range(4)))
-
-
-def into(part) -> Writer:
-    """A writer for all cells of a modality."""
-    return Writer(part, part, None, part.obs_names.to_numpy())
 
 
 @pytest.fixture
@@ -159,7 +154,7 @@ def test_what_is_refused(mdata, setup, groupby, groups, reference, error, match)
 
 def test_the_column_is_pushed_once_and_follows_the_users(mdata, setup):
     rna, found = mdata["rna"], find_groups(Source(mdata), setup, "true_cell_type")
-    params = write_groups(into(rna), found.key, found.column, "own")
+    params = write_groups(writer_into(rna), found.key, found.column, "own")
     assert params == {"groupby": "true_cell_type", "pushed": True}
     assert (rna.obs["true_cell_type"] == mdata.obs["true_cell_type"].reindex(rna.obs_names)).all()
     rna.uns["r"] = build_ranking({"NK": NOTHING}, ["x", "y"], {"groupby": "true_cell_type", "pushed": True})
@@ -167,7 +162,10 @@ def test_the_column_is_pushed_once_and_follows_the_users(mdata, setup):
     mdata.obs["true_cell_type"] = mdata.obs["true_cell_type"].cat.rename_categories({"NK": "ILC"})
     again = find_groups(Source(mdata), setup, "true_cell_type")
     assert "ILC" in again.names
-    assert write_groups(into(rna), again.key, again.column, "own") == {"groupby": "true_cell_type", "pushed": True}
+    assert write_groups(writer_into(rna), again.key, again.column, "own") == {
+        "groupby": "true_cell_type",
+        "pushed": True,
+    }
     assert (rna.obs["true_cell_type"] == "ILC").sum() == (mdata.obs["true_cell_type"] == "ILC").sum()
 
 
@@ -177,8 +175,8 @@ def test_a_column_of_the_users_is_never_written_over(mdata, setup):
     truth = mdata.obs["true_cell_type"].copy()
     mdata["rna"].obs["true_cell_type"] = truth.reindex(mdata["rna"].obs_names)
     explicit = find_groups(Source(mdata), setup, "rna:true_cell_type")
-    assert write_groups(into(mdata["rna"]), explicit.key, explicit.column, "own")["groupby"] == "true_cell_type"
-    assert write_groups(into(mdata["prot"]), explicit.key, explicit.column, "own") == {
+    assert write_groups(writer_into(mdata["rna"]), explicit.key, explicit.column, "own")["groupby"] == "true_cell_type"
+    assert write_groups(writer_into(mdata["prot"]), explicit.key, explicit.column, "own") == {
         "groupby": "own",
         "pushed": False,
     }
@@ -190,6 +188,6 @@ def test_clusters_that_are_numbers_get_a_column_of_text(mdata, setup):
     adata = mdata["rna"]
     adata.obs["cluster"] = np.arange(adata.n_obs) % 3
     found = find_groups(Source(adata), setup, "cluster")
-    assert write_groups(into(adata), found.key, found.column, "own") == {"groupby": "own", "pushed": False}
+    assert write_groups(writer_into(adata), found.key, found.column, "own") == {"groupby": "own", "pushed": False}
     assert adata.obs["own"].cat.categories.tolist() == ["0", "1", "2"]
     assert adata.obs["cluster"].dtype.kind == "i"
