@@ -13,6 +13,7 @@ import pytest
 import torch
 from anndata import AnnData
 from helpers import cite, mudata_of, quiet_mudata
+from matplotlib.colors import to_rgb
 from scipy import sparse
 
 import anvi as av
@@ -755,3 +756,169 @@ def test_a_batch_without_a_protein_count_in_a_panel_of_others_is_told(caplog):
     caplog.clear()
     av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)  # not measured, by the rule
     assert "no protein count at all" not in caplog.text
+
+
+# what other people's objects hold ---------------------------------------------------------------------------------
+
+
+def fitted(mdata, **options):
+    """The class probabilities of a short fit."""
+    av.tl.totalanvi(mdata, **FIT | options)
+    return av.get.proba(mdata)
+
+
+@pytest.mark.parametrize("kind", ["datetime64", "timedelta64"])
+@pytest.mark.filterwarnings("ignore")
+def test_dates_mean_the_same_in_every_unit_and_a_missing_one_is_missing(kind):
+    mdata = cite(300)
+    days = np.arange(300) % 50
+    mdata.obs["when"] = (days * 86_400 * 10**9).astype(f"{kind}[ns]")
+    av.tl.totalanvi(mdata, continuous_covariate_keys=["when"], **FIT)
+    asked = av.tl.predict(mdata, inplace=False)
+    mdata.obs["when"] = (days * 86_400).astype(f"{kind}[s]")
+    pd.testing.assert_frame_equal(av.tl.predict(mdata, inplace=False), asked)
+    mdata.obs.loc[mdata.obs_names[5], "when"] = pd.NaT
+    with pytest.raises(ValueError, match=f"'when' is not a finite number in 1 cells .first: '{mdata.obs_names[5]}'"):
+        av.tl.predict(mdata, inplace=False)
+
+
+def test_dates_are_no_size_factors():
+    mdata = cite(100)
+    mdata.obs["when"] = pd.date_range("2020", periods=100)
+    with pytest.raises(ValueError, match="size_factor_key: 'when' holds dates"):
+        av.tl.totalanvi(mdata, size_factor_key="when", **FIT)
+
+
+def test_a_batch_whose_cells_are_called_otherwise_in_the_proteins_is_told():
+    whole = cite(300)
+    rna, prot = whole["rna"].copy(), whole["prot"].copy()
+    rna.obs_names = rna.obs_names + "-1"
+    prot.obs_names = [name if i < 100 else f"{name}-1" for i, name in enumerate(prot.obs_names)]
+    mdata = mudata_of({"rna": rna, "prot": prot})
+    labels = whole.obs["cell_type"].astype(str)
+    mdata.obs["cell_type"] = labels.reindex([name.removesuffix("-1") for name in mdata.obs_names]).to_numpy()
+    notes = " ".join(av.pp.check(mdata).notes)
+    assert "100 of the 100 cells with proteins alone are named like cells with RNA alone" in notes
+    assert "named like" not in " ".join(av.pp.check(whole).notes)
+    # lanes: other cells under barcodes of which few recur
+    other = prot[:100].copy()
+    other.obs_names = [f"other{i}" for i in range(98)] + ["cell_98-2", "cell_99-2"]
+    rna.obs_names = [f"cell_{i}-1" for i in range(300)]
+    mdata = mudata_of({"rna": rna, "prot": other})
+    mdata.obs["cell_type"] = "B"
+    assert "named like" not in " ".join(av.pp.check(mdata, labels_key=None).notes)
+
+
+@pytest.mark.parametrize("name", ["-1", "#N/A", "n.a.", "Unclassified"])
+def test_more_words_for_no_label_are_told(name, caplog):
+    mdata = cite(200)
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype(str).replace({"Unknown": name})
+    av.pp.check(mdata)
+    assert f"are labelled '{name}'" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masked_proteins_were_not_measured():
+    masked, missing = cite(200), cite(200)
+    values = np.asarray(masked["prot"].X, dtype=np.float32)
+    gone = np.zeros(values.shape, dtype=bool)
+    gone[:, 0] = True
+    masked["prot"].X = np.ma.array(values, mask=gone)
+    missing["prot"].X = np.where(gone, np.nan, values)
+    pd.testing.assert_frame_equal(fitted(masked), fitted(missing))
+
+
+def test_proteins_that_were_only_seen_or_not_are_told():
+    mdata = cite(200)
+    assert not any("no protein count is above 1" in note for note in av.pp.check(mdata).notes)
+    values = np.asarray(mdata["prot"].X)
+    mdata["prot"].X = (values > np.median(values, 0)).astype(np.float32)
+    assert any("no protein count is above 1" in note for note in av.pp.check(mdata).notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_autocast_of_the_caller_does_not_matter(base):
+    outside = av.tl.predict(base, inplace=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pd.testing.assert_frame_equal(av.tl.predict(base, inplace=False), outside)
+        inside = fitted(cite(200))
+        assert torch.is_autocast_enabled("cpu")
+    pd.testing.assert_frame_equal(inside, fitted(cite(200)))
+
+
+def test_the_remedy_for_names_that_end_a_line_runs():
+    mdata = cite(100)
+    prot = mdata["prot"].copy()
+    prot.obs_names = prot.obs_names + "\r"
+    mdata = mudata_of({"rna": mdata["rna"].copy(), "prot": prot})
+    mdata.obs["cell_type"] = np.where(np.arange(mdata.n_obs) % 2, "B", "T")
+    with pytest.raises(ValueError, match="Make them the same") as found:
+        av.tl.totalanvi(mdata, **FIT)
+    names = {"mdata": mdata, "mudata": mudata}
+    exec(str(found.value).partition("Make them the same: ")[2].rstrip("."), names)
+    assert list(names["mdata"].obs_names) == list(mdata["rna"].obs_names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_remedy_for_a_query_cell_without_counts_of_the_model_runs():
+    reference, mdata = cite(200), cite(100)
+    av.tl.totalanvi(reference, genes=list(reference["rna"].var_names[:20]), **FIT)
+    counts = np.asarray(mdata["rna"].to_df())
+    counts[7, :20], counts[7, 30] = 0, 9
+    mdata["rna"].X = counts
+    with pytest.raises(ValueError, match="leave these cells out") as found:
+        av.tl.map_query(mdata, reference, max_epochs=0)
+    names = {"mdata": mdata}
+    exec(str(found.value).partition("leave these cells out: ")[2], names)
+    assert set(mdata.obs_names) - set(names["mdata"].obs_names) == {mdata.obs_names[7]}
+
+
+def test_what_is_gone_of_a_minified_object_is_named(base):
+    mdata = base.copy()
+    av.tl.minify(mdata)
+    mdata.obs["totalanvi_library"] = mdata.obs["totalanvi_library"].where(np.arange(300) != 3)
+    with pytest.raises(
+        ValueError, match=rf"obs\['totalanvi_library'\] has no number for 1 cells .first: '{mdata.obs_names[3]}'"
+    ):
+        av.tl.denoise(mdata, inplace=False)
+
+
+@pytest.mark.parametrize("stderr", [None, type("Sink", (), {"write": lambda self, text: len(text)})()])
+def test_a_program_without_a_console_can_fit(stderr, monkeypatch):
+    monkeypatch.setattr("sys.stderr", stderr)
+    with av.settings.override(progress="auto"):
+        av.tl.totalanvi(cite(100), **FIT)
+
+
+def test_cells_without_a_name_are_told():
+    adata = cite(100)["rna"].copy()
+    names = adata.obs_names.to_series().astype(object)
+    names.iloc[3] = np.nan
+    adata.obs_names = pd.Index(names)
+    with pytest.raises(ValueError, match="has no name for 1 of 100 cells"):
+        av.tl.scvi(adata, **FIT)
+    assert "has no name for 1 of 100 cells" in str(av.pp.check(adata, labels_key=None))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mudata_inside_a_mudata_is_told():
+    mdata = cite(100)
+    nested = mudata.MuData({"rna": mudata.MuData({"gex": mdata["rna"].copy()}), "prot": mdata["prot"].copy()})
+    with pytest.raises(TypeError, match=r"mdata\['rna'\] is a MuData itself"):
+        av.tl.totalanvi(nested, **FIT)
+
+
+@pytest.mark.parametrize(
+    "as_written", [lambda hex_: hex_.encode(), lambda hex_: tuple(to_rgb(hex_)), str], ids=["bytes", "rgb", "text"]
+)
+def test_colours_of_classes_may_be_bytes_or_numbers(as_written):
+    mdata = cite(200)
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype("category")
+    names = list(mdata.obs["cell_type"].cat.categories)
+    chosen = [f"#{i:02x}00ff" for i in range(len(names))]
+    mdata.uns["cell_type_colors"] = [as_written(one) for one in chosen]
+    av.tl.totalanvi(mdata, **FIT)
+    of_class = dict(zip(names, chosen, strict=True))
+    classes = mdata.obs["totalanvi_prediction"].cat.categories
+    assert list(mdata.uns["totalanvi_prediction_colors"]) == [of_class[name] for name in classes]
+    av.pl.predictions(mdata, show=False)

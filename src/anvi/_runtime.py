@@ -57,6 +57,8 @@ def own_torch() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # what is rounded is `settings.precision`
+                stack.enter_context(torch.autocast(kind, enabled=False))
             # torch.get_default_device does not see a `with torch.device(...)` before torch 2.7
             if torch.empty(0).device.type != "cpu":  # costs time at every call of torch: only where it is needed
                 stack.enter_context(torch.device("cpu"))

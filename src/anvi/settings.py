@@ -230,6 +230,8 @@ def _bar(**options):
 
 
 def _shows_bars() -> bool:
+    if not hasattr(sys.stderr, "isatty"):  # of a program without a console
+        return False
     return settings.progress is True or (settings.progress == "auto" and (_in_notebook() or sys.stderr.isatty()))
 
 

@@ -12,6 +12,7 @@ name the same target; a clone (or the species of an isotype control) must be the
 than one name of a kit could be meant, none is taken.
 """
 
+import logging
 import re
 import unicodedata
 from collections import defaultdict
@@ -22,6 +23,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from .containers import UNSEEN, listed
+
+logger = logging.getLogger("anvi")
+
+MOST_FEATURES = 0.8
+"""Share of a model's genes or proteins in a query below which the log warns."""
 
 TARGETS = """
 CD1a; CD1b; CD1c, BDCA-1; CD1d; CD2, LFA-2; CD3, CD3E; CD4; CD5; CD6; CD7; CD8, CD8a; CD8b; CD9; CD10, MME, CALLA
@@ -416,3 +422,32 @@ def _synonyms() -> dict[str, str]:
 
 def _known(text: str) -> str | None:
     return _synonyms().get(_key(text))
+
+
+def tell_proteins(names: Sequence[str], matched: pd.DataFrame | None, where: str, model: tuple[str, ...]) -> None:
+    """Say which of a model's proteins were found, and those under other names one by one."""
+    found = [name for name in model if name in set(names)]
+    if matched is not None:
+        others = matched[matched["how"].isin((NORMALISED, SYNONYM))]
+        if len(others):
+            pairs = [f"{old} -> {new}" for old, new in zip(others["name"], others["matched_to"], strict=True)]
+            logger.warning(
+                f"proteins: {len(found)} of the model's {len(model)} in {where}, {len(others)} of them under "
+                f"other names: {listed(pairs, 6)}"
+            )
+        unclear = matched[matched["how"].str.startswith(AMBIGUOUS)]
+        if len(unclear):
+            name, how = unclear[["name", "how"]].iloc[0]
+            logger.warning(
+                f"proteins: {len(unclear)} in {where} count as missing: '{name}' is {how}. Rename them to "
+                "the model's names to say which is which"
+            )
+    if len(found) == len(model):
+        return
+    lacks = [name for name in model if name not in set(names)]
+    line = f"{len(lacks)} of the model's {len(model)} proteins are not in {where}: not measured"
+    if len(found) >= MOST_FEATURES * len(model):
+        logger.info(line)
+        return
+    left = [name for name in names if name not in set(model)]
+    logger.warning(f"{line} ({listed(lacks, 5)})" + f"; the model does not know {listed(left, 5)}" * bool(left))

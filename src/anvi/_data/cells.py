@@ -18,7 +18,7 @@ from anvi._backed import in_file, name_of_file
 from anvi._stream import CSR, Streamed, put, widened
 
 from . import containers
-from .antibodies import names_no_target
+from .antibodies import names_no_target, tell_proteins
 from .containers import Data, Source, by_rows, cell_names, compact, lend_rna, listed
 from .counts import (
     FEWEST_CELLS,
@@ -30,8 +30,8 @@ from .counts import (
     find_proteins,
     has_proteins,
     matrix_name,
+    nearly_the_same,
     stored_counts,
-    tell_proteins,
 )
 from .labels import read_labels
 from .minified import Stored
@@ -444,6 +444,11 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
         counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
         if len(counts) and counts.max() <= 1:
             told.append("no RNA count is above 1: these say whether a gene was seen, not how often. Give the counts")
+    shown = () if cells.y is None or cells.q_mean is not None else cells.has_protein.nonzero()[: 10 * FEWEST_CELLS, 0]
+    if len(shown) >= FEWEST_CELLS and cells.proteins(shown)[cells.measured_of(shown)].max() == 1:
+        told.append("no protein count is above 1: these say whether it was seen, not how often. Give the counts")
+    if cells.has_rna is not None and cells.y is not None:
+        told.append(nearly_the_same(cells.names, cells.has_rna.numpy(), cells.has_protein.numpy()))
     known = torch.stack([cells.batch, cells.label])[:, cells.label >= 0].unique(dim=1)  # (batch and class, pairs)
     if len(setup.classes) > 1 and known.shape[1] == len(known[0].unique()) > 1 and len(known[1].unique()) > 1:
         told.append(
@@ -573,7 +578,7 @@ def _by_name(proteins: Proteins, names: pd.Index, cells: pd.Index, table: np.nda
         y[np.ix_(part >= 0, column >= 0)] = proteins.counts[np.ix_(part[part >= 0], column[column >= 0])]
         measured[start : start + step] = there = ~np.isnan(y) & inside
         counts = put(counts, slice(start, start + step), compact(np.where(there, y, 0)))
-    tell_proteins(proteins, tuple(names))
+    tell_proteins(proteins.names, proteins.matched, proteins.where, tuple(names))
     return counts, measured
 
 

@@ -54,6 +54,8 @@ class Source:
         check_type(data)
         self.data = data
         self.mods: dict[str, AnnData] = dict(data.mod) if isinstance(data, MuData) else {}
+        if nested := [f"mdata['{name}']" for name, part in self.mods.items() if isinstance(part, MuData)]:
+            raise TypeError(f"{nested[0]} is a MuData itself. Take what is in it: MuData({{**{nested[0]}.mod, ...}}).")
         self.columns = dict(columns or {})
         self._kept: dict[tuple, Any] = {}
 
@@ -250,15 +252,6 @@ def positions(wanted: pd.Index, names: pd.Index) -> tuple[np.ndarray, np.ndarray
     return column, wanted.isin(names[repeated & (names != "")])
 
 
-def plain_genes(names: pd.Index) -> pd.Index:
-    """Names without what says where a gene is from: "rna:CD3D", "rna_CD3D" and "GRCh38______CD3D" are "CD3D"."""
-    return names.str.replace(_OF_A_GENE, "", regex=True)
-
-
-_OF_A_GENE = re.compile(
-    r"^(?:(?:rna|gex|gene)[:_]|(?:GRCh3[78]|GRCm3[89]|hg19|hg38|mm10|mm39)(?:_+|-+|:))", re.IGNORECASE
-)
-
 CHECKED = 1_000_000
 """Values that are compared at a time."""
 
@@ -408,6 +401,8 @@ def whole(counts, where: str):
         If values are no real numbers, or the parts of a sparse matrix contradict each other or its shape.
     """
     counts = counts.compute() if hasattr(counts, "dask") else counts
+    if isinstance(counts, np.ma.MaskedArray):  # what is masked was not measured
+        counts = np.ma.filled(counts.astype(np.float64), np.nan)
     if not sparse.issparse(counts):
         kinds = [np.asarray(counts).dtype] if not hasattr(counts, "dtypes") else [*counts.dtypes]
         for kind in {str(kind): kind for kind in kinds}.values():
@@ -462,7 +457,11 @@ def check_pointer(indptr: np.ndarray, n_major: int, where: str) -> None:
 
 
 def unique_names(names: pd.Index, where: str, what: str) -> None:
-    """Raise unless names are unique: cells and features are matched by name only."""
+    """Raise unless names are there and unique: cells and features are matched by name only."""
+    if names.hasnans:
+        raise ValueError(
+            f"{where} has no name for {names.isna().sum()} of {len(names)} {what}s (NaN). Name them first."
+        )
     repeated = names[names.duplicated()].unique()
     if len(repeated):
         remedy = f"run {where}_make_unique() first" if where.endswith("_names") else "rename them first"

@@ -15,7 +15,7 @@ from scipy import sparse
 from anvi._stream import put
 
 from . import containers, slots
-from .antibodies import AMBIGUOUS, NORMALISED, SYNONYM, match_antibodies
+from .antibodies import match_antibodies
 from .containers import Data, Source, by_rows, compact, lazy, listed, whole
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ NO_GENES = (
 """What `var["feature_types"]` says of features that are no genes, in lower case: Cell Ranger's words and short ones."""
 NO_PROTEINS = ("gene expression", "multiplexing capture", "crispr guide capture", "peaks", "atac", "hto")
 """The same of features that are no antibodies against proteins."""
-MOST_FEATURES = 0.8
-"""Share of a model's genes or proteins in a query below which the log warns."""
 
 OFFENCES = ("NaN", "infinite", "negative", "too large", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
@@ -158,6 +156,12 @@ def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, 
     return zip(OFFENCES, each, strict=True)
 
 
+ALIKE = 0.1
+"""Share of the cells of one modality alone above which names that are nearly the same are no chance: barcodes recur."""
+NAMED = 20
+"""Cells that a remedy lists by name, at most."""
+
+
 def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str = "") -> None:
     """Raise a ValueError if a cell has no RNA count at all; `chosen` is code for the genes, where they are a choice."""
     empty = np.flatnonzero(sums == 0)
@@ -171,8 +175,12 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
         remedy = f"Remove them first, e.g. sc.pp.filter_cells({part}, min_counts=1)"
         if data != part:  # from the other modalities, too
             remedy += f"; {data}.update(); {data} = {data}[{part}.obs_names].copy()"
+    elif chosen == "genes" and len(empty) <= NAMED:
+        names = [str(cell_names[i]) for i in empty]
+        remedy = f"Choose more genes, or leave these cells out: {data} = {data}[~{data}.obs_names.isin({names})].copy()"
     else:
-        first = "Choose more genes, or leave these cells out:" if chosen else "Remove them first, e.g.:"
+        what = " (genes: the names of those of the model)" if chosen == "genes" else ""
+        first = f"Choose more genes, or leave these cells out{what}:" if chosen else "Remove them first, e.g.:"
         seen = seen or f"seen = numpy.ravel({where}.sum(1)) > 0; "
         remedy = f"{first} {seen}{data} = {data}[{data}.obs_names.isin({part}.obs_names[seen])].copy()"
     of = " in the genes of the model" if chosen else ""
@@ -429,35 +437,6 @@ def _as_model_names(proteins: Proteins, model: tuple[str, ...]) -> Proteins:
     return replace(proteins, names=names, declared=declared, matched=table)
 
 
-def tell_proteins(proteins: Proteins, model: tuple[str, ...]) -> None:
-    """Say which of a model's proteins were found, and those under other names one by one."""
-    found = [name for name in model if name in set(proteins.names)]
-    if proteins.matched is not None:
-        others = proteins.matched[proteins.matched["how"].isin((NORMALISED, SYNONYM))]
-        if len(others):
-            pairs = [f"{old} -> {new}" for old, new in zip(others["name"], others["matched_to"], strict=True)]
-            logger.warning(
-                f"proteins: {len(found)} of the model's {len(model)} in {proteins.where}, {len(others)} of them under "
-                f"other names: {listed(pairs, 6)}"
-            )
-        unclear = proteins.matched[proteins.matched["how"].str.startswith(AMBIGUOUS)]
-        if len(unclear):
-            name, how = unclear[["name", "how"]].iloc[0]
-            logger.warning(
-                f"proteins: {len(unclear)} in {proteins.where} count as missing: '{name}' is {how}. Rename them to "
-                "the model's names to say which is which"
-            )
-    if len(found) == len(model):
-        return
-    lacks = [name for name in model if name not in set(proteins.names)]
-    line = f"{len(lacks)} of the model's {len(model)} proteins are not in {proteins.where}: not measured"
-    if len(found) >= MOST_FEATURES * len(model):
-        logger.info(line)
-        return
-    left = [name for name in proteins.names if name not in set(model)]
-    logger.warning(f"{line} ({listed(lacks, 5)})" + f"; the model does not know {listed(left, 5)}" * bool(left))
-
-
 def _proteins(
     stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
 ) -> np.ndarray:
@@ -574,10 +553,28 @@ def check_names_agree(cells: pd.Index, where: str, rna: AnnData, *, whole: bool)
         remedy = "write them alike in both"
         if longer is not None:
             suffix = longer[len(there) :] or there[len(longer) :]
-            shorter = "prot" if longer.startswith(there) else "rna"
-            remedy = f"mdata['{shorter}'].obs_names += '{suffix}'; mdata = mudata.MuData(dict(mdata.mod))"
+            shorter, other = ("prot", "rna") if longer.startswith(there) else ("rna", "prot")
+            names = f"mdata['{shorter}'].obs_names += {suffix!r}"
+            if not suffix.strip():  # blanks, or the end of a line
+                names = f"mdata['{other}'].obs_names = mdata['{other}'].obs_names.str.strip()"
+            remedy = f"{names}; mdata = mudata.MuData(dict(mdata.mod))"
         raise ValueError(
             f"None of the {len(cells)} cells that have proteins is among the {len(here)} with RNA: are their "
             f"names written differently? '{there}' in {where} and '{longer or here[0]}' in the RNA. "
             f"Make them the same: {remedy}."
         )
+
+
+def nearly_the_same(names: np.ndarray, has_rna: np.ndarray, has_protein: np.ndarray) -> str | None:
+    """What to say of cells with one modality alone whose names differ from those of the other by "-1" or blanks."""
+    of_rna, of_proteins = names[has_rna & ~has_protein], names[~has_rna]
+    ending = r"(?:-\d+)?\s*$"
+    plain, theirs = (pd.Index(some).astype(str).str.replace(ending, "", regex=True) for some in (of_rna, of_proteins))
+    same = theirs.isin(plain) & ~theirs.duplicated(keep=False)
+    if not plain.is_unique or same.sum() < max(2, ALIKE * min(len(plain), len(theirs))):
+        return None
+    return (
+        f"{same.sum()} of the {len(theirs)} cells with proteins alone are named like cells with RNA alone, but for how "
+        f"names end ('{of_proteins[same][0]}' and '{of_rna[plain.get_loc(theirs[same][0])]}'): if they are the same, "
+        "write them alike in both"
+    )

@@ -269,7 +269,8 @@ def levels_of_tree(labels: pd.Series, tree: Tree, key: str) -> LabelLevels:
 
 MEAN_NO_LABEL = {
     *("", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unlabeled", "unlabelled", "unassigned", "undefined"),
-    *("not assigned", "unannotated", "undetermined", "?", "-"),
+    *("not assigned", "unannotated", "undetermined", "unclassified", "not available", "n.a.", "#n/a", "?", "-"),
+    "-1",  # pandas' code of a missing value
 }
 """Labels, in lower case, that most likely say that a cell has none."""
 

@@ -79,19 +79,29 @@ def read_stored(source: Source, setup: Setup, key: str, model_id: str) -> Stored
     row = part.obs_names.get_indexer(names)
     q_mean, q_var = (np.asarray(part.obsm[slot(key)], np.float32)[row] for slot in (slots.qz_mean, slots.qz_var))
     library = part.obs[slots.library(key)].to_numpy(dtype=np.float64, na_value=np.nan)[row]
-    unknown = ~(np.isfinite(q_mean).all(1) & np.isfinite(q_var).all(1) & np.isfinite(library))
+    gaps = {f"obsm['{slots.qz_mean(key)}']": ~np.isfinite(q_mean).all(1)}  # (cells,) each
+    gaps |= {
+        f"obsm['{slots.qz_var(key)}']": ~np.isfinite(q_var).all(1),
+        f"obs['{slots.library(key)}']": np.isnan(library),
+    }
     table = code = None
     if setup.joint:
         table = np.asarray(record.get("measured", ()), dtype=bool)
         code = pd.to_numeric(part.obs[slots.mask_code(key)].astype(str), errors="coerce").to_numpy()[row]
-        unknown |= np.isnan(code)
+        gaps[f"obs['{slots.mask_code(key)}']"] = np.isnan(code)
         code = np.nan_to_num(code).astype(np.int64)
     # cells that came later, and damage
-    if unknown.any():
+    if (unknown := np.logical_and.reduce([*gaps.values()])).any():
         raise ValueError(
             f"{unknown.sum()} cells (first: '{names[unknown][0]}') have nothing in obsm['{slots.qz_mean(key)}']: they "
             f"came after av.tl.minify. Ask about them apart, with their counts and model=av.get.model(data, '{key}')."
         )
+    for slot, gap in gaps.items():
+        if gap.any():
+            raise ValueError(
+                f"{slot} has no number for {gap.sum()} cells (first: '{names[gap][0]}'), as av.tl.minify left none: "
+                "minify the object from before, with its counts, again."
+            )
     if q_mean.shape != q_var.shape or (q_var <= 0).any() or (library < 0).any():
         raise ValueError(f"obsm['{slots.qz_mean(key)}'] or what stands beside it is damaged: minify the object again.")
     fits = not setup.joint or (table.ndim == 2 and table.shape[1] == len(setup.proteins))

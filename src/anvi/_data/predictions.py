@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,21 @@ def colors_of(data: Source | Data, labels_key: str, classes: tuple[str, ...]) ->
         colors, column = part.uns.get(f"{name}_colors"), part.obs.get(name)
         if colors is None or column is None or not isinstance(column.dtype, pd.CategoricalDtype):
             continue
-        color_of = dict(zip(map(containers.as_name, column.cat.categories), map(str, colors), strict=False))
+        color_of = dict(zip(map(containers.as_name, column.cat.categories), as_colors(colors), strict=False))
         if all(name in color_of for name in classes):
             return [color_of[name] for name in classes]
     return None
+
+
+def as_colors(stored: Any) -> list[str]:
+    """Colours of `uns` as text: bytes are read, and numbers of red, green and blue, which scanpy draws, become hex."""
+    from matplotlib.colors import to_hex
+
+    found = []
+    for one in [stored] if isinstance(stored, str | bytes) else stored:
+        text = one.decode() if isinstance(one, bytes) else one
+        found.append(str(text) if isinstance(text, str) else to_hex(text, keep_alpha=len(text) == 4))
+    return found
 
 
 def write_colors(out: slots.Writer, key: str, classes: tuple[str, ...], colors: list[str]) -> None:

@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from . import containers, slots
-from .containers import Source, as_name, cell_names, lend_rna, listed, plain_genes, positions
-from .counts import MOST_FEATURES, Proteins, check_names_agree, find_proteins, has_proteins
+from .antibodies import MOST_FEATURES
+from .containers import Source, as_name, cell_names, lend_rna, listed, positions
+from .counts import Proteins, check_names_agree, find_proteins, has_proteins
 from .labels import label_keys, read_labels, tell_strange
 from .setup import Setup, new_panels
 
@@ -23,6 +24,14 @@ PADDED = "anvi_padded"
 
 _ENSEMBL = re.compile(r"ENS[A-Z]*[GTP]\d{6,}(\.\d+)?(_PAR_Y)?")
 _VERSION = r"\.\d+$"
+_OF_A_GENE = re.compile(
+    r"^(?:(?:rna|gex|gene)[:_]|(?:GRCh3[78]|GRCm3[89]|hg19|hg38|mm10|mm39)(?:_+|-+|:))", re.IGNORECASE
+)
+
+
+def plain_genes(names: pd.Index) -> pd.Index:
+    """Names without what says where a gene is from: "rna:CD3D", "rna_CD3D" and "GRCh38______CD3D" are "CD3D"."""
+    return names.str.replace(_OF_A_GENE, "", regex=True)
 
 
 class Match(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor
 from . import slots
 from .antibodies import same_antibodies
 from .cells import Cells
-from .containers import Source, as_name, as_names, did_you_mean, listed, plain_genes
+from .containers import Source, as_name, as_names, did_you_mean, listed
+from .query import plain_genes
 from .setup import FEW_CELLS, Setup
 
 logger = logging.getLogger("anvi")

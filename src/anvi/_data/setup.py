@@ -326,7 +326,9 @@ def find_setup(
     if standardise:
         constant = [key for key, (_, deviation) in continuous.items() if deviation == 0]
         if constant:
-            logger.warning(f"continuous covariate {', '.join(constant)}: the same in all cells, so it is left out")
+            logger.warning(
+                f"continuous covariate {', '.join(constant)}: the same in all cells, but for rounding; left out"
+            )
         continuous = {key: scale for key, scale in continuous.items() if key not in constant}
     label_levels = find_levels(source, labels_key, label_columns, label_tree, unlabeled_category, mods, cells)
     setup = Setup(
@@ -499,8 +501,13 @@ def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: st
 
 def numeric_column(source: Source, key: str, argument: str, mods: tuple[str, ...], cells: pd.Index) -> np.ndarray:
     """A column of numbers `(cells,)`, float64; a ValueError names the first cell that has none."""
-    numbers = pd.to_numeric(source.column(key, argument, mods).reindex(cells), errors="coerce")
-    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    column = source.column(key, argument, mods).reindex(cells)
+    if (kind := getattr(column.dtype, "kind", "")) in "mM" and kind:  # dates and durations, whatever their unit
+        if argument == "size_factor_key":
+            raise ValueError(f"{argument}: '{key}' holds dates or durations, and no factors.")
+        exact = column.to_numpy(dtype={"m": "timedelta64[ns]", "M": "datetime64[ns]"}[kind])
+        column = pd.Series(np.where(np.isnat(exact), np.nan, exact.astype(np.int64)), cells)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     if not np.isfinite(values).all():
         bad = cells[~np.isfinite(values)]
         raise ValueError(f"{argument}: '{key}' is not a finite number in {len(bad)} cells (first: '{bad[0]}').")

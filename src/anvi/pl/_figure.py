@@ -12,6 +12,7 @@ import pandas as pd
 
 from anvi._data.containers import Data, Source
 from anvi._data.fits import Fit, missing, resolve_fit
+from anvi._data.predictions import as_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,5 +223,5 @@ def stored_colors(data: Data, key: str, mods: tuple[str, ...] = ()) -> dict[str,
     if not columns or not colors or not isinstance(columns[0].dtype, pd.CategoricalDtype):
         return {}
     categories = list(map(str, columns[0].cat.categories))
-    values = list(map(str, np.atleast_1d(colors[0])))
+    values = as_colors(colors[0])
     return dict(zip(categories, values, strict=False)) if len(values) >= len(categories) else {}

@@ -17,6 +17,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
+from anvi._data.predictions import as_colors
 
 from ._figure import class_colors, find_basis, finish, label, no_basis, shorten_each
 
@@ -310,7 +311,7 @@ def _small(
         colors = source.part.uns.get(f"{source.name}_colors") if source.kind == "obs" else None
         categories = obs[name].cat.categories if isinstance(obs[name].dtype, pd.CategoricalDtype) else []
         if colors is not None:
-            uns[f"{name}_colors"] = list(map(str, np.atleast_1d(colors)))
+            uns[f"{name}_colors"] = as_colors(colors)
         elif slots.UNASSIGNED in categories:
             known = class_colors(list(categories), {slots.UNASSIGNED: slots.UNASSIGNED_COLOR})
             uns[f"{name}_colors"] = [known[category] for category in categories]
@@ -362,6 +363,6 @@ def _copy_colors(data: Data, small: AnnData, sources: dict[str, _Colour]) -> Non
             continue
         if not isinstance(part.obs[there].dtype, pd.CategoricalDtype):
             continue
-        chosen, before = list(map(str, colors)), part.uns.get(f"{there}_colors")
-        if before is None or list(map(str, np.atleast_1d(before))) != chosen:
+        chosen, before = as_colors(colors), part.uns.get(f"{there}_colors")
+        if before is None or as_colors(before) != chosen:
             part.uns[f"{there}_colors"] = chosen

@@ -10,8 +10,9 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._backed import on_file, quiet_mudata
+from anvi._data.antibodies import tell_proteins
 from anvi._data.containers import Data, Source, in_memory, whole
-from anvi._data.counts import find_proteins, has_proteins, stored_counts, tell_proteins
+from anvi._data.counts import find_proteins, has_proteins, stored_counts
 from anvi._data.query import PADDED, check_min_genes, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured, write_measured
@@ -98,7 +99,7 @@ def align_query(
     if isinstance(query, AnnData):
         if joint:
             proteins = find_proteins(source, setup)
-            tell_proteins(proteins, setup.proteins)
+            tell_proteins(proteins.names, proteins.matched, proteins.where, setup.proteins)
             table = pd.DataFrame(proteins.counts.astype(np.float32), index=proteins.cells, columns=list(proteins.names))
             aligned.obsm.update({setup.prot_obsm: table.reindex(columns=list(setup.proteins))})
         return aligned
@@ -141,7 +142,7 @@ def _with_proteins(source: Source, setup: Setup) -> AnnData:
             f"None of the model's {len(absent)} proteins ({', '.join(setup.proteins[:3])}, ...) is in "
             f"{proteins.where} ({', '.join(proteins.names[:3])}, ...). Rename them, or leave the proteins out."
         )
-    tell_proteins(proteins, setup.proteins)
+    tell_proteins(proteins.names, proteins.matched, proteins.where, setup.proteins)
     var = pd.DataFrame({PADDED: absent}, index=pd.Index(setup.proteins, dtype=object))
     own = dict(zip(proteins.names, prot.var_names.astype(str), strict=True))
     var["original_names"] = [own.get(name, "") for name in setup.proteins]
