@@ -467,15 +467,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_628,
-    "_data": 4_060,
+    "": 2_632,
+    "_data": 4_123,
     "_fit": 1_220,
     "_posterior": 2_274,
     "io": 1_068,
     "metrics": 1_005,
     "nn": 1_595,
-    "pl": 2_105,
-    "pp": 398,
+    "pl": 2_107,
+    "pp": 399,
     "tl": 1_853,
 }
 
@@ -547,7 +547,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 36, "lines": 4_210}
+WALK = {"files": 36, "lines": 4_240}
 
 
 def test_a_fit_is_a_short_walk():

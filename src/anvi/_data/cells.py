@@ -431,7 +431,7 @@ ABSENT_CELLS, ABSENT_COUNTS, ABSENT_GENES = 500, 20.0, 0.02
 
 def remarks(cells: Cells, setup: Setup) -> list[str]:
     """What a fit takes but its user should hear of: odd genes, counts, batches and proteins."""
-    told = [absent_genes(cells, setup)]
+    told, most = [absent_genes(cells, setup)], []  # the latter: the highest protein count of each batch
     small = cells.batch.bincount(minlength=len(setup.batches))
     few = [f"'{name}' ({n})" for name, n in zip(setup.batches, small.tolist(), strict=True) if n < FEW_CELLS]
     if few and len(setup.batches) > 1:
@@ -444,9 +444,6 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
         counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
         if len(counts) and counts.max() <= 1:
             told.append("no RNA count is above 1: these say whether a gene was seen, not how often. Give the counts")
-    shown = () if cells.y is None or cells.q_mean is not None else cells.has_protein.nonzero()[: 10 * FEWEST_CELLS, 0]
-    if len(shown) >= FEWEST_CELLS and cells.proteins(shown)[cells.measured_of(shown)].max() == 1:
-        told.append("no protein count is above 1: these say whether it was seen, not how often. Give the counts")
     if cells.has_rna is not None and cells.y is not None:
         told.append(nearly_the_same(cells.names, cells.has_rna.numpy(), cells.has_protein.numpy()))
     known = torch.stack([cells.batch, cells.label])[:, cells.label >= 0].unique(dim=1)  # (batch and class, pairs)
@@ -456,9 +453,12 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
         )
     for code, name in enumerate(setup.batches if cells.y is not None and cells.q_mean is None else ()):
         some = ((cells.batch == code) & cells.has_protein).nonzero().squeeze(1)[: 10 * FEWEST_CELLS]
-        if len(some) >= FEWEST_CELLS and not cells.proteins(some).any():
+        most += [cells.proteins(some).max().item()] if len(some) >= FEWEST_CELLS else []
+        if len(some) >= FEWEST_CELLS and not most[-1]:
             why = "If nothing was stained: NaN, no such cells in the proteins, or a panel_key= that tells them apart"
             told.append(f"batch '{name}' has no protein count at all, and its zeros are learned as counts. {why}")
+    if max(most, default=0) == 1:
+        told.append("no protein count is above 1: these say whether it was seen, not how often. Give the counts")
     tags = [name for name in setup.proteins if names_no_target(name)]
     if tags:
         told.append(
