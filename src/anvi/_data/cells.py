@@ -431,7 +431,7 @@ ABSENT_CELLS, ABSENT_COUNTS, ABSENT_GENES = 500, 20.0, 0.02
 
 def remarks(cells: Cells, setup: Setup) -> list[str]:
     """What a fit takes but its user should hear of: odd genes, counts, batches and proteins."""
-    told, most = [absent_genes(cells, setup)], []  # the latter: the highest protein count of each batch
+    told = [absent_genes(cells, setup), nearly_the_same(cells.names, cells.has_rna, cells.has_protein)]
     small = cells.batch.bincount(minlength=len(setup.batches))
     few = [f"'{name}' ({n})" for name, n in zip(setup.batches, small.tolist(), strict=True) if n < FEW_CELLS]
     if few and len(setup.batches) > 1:
@@ -444,13 +444,10 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
         counts = cells.x.entries(rows[: 10 * FEWEST_CELLS]).count
         if len(counts) and counts.max() <= 1:
             told.append("no RNA count is above 1: these say whether a gene was seen, not how often. Give the counts")
-    if cells.has_rna is not None and cells.y is not None:
-        told.append(nearly_the_same(cells.names, cells.has_rna.numpy(), cells.has_protein.numpy()))
     known = torch.stack([cells.batch, cells.label])[:, cells.label >= 0].unique(dim=1)  # (batch and class, pairs)
     if len(setup.classes) > 1 and known.shape[1] == len(known[0].unique()) > 1 and len(known[1].unique()) > 1:
-        told.append(
-            f"every batch has labels of one class alone: what tells '{setup.labels_key}' apart may be the batch"
-        )
+        told.append(f"every batch has labels of one class: what tells '{setup.labels_key}' apart may be the batch")
+    most = []  # the highest protein count of each batch
     for code, name in enumerate(setup.batches if cells.y is not None and cells.q_mean is None else ()):
         some = ((cells.batch == code) & cells.has_protein).nonzero().squeeze(1)[: 10 * FEWEST_CELLS]
         most += [cells.proteins(some).max().item()] if len(some) >= FEWEST_CELLS else []
@@ -462,9 +459,8 @@ def remarks(cells: Cells, setup: Setup) -> list[str]:
     tags = [name for name in setup.proteins if names_no_target(name)]
     if tags:
         told.append(
-            f"{len(tags)} proteins are by their names tags of samples, or reads that had no antibody "
-            f"({listed(tags, 4)}), and are learned like any other: proteins='targets' leaves them out, and isotype "
-            "controls"
+            f"{len(tags)} proteins are by their names tags of samples, or reads without an antibody "
+            f"({listed(tags, 4)}), and are learned like any other: proteins='targets' leaves them out (and isotypes)"
         )
     return [remark for remark in told if remark]
 

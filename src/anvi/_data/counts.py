@@ -19,6 +19,8 @@ from .antibodies import match_antibodies
 from .containers import Data, Source, by_rows, compact, lazy, listed, whole
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .setup import Setup
 
 logger = logging.getLogger("anvi")
@@ -565,9 +567,11 @@ def check_names_agree(cells: pd.Index, where: str, rna: AnnData, *, whole: bool)
         )
 
 
-def nearly_the_same(names: np.ndarray, has_rna: np.ndarray, has_protein: np.ndarray) -> str | None:
+def nearly_the_same(names: np.ndarray, has_rna: Tensor | None, has_protein: Tensor | None) -> str | None:
     """What to say of cells with one modality alone whose names differ from those of the other by "-1" or blanks."""
-    of_rna, of_proteins = names[has_rna & ~has_protein], names[~has_rna]
+    if has_rna is None or has_protein is None:
+        return None
+    of_rna, of_proteins = names[(has_rna & ~has_protein).numpy()], names[~has_rna.numpy()]
     ending = r"(?:-\d+)?\s*$"
     plain, theirs = (pd.Index(some).astype(str).str.replace(ending, "", regex=True) for some in (of_rna, of_proteins))
     same = theirs.isin(plain) & ~theirs.duplicated(keep=False)
