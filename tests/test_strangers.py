@@ -47,7 +47,7 @@ def test_covariates_of_the_published_objective_stay_as_they_are():
 def test_a_constant_covariate_is_left_out_with_a_word(caplog):
     mdata = with_covariate(lambda z: np.full(len(z), 2019.0))
     assert av.get.model(mdata).setup.continuous == ()
-    assert "continuous covariate age: the same in all cells, so it is left out" in caplog.text
+    assert "continuous covariate age: the same in all cells, but for rounding; left out" in caplog.text
 
 
 @pytest.mark.parametrize("scale", [[(0.0, 0.0)], [(0.0, -1.0)], [(float("nan"), 1.0)], [(0.0,)], [], [("a", 1.0)]])
