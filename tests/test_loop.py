@@ -552,15 +552,24 @@ def test_checkpoint_of_another_fit(start, tmp_path):
         loop.fit(*start(), random_state=0, checkpoint=path, fingerprint="two")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut short"])
-def test_damaged_checkpoint(start, tmp_path, content):
+def test_damaged_checkpoint(start, tmp_path):
     path = tmp_path / "fit"
-    if content is None:
-        loop.fit(*start(), random_state=0, checkpoint=path)
-        content = path.read_bytes()[:-1000]
-    path.write_bytes(content)
+    loop.fit(*start(), random_state=0, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="is not a checkpoint that anvi can read.*delete it to start anew"):
         loop.fit(*start(), random_state=0, checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text" * 99, b"\x89HDF\r\n\x1a\n" + bytes(999), "weights"])
+def test_a_file_of_another_kind_as_a_checkpoint(start, tmp_path, content):
+    """Nobody is told to delete data of theirs."""
+    path = tmp_path / "data.h5mu"
+    if content == "weights":
+        content = sealed(save({"one": torch.ones(3)}, {"format": "pt"}))
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"data.h5mu is not a checkpoint.*another checkpoint=\.$") as told:
+        loop.fit(*start(), random_state=0, checkpoint=path)
+    assert "delete" not in str(told.value) and path.read_bytes() == content
 
 
 def test_no_half_written_file_is_left(start, tmp_path):

@@ -206,7 +206,7 @@ class Source:
                 raise ValueError(
                     f"{argument}='{key}' has two copies that disagree in {differ.sum()} cells: cell '{cell}' is "
                     f"{merged[cell]!r} in {first} and {column[cell]!r} in {second}. "
-                    f"Delete one, or name the one that you mean: {argument}='{mods[0]}:{key}'."
+                    f"Name the one that you mean, {argument}='{mods[0]}:{key}', or delete the other."
                 )
             merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
         return merged.reindex(self.obs_names)

@@ -292,5 +292,5 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
                 if name in there:
                     raise ValueError(
                         f"{table}['{name}'] would be overwritten, and nothing says that anvi wrote it: pass another "
-                        "key_added=, or delete it."
+                        "key_added=, or rename it."
                     )

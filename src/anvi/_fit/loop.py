@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def fit(
     ranks.check_same(fingerprint)
     state = _start(network, cells, plan, random_state, device, ranks)
     if ranks.largest(int(ranks.rank == 0 and checkpoint is not None and checkpoint.exists())):
-        load_checkpoint(checkpoint, ranks.of_first(lambda: checkpoint.read_bytes()), state, fingerprint)
+        load_checkpoint(checkpoint, ranks.of_first(lambda: _bytes_of_checkpoint(checkpoint)), state, fingerprint)
         logger.info(f"going on from {checkpoint} after epoch {state.epoch}")
     size, n_labelled = plan.batch_size, _labelled_size(network, plan)
     minibatches = Minibatches(cells, train, size, n_labelled, state.shuffle, ranks.size)
@@ -309,6 +310,8 @@ def _roll_back(state: State, last_good: dict, cells: Cells, index: Tensor, plan:
 
 
 # checkpoints -------------------------------------------------------------------------------------------------------
+_HEAD = re.compile(rb'.{8}\{"__metadata__": ?\{"state": ?"\{\\"epoch', re.DOTALL)
+"""How a checkpoint begins: the length of a header, and the state."""
 _SCALARS = ("epoch", "lr_scale", "retries", "best_loss", "best_epoch", "history", "finished", "n_threads")
 
 
@@ -323,14 +326,26 @@ def save_checkpoint(path: Path, state, fingerprint: str) -> None:
     write_bytes(path, sealed(save(tensors, {"state": json.dumps(scalars)})))
 
 
+def _bytes_of_checkpoint(path: Path) -> bytes:
+    """What a checkpoint holds; of another file the beginning alone, which may be all of somebody's data."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        return head + file.read() if _HEAD.match(head) else head
+
+
 def load_checkpoint(path: Path, raw: bytes, state, fingerprint: str) -> None:
     """Put a saved state, what the file holds, into a freshly started one.
 
     Raises
     ------
     ValueError
-        If the file is damaged, or belongs to other data, another model or other options.
+        If the file is damaged or no checkpoint, or belongs to other data, another model or other options.
     """
+    if not _HEAD.match(raw):
+        raise ValueError(
+            f"{path} is not a checkpoint that anvi can read, but a file of another kind, which is left alone: give "
+            "this fit another checkpoint=."
+        )
     try:
         scalars: Any = parse_json(unsealed(raw, required=True)["state"])
         tensors = load(raw)

@@ -104,7 +104,7 @@ def posterior_predictive(
     """
     out = None if out is None else Path(out).expanduser()
     if out is not None and out.exists():
-        raise FileExistsError(f"out='{out}' is there already; delete it or name another store.")
+        raise FileExistsError(f"out='{out}' is there already, and is left alone: name another store.")
     asked = ask(**locals(), labels=None)
     sweep = Sweep(asked.batches.codes, n_samples, at_mean=False, average=False, seed=asked.seed)
     axes, obs, cells = Axes(asked.batches.names, n_samples), asked.obs_names, asked.cells
