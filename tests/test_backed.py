@@ -241,6 +241,29 @@ def test_a_file_that_is_none(tmp_path):
         save_backed(cite(60))
 
 
+def test_a_file_of_another_kind_than_its_name(mdata, tmp_path):
+    one, other = tmp_path / "one.h5mu", tmp_path / "other.h5ad"
+    folder, file = tmp_path / "folder.h5mu", tmp_path / "file.zarr"
+    with quiet_mudata():
+        mdata["rna"].write(one)
+        mdata.write(other)
+        mdata.write_zarr(folder)
+        mdata.write(file)
+    for path, told in (
+        (one, "holds an AnnData: rename it to one.h5ad"),
+        (other, "holds a MuData: rename it to other.h5mu"),
+        (folder, "is a folder: rename it to end in .zarr"),
+        (file, "is a file, and a .zarr is a folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{path.name} {told}") as refused:
+            av.tl.scvi(path)
+        assert "damaged" not in str(refused.value)
+    with h5py.File(one, "r+") as root:  # a group of its owner's makes no MuData of it
+        root.create_group("mod/mine")
+    assert open_backed(one.rename(tmp_path / "one.h5ad")).shape == mdata["rna"].shape
+    assert open_backed(other.rename(tmp_path / "other.h5mu")).shape == mdata.shape
+
+
 def test_a_file_that_is_refused_can_be_mended_while_the_error_is_kept(tmp_path):
     with h5py.File(tmp_path / "bad.h5mu", "w") as file:
         file["obs"] = 3

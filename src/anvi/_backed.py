@@ -78,7 +78,7 @@ def open_backed(path: str | Path) -> MuData | AnnData:
     FileNotFoundError
         If there is no such file, or it does not end as one with an object does.
     OSError, ValueError
-        If it cannot be read.
+        If it cannot be read, or is of another kind than its name says.
 
     Examples
     --------
@@ -91,6 +91,12 @@ def open_backed(path: str | Path) -> MuData | AnnData:
     path = Path(path).expanduser()
     if path.suffix not in ENDINGS or not path.exists():
         raise FileNotFoundError(f"There is no {' or '.join(ENDINGS)} file {path}.")
+    if path.is_dir() and path.suffix != ".zarr":
+        raise ValueError(f"{path} is a folder: rename it to end in .zarr, if it is one of zarr.")
+    if not path.is_dir() and path.suffix == ".zarr":
+        raise ValueError(
+            f"{path} is a file, and a .zarr is a folder: rename it to end in .h5mu or .h5ad, if it is one."
+        )
     with reading(path):
         if path.suffix == ".zarr":
             import zarr
@@ -104,9 +110,15 @@ def open_backed(path: str | Path) -> MuData | AnnData:
 
 def _whole(root, path: Path) -> MuData | AnnData:
     """The object of an open file."""
-    if "mod" not in root:
-        if path.suffix == ".h5mu":
-            raise ValueError("it has no modality")
+    kind = root.attrs.get("encoding-type")
+    several = kind == "MuData" or ("mod" in root and kind != "anndata")
+    alone = not several and {"obs", "var"} <= set(root)
+    if (path.suffix == ".h5ad" and several) or (path.suffix == ".h5mu" and alone):
+        what, ending = ("a MuData", ".h5mu") if several else ("an AnnData", ".h5ad")
+        raise ValueError(f"{path} holds {what}: rename it to {path.with_suffix(ending).name}")
+    if "mod" not in root and (several or path.suffix == ".h5mu"):
+        raise ValueError("it has no modality")
+    if not several:
         return _modality(root) if "encoding-type" in root.attrs else anndata.read_h5ad(path)
     names = list(root["mod"].attrs.get("mod-order", root["mod"]))
     others = {
