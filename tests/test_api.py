@@ -467,7 +467,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_644,
+    "": 2_668,
     "_data": 4_123,
     "_fit": 1_231,
     "_posterior": 2_274,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -302,3 +303,55 @@ def test_as_a_program(files, tmp_path):
     done = program("fit", str(files / "counts.h5mu"), "out.h5mu", "--max-epochs", "2", "--json", "--device", "cpu")
     assert done.returncode == 0 and json.loads(done.stdout)["info"]["epochs"] == 2
     assert "epoch 2/2" in done.stderr and "Warning" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+@pytest.mark.parametrize("command", ["--help", "check counts.h5mu", "check none.h5mu --json"])
+@pytest.mark.parametrize("stdout", ["pipe", "/dev/full"])
+def test_an_answer_that_cannot_be_written(files, command, stdout):
+    """Such as of `check ... | head -1`: no traceback, and no code that says something of the data."""
+    if stdout == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    elif not os.path.exists(stdout):
+        pytest.skip("no such device")
+    else:
+        writer = os.open(stdout, os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "anvi", *command.split(), *(["--quiet"] if "counts" in command else [])],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=files,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    os.close(writer)
+    said = [line for line in done.stderr.splitlines() if "none.h5mu" not in line]
+    told = ["anvi: stdout cannot be written: [Errno 28] No space left on device"]
+    assert (done.returncode, said) == ((141, []) if stdout == "pipe" else (74, told))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_letters_that_a_terminal_cannot_show(files, tmp_path, encoding):
+    mdata = read(files / "counts.h5mu")
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype(str).replace({"NK": "γδ T"})
+    mdata.write(tmp_path / "greek.h5mu")
+    done = subprocess.run(
+        [sys.executable, "-m", "anvi", "check", "greek.h5mu", "--batch-key", "batch"],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    name = "γδ T" if encoding == "utf-8" else r"\u03b3\u03b4 T"
+    assert name in done.stdout.decode(encoding)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+def test_a_fit_goes_on_when_nobody_reads_its_progress(files, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["fit", str(files / "counts.h5mu"), "out.h5mu", "--max-epochs", "2", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-m", "anvi", *command], stdout=subprocess.PIPE, stderr=writer, cwd=tmp_path)
+    os.close(writer)
+    assert done.returncode == 0 and (tmp_path / "out.h5mu").exists()

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -12,6 +13,7 @@ import typing
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -29,6 +31,10 @@ class UsageError(Exception):
     """What was asked for cannot be meant: no such file, an option that does not belong there."""
 
 
+class OutputError(Exception):
+    """What is said on stdout has nowhere to go: a pipe that is closed, a disk that is full."""
+
+
 class Answer(NamedTuple):
     """What a subcommand has to say."""
 
@@ -38,8 +44,42 @@ class Answer(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code: 0, 1 if the data or the model are the matter, 2 if the command is."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run a subcommand; returns the exit code.
+
+    0: done; 1: the data or the model are the matter; 2: the command is; 74: the answer could not be written to stdout;
+    130: interrupted; 141: whoever read stdout has gone, as `head` does.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show, a Greek letter
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            _say(end="")  # what argparse has said, too
+    except OutputError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        if isinstance(error.__cause__, BrokenPipeError):
+            return 141
+        _complain(f"stdout cannot be written: {error.__cause__}")
+        return 74
+
+
+def _say(text: str = "", end: str = "\n") -> None:
+    """Print on stdout, at once."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        raise OutputError from error
+
+
+def _complain(text: str) -> None:
+    """Print on stderr, if there is somebody to read it."""
+    with suppress(OSError):
+        print(f"anvi: {text}", file=sys.stderr, flush=True)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a subcommand and say what came of it; returns the exit code."""
     in_json, debug = "--json" in arguments, False
     try:
         options = _parser(arguments).parse_args(arguments)
@@ -53,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings(), av.settings.override(**quiet):
             warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
             warnings.filterwarnings("ignore", message="Cannot join columns with the same name")  # a gene like a protein
-            warnings.showwarning = lambda message, *_: None if rank else print(f"anvi: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: None if rank else _complain(message)
             answer = options.run(options)
     except UsageError as error:
         return _refuse(in_json, error, 2)
@@ -64,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse(in_json, RuntimeError("interrupted"), 130)
     if rank == 0:
-        print(json.dumps(plain(answer.facts), indent=1) if in_json else answer.text)
+        _say(json.dumps(plain(answer.facts), indent=1) if in_json else answer.text)
     return answer.code
 
 
@@ -72,9 +112,9 @@ def _refuse(in_json: bool, error: BaseException, code: int) -> int:
     from ._runtime import processes
 
     message, rank = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error), processes()[0]
-    print(f"anvi: process {rank}: {message}" if rank else f"anvi: {message}", file=sys.stderr)
+    _complain(f"process {rank}: {message}" if rank else message)
     if in_json and not rank:  # one answer, as where all went well
-        print(json.dumps({"error": message}))
+        _say(json.dumps({"error": message}))
     return code
 
 
@@ -193,19 +233,19 @@ def demo(options: Namespace) -> Answer:
 
     begun = time.monotonic()
     mdata = av.datasets.synthetic_cite(options.cells)
-    print("Simulated CITE-seq: three batches, two antibody panels (one lacks a quarter of the proteins), one batch")
-    print("without any protein and without labels; half of the other cells are labelled.\n")
-    print(mdata, "\n")
+    _say("Simulated CITE-seq: three batches, two antibody panels (one lacks a quarter of the proteins), one batch")
+    _say("without any protein and without labels; half of the other cells are labelled.\n")
+    _say(f"{mdata}\n")
     av.tl.totalanvi(mdata, batch_key="batch", max_epochs=options.epochs)
 
-    print("\nWritten into the MuData:")
+    _say("\nWritten into the MuData:")
     for kind in ("obs", "obsm", "uns"):
         for slot in getattr(mdata, kind):
             if slot.removeprefix("X_").startswith("totalanvi"):
-                print(f"  {kind}['{slot}']")
-    print("\nHow well was the truth recovered? (in brackets: the same score with the truth shuffled)")
+                _say(f"  {kind}['{slot}']")
+    _say("\nHow well was the truth recovered? (in brackets: the same score with the truth shuffled)")
     for line in _scores(mdata):
-        print(f"  {line}")
+        _say(f"  {line}")
 
     sc.pp.neighbors(mdata, use_rep="X_totalanvi")
     sc.tl.umap(mdata)
