@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -725,6 +726,74 @@ def test_data_backed_by_a_file_that_points_elsewhere_are_not_sent(fitted, tmp_pa
         file["layers/x"] = h5py.SoftLink("/X")
     with pytest.raises(ValueError, match="is refused: '/layers/x'"):
         _check_sources(tmp_path, read_h5ad(path, backed="r"))
+
+
+# names that are those of folders in zarr ------------------------------------------------------------------------------
+
+LONG = "γ" * 150  # 300 bytes
+
+
+@pytest.fixture
+def in_zarr(tmp_path):
+    """Writes cells as a zarr, and gives its path."""
+
+    def write(change: str = "", kind: str = "MuData") -> Path:
+        mdata = cite(80, n_genes=30, n_proteins=6)
+        column = {"class": "cell_type", "batch": "batch"}.get(change)
+        if column is not None:
+            mdata.obs[column] = (
+                mdata.obs[column].astype(str).where(mdata.obs[column] != mdata.obs[column].iloc[0], LONG)
+            )
+        if change == "protein":
+            mdata["prot"].var_names = [LONG, *mdata["prot"].var_names[1:]]
+        data = mdata
+        if kind == "AnnData":
+            data = mdata["rna"][mdata["prot"].obs_names].copy()
+            data.obs = mdata.obs.loc[data.obs_names, ["batch", "cell_type"]].copy()
+            data.obsm["prot"] = mdata["prot"].X.toarray() if sparse.issparse(mdata["prot"].X) else mdata["prot"].X
+            data.uns["prot_names"] = np.array(mdata["prot"].var_names, dtype=object)
+        with quiet_mudata(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Writing zarr v2 data")
+            data.write_zarr(tmp_path / "data.zarr")
+        return tmp_path / "data.zarr"
+
+    return write
+
+
+@pytest.mark.parametrize("verb, kind", [("scanvi", "AnnData"), ("scanvi", "MuData"), ("totalanvi", "AnnData")])
+def test_a_class_that_is_too_long_for_zarr(in_zarr, verb, kind, no_training):
+    path = in_zarr("class", kind)
+    where = {"prot_obsm": "prot"} if verb == "totalanvi" else {}
+    with pytest.raises(ValueError, match=r"labels_key='cell_type'.*has 300 bytes, and a \.zarr.*room for 255"):
+        getattr(av.tl, verb)(path, batch_key="batch", max_epochs=1, **where)
+    if kind == "AnnData":
+        assert not av.pp.check(path, batch_key="batch", **where).ok
+
+
+def test_a_protein_that_is_too_long_for_zarr(in_zarr, no_training):
+    with pytest.raises(ValueError, match=r"names of proteins: the name 'γ+\.\.\.' has 300 bytes"):
+        av.tl.totalvi(in_zarr("protein", "AnnData"), batch_key="batch", max_epochs=1, prot_obsm="prot")
+
+
+def test_a_key_that_is_too_long_for_zarr(in_zarr, no_training):
+    with pytest.raises(ValueError, match=r"key_added='k+': the name 'k+\.\.\.' has 262 bytes"):
+        av.tl.totalanvi(in_zarr(), batch_key="batch", max_epochs=1, key_added="k" * 240)
+
+
+def test_names_that_a_mudata_in_zarr_holds_and_a_ranking_does_not(in_zarr):
+    """A MuData has its tables as arrays, so that a class may be as long as it likes."""
+    path = in_zarr("class")
+    av.tl.totalanvi(path, batch_key="batch", max_epochs=1)
+    assert LONG in av.get.model(av.io.open_backed(path)).classes
+    for verb, more in ((av.tl.differential_expression, {"groupby": "cell_type"}), (av.tl.attributions, {"n_cells": 9})):
+        with pytest.raises(ValueError, match=r"uns\['\w+'\]: the name 'γ+\.\.\.' has 300 bytes"):
+            verb(path, **more)
+    groups = {"groupby": "cell_type", "groups": [LONG], "inplace": False, "n_samples": 2}
+    assert av.tl.differential_expression(path, **groups) is not None
+    with pytest.raises(ValueError, match="key_added='k+': the name 'k+.*has 256 bytes"):
+        av.tl.differential_expression(path, groupby="batch", key_added="k" * 256)
+    with pytest.raises(ValueError, match=r"panel_key='cell_type': the name 'γ+"):
+        av.pp.panels(path, panel_key="cell_type")
 
 
 # the object ---------------------------------------------------------------------------------------------------------

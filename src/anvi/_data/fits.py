@@ -254,7 +254,7 @@ def check_reads_no_own(setup: Setup, key: str) -> None:
 
 
 def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | None = None) -> None:
-    """Raise a ValueError if what a verb would write or remove under a key is there, and anvi did not write it.
+    """Raise a ValueError if what a verb would write or remove under a key is there and not anvi's, or has no room.
 
     Parameters
     ----------
@@ -265,6 +265,7 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
         an earlier one have written.
     """
     source = Source.of(data)
+    slots.check_short_enough(source.data, setup, key)
     home = slots.home(source.data, setup)
     entry, obs = home.uns.get(key), home.obs
     fit, noted = slots.is_fit(entry), set(entry) if isinstance(entry, Mapping) else set()

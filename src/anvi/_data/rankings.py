@@ -89,6 +89,7 @@ def check_writable(data: Data, groups: Sequence[str], where: str) -> None:
 
     scanpy's form has a field per group, and HDF5 holds the names of all fields in one message.
     """
+    slots.check_short(data, groups, where)
     fields = np.dtype([(group, np.float32) for group in groups])
     size = len(h5py.h5t.py_create(fields, logical=True).encode())
     if size <= LARGEST_MESSAGE:

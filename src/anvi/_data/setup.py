@@ -357,6 +357,8 @@ def find_setup(
     )
     # names that no file could hold
     slots.check_storable(map(slots.column_name, setup.classes), f"labels_key='{labels_key}'", columns=True)
+    if source.alone or not joint:  # whose tables are DataFrames
+        slots.check_short(source.data, setup.classes, f"labels_key='{labels_key}'")
     for name, row in setup.label_levels:
         slots.check_storable((name, *row), f"labels_key={list(label_columns)}", columns=True)
     for names, what in ((setup.genes, f"{where}.var_names"), (setup.batches, f"batch_key='{batch_key}'")):

@@ -17,7 +17,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from anvi._backed import lies_in_file, quiet_mudata
+from anvi._backed import in_zarr, lies_in_file, quiet_mudata
 
 from . import containers
 from .antibodies import renamed
@@ -89,6 +89,8 @@ LARGE = 50e6
 """Bytes of a slot above which its size is told."""
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """What text in a file cannot have in it: it ends there, or is no text."""
+LONGEST_NAME = 255
+"""Bytes that the name of a folder may have, which slots, columns and fields of tables are in zarr."""
 NO_COLUMNS = (".", "..", "_index")
 """Names that mean something else in HDF5, zarr or anndata."""
 UNASSIGNED, UNASSIGNED_COLOR = "Unassigned", "#b3b3b3"
@@ -113,6 +115,27 @@ def check_storable(names: Iterable[str], where: str, *, columns: bool = False) -
     for name in names:
         if UNSTORABLE.search(name) or (columns and name in NO_COLUMNS):
             raise ValueError(f"{where}: the name {name!a:.80} cannot be written to a file; rename it.")
+
+
+def check_short(data: Data, names: Iterable[str], where: str) -> None:
+    """Raise a ValueError at a name that is to be that of a folder, as in an object of zarr, and is too long for it."""
+    for name in names if in_zarr(data) else ():
+        if (n := len(column_name(name).encode())) > LONGEST_NAME:
+            raise ValueError(
+                f"{where}: the name '{name[:40]}...' has {n} bytes, and a .zarr, where it is to name a folder, has "
+                f"room for {LONGEST_NAME}: shorten it, or use a .h5mu or .h5ad file, which has no such bound."
+            )
+
+
+def check_short_enough(data: Data, setup, key: str) -> None:
+    """Raise a ValueError at a slot of a model, or a column of its tables, whose name is too long for a zarr."""
+    part = home(data, setup)
+    names = [names_of(prot_foreground(key)), *(level_confidence(key, level) for level, _ in setup.label_levels)]
+    names += [] if part is data else [f"{setup.rna_mod}:{confidence(key)}"]
+    check_short(data, names, f"key_added='{key:.40}'")
+    if isinstance(part, AnnData):  # whose tables are DataFrames
+        check_short(data, setup.classes, f"labels_key='{setup.labels_key}'")
+        check_short(data, setup.proteins, "names of proteins")
 
 
 def column_name(name: str) -> str:

@@ -115,6 +115,7 @@ def panels(
     table = pd.DataFrame(measured.T, index=prot.var_names, columns=list(names))
     for name, members in (panels or {}).items():
         table[name] = _declared(name, members, table)
+    slots.check_short(source.data, table.columns, f"panel_key='{panel_key}'")
     if harmonize is False:
         data = slots.own(data, copy)
         slots.write_measured(data.mod[prot_mod], table)

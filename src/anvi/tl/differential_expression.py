@@ -176,7 +176,8 @@ def differential_expression(
     if asked.source.alone and asked.setup.prot_mod in slot_of:
         slot_of[asked.setup.prot_mod] = f"{key_added}_prot"
     if inplace:
-        rankings.check_writable(data, asked.groups.names, f"uns['{key_added}']")
+        slots.check_short(data, slot_of.values(), f"key_added='{key_added:.40}'")
+        rankings.check_writable(data, asked.groups.names, f"uns['{key_added:.40}']")
         slot_of = {mod: slot for mod, slot in slot_of.items() if _is_free(asked, mod, slot)}
     how = how._replace(n_samples=max(how.n_samples, asked.model.config.n_batches))
     by_mod = _rankings(asked, slot_of, how)
