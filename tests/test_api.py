@@ -467,7 +467,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_668,
+    "": 2_671,
     "_data": 4_142,
     "_fit": 1_231,
     "_posterior": 2_274,
@@ -547,7 +547,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 36, "lines": 4_269}
+WALK = {"files": 36, "lines": 4_272}
 
 
 def test_a_fit_is_a_short_walk():

@@ -390,6 +390,7 @@ def test_counts_in_a_layer_where_there_is_no_x(mdata, tmp_path, form):
 def test_what_another_has_written_meanwhile_is_kept(tmp_path, caplog):
     path = tmp_path / "cells.h5mu"
     cite(60).write(path)
+    path.chmod(0o640)
 
     @_backed.on_file
     def mark(data, name, meanwhile=lambda: None):
@@ -398,6 +399,7 @@ def test_what_another_has_written_meanwhile_is_kept(tmp_path, caplog):
 
     mark(path, "outer", lambda: mark(path, "inner"))
     assert "inner" in mudata.read_h5mu(path).obs and "outer" not in mudata.read_h5mu(path).obs
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("cells*.h5mu")} == {0o640}
     assert "outer" in mudata.read_h5mu(tmp_path / "cells-1.h5mu").obs and "cells-1.h5mu" in caplog.text
     with pytest.raises(FileNotFoundError, match="cells.h5mu is gone"):
         mark(path, "lost", path.unlink)

@@ -26,7 +26,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
 from ._arguments import checked
-from ._files import ENDINGS, reading, replacing
+from ._files import ENDINGS, keep_modes, reading, replacing
 from ._runtime import processes
 
 logger = logging.getLogger("anvi")
@@ -339,7 +339,10 @@ def on_file(verb: Verb, *, saves: bool = True, together: bool = False) -> Verb:
         try:
             answer = verb(*given.args, **given.kwargs)
             if answer is None and saves and not copy and not (together and processes()[0]):
-                save_backed(data, path if _stamp(path) == opened_as else _beside(path))
+                place = path if _stamp(path) == opened_as else _beside(path)
+                save_backed(data, place)
+                if place != path:
+                    keep_modes(path, place)
         finally:
             if not copy and answer is not data and path.suffix != ".zarr":  # whoever wrote it may write it again
                 for matrix in _lying(data):

@@ -113,7 +113,7 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
             if (old := newest(path)).exists():  # nobody else may read on the way what only its owner may read
                 part.mkdir(0o700) if old.is_dir() else part.touch(0o600)
             yield part
-            _keep_modes(old, part)
+            keep_modes(old, part)
             _to_disk(part)
             with _locked(path.parent):
                 _take_place(part, path)
@@ -164,7 +164,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def _keep_modes(old: Path, part: Path) -> None:
+def keep_modes(old: Path, part: Path) -> None:
     """Give a file, or a folder and what is in it, group and mode of what lies under the same names in the old one."""
     for entry in [*part.rglob("*"), part]:  # a folder that may not be written comes after what is in it
         was = old / entry.relative_to(part)
