@@ -25,7 +25,7 @@ from anvi.settings import Progress
 from .graph import CapturedStep
 from .plan import Plan
 from .ranks import Ranks
-from .step import Adam, Adversary, State, run_step, summarise
+from .step import TERMS, Adam, Adversary, State, run_step, summarise
 
 logger = logging.getLogger("anvi")
 
@@ -263,9 +263,10 @@ def _train_epoch(
 
 
 def _averages(sums: dict[str, Tensor], prefix: str) -> dict[str, float]:
-    """Means per cell, or per labelled cell; the only place where sums leave the device."""
+    """Means per cell, or per labelled cell, and the bound, of all terms; the only place where sums leave the device."""
     values = {name: float(value) for name, value in sums.items()}
     n_cells, n_labelled = values.pop("cells"), values.pop("labelled", 1.0) or 1.0
+    values = {"elbo": -sum(values.get(name, 0.0) for name in TERMS)} | values
     per_label = ("classification_loss", "accuracy")
     return {
         f"{prefix}_{name}": value / (n_labelled if name in per_label else n_cells) for name, value in values.items()

@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 
 from anvi._data.batches import StepCells, take
 from anvi._data.cells import Cells
-from anvi.nn import DIVERGENCES, VAE, Batch, Terms, Weights, loss, negative_elbo
+from anvi.nn import DIVERGENCES, VAE, Batch, Terms, Weights, loss
 from anvi.nn.config import Entries
 from anvi.nn.layers import Draws, Linear, Stack
 from anvi.nn.objective import classification_loss
@@ -266,20 +266,21 @@ def run_step(
     )
     labelled = rest[0] if rest else None
     with arithmetic(cells.label.device):
-        terms, value = step(state, batch, labelled, group[choice.index], weights, plan, fooling=fooling)
-    sums = summarise(terms, batch)
+        of_cells = group[choice.index] if fooling else None
+        terms, value, surprise = step(state, batch, labelled, of_cells, weights, plan)
+    sums = summarise(terms, batch, surprise)
     # one vector, made where a graph can take it up, so that the loop has one thing to keep
     return StepResult(value, tuple(sums), torch.stack([value, *(part.to(value.dtype) for part in sums.values())]))
 
 
 def step(
-    state: State, batch: Batch, labelled: Batch | None, group: Tensor, weights: Weights, plan: Plan, *, fooling: bool
-) -> tuple[Terms, Tensor]:
-    """One update of the network, and of the adversary if there is one.
+    state: State, batch: Batch, labelled: Batch | None, group: Tensor | None, weights: Weights, plan: Plan
+) -> tuple[Terms, Tensor, Tensor | None]:
+    """One update of the network, and of the adversary, where there are groups for it to tell apart.
 
     Returns
     -------
-    The terms of the minibatch and the detached loss.
+    The terms of the minibatch, the detached loss, and the sum of the cross-entropy over its labelled cells, if at hand.
     """
     network, draws = state.network, Draws(state.noise)
     # for the forward pass alone: the backward pass takes each product in the precision of its forward one
@@ -287,8 +288,9 @@ def step(
     with torch.autocast(kind, torch.bfloat16, enabled=rounded, cache_enabled=False):
         terms = network.terms(batch, labelled, draws)
         counted = state.ranks.counted(batch.weight, terms.target_weight)
-        total = objective = loss(terms, batch.weight, weights, network.config, counted)
-        if fooling:  # fades as the divergences gain weight, as published; where these stop early, it stays
+        surprise = None if terms.logits is None else classification_loss(terms, weights.smoothing, counted.labelled)
+        total = objective = loss(terms, batch.weight, weights, network.config, counted, surprise)
+        if group is not None:  # fades as the divergences gain weight, as published; where these stop early, it stays
             state.adversary.train()
             seen = terms.z, group, batch.weight, draws, counted.cells
             total = objective + (1 - weights.kl) * state.adversary.fooling_loss(*seen)
@@ -298,33 +300,32 @@ def step(
     state.ranks.add_up_gradients(gradients)
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     state.optimizer.step((norm / plan.max_grad_norm).clamp(min=1))  # clipping without a pass of its own
-    if fooling:
+    if group is not None:
         state.adversary_optimizer.forget_gradients()
         state.adversary.own_loss(*seen).backward()
         state.ranks.add_up_gradients([parameter.grad for parameter in state.adversary.parameters()])
         state.adversary_optimizer.step()
     # a gradient that is not finite has spoilt the weights as much as a loss would have
-    return terms, torch.where(norm.isfinite(), objective.detach(), norm)
+    value = objective.detach() + 0 * norm
+    return terms, value, None if surprise is None or weights.smoothing else surprise.detach() * counted.labelled
 
 
-def summarise(terms: Terms, batch: Batch) -> dict[str, Tensor]:
-    """Weighted sums over the cells of a minibatch, on the device."""
+def summarise(terms: Terms, batch: Batch, surprise: Tensor | None = None) -> dict[str, Tensor]:
+    """Weighted sums over the cells of a minibatch, on the device; `surprise` is that of the cross-entropy, if known."""
     weight = batch.weight
-    per_cell = {"cells": torch.ones_like(weight), "elbo": -negative_elbo(terms)}
+    per_cell = {"cells": torch.ones_like(weight)}
     per_cell |= {name: value for name in TERMS if (value := getattr(terms, name)) is not None}
     together = (weight * torch.stack(list(per_cell.values())).detach()).sum(1)  # one sum instead of one for each
     sums = dict(zip(per_cell, together.unbind(), strict=True))
-    if terms.logits is not None and terms.target_allowed is not None:
-        right = terms.target_allowed.gather(1, terms.logits.argmax(1, keepdim=True)).squeeze(1)
-        sums["labelled"] = terms.target_weight.sum()
-        sums["classification_loss"] = classification_loss(terms).detach() * sums["labelled"]
-        sums["accuracy"] = (terms.target_weight * right).sum()
-    elif terms.logits is not None:
-        n = len(terms.target)
-        sums["labelled"] = weight.new_full((), n)
-        sums["classification_loss"] = classification_loss(terms).detach() * n
-        sums["accuracy"] = (terms.logits.argmax(1) == terms.target).sum()
-    return sums
+    if terms.logits is None:
+        return sums
+    if terms.target_allowed is None:
+        n, right = weight.new_full((), len(terms.target)), terms.logits.argmax(1) == terms.target
+    else:
+        n, right = terms.target_weight.sum(), terms.target_allowed.gather(1, terms.logits.argmax(1, keepdim=True))
+        right = terms.target_weight * right.squeeze(1)
+    surprise = classification_loss(terms).detach() * n if surprise is None else surprise
+    return sums | {"labelled": n, "classification_loss": surprise, "accuracy": right.sum()}
 
 
 # input augmentation: counts thinned, efficiencies per gene, proteins and RNA hidden ----------------------------------

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from . import sparse
 from .layers import Draws, Gaussian, GaussianEncoder, Linear, Stack
-from .likelihoods import kl_categorical
 
 
 class LabelTerms(NamedTuple):
@@ -87,29 +86,30 @@ class LabelPart(nn.Module):
         """
         n_cells, n_classes = len(z), self.n_labels
         n_unlabelled = n_cells - n_labelled
+        labelled, unlabelled = z.split([n_labelled, n_unlabelled])
+        # one row for a labelled cell, one per class for each of the others
         classes = torch.arange(n_classes, device=z.device)
-        cell_of_row = torch.arange(n_labelled, n_cells, device=z.device).repeat_interleave(n_classes)
-        cell_of_row = torch.cat([torch.arange(n_labelled, device=z.device), cell_of_row])  # (rows,)
         class_of_row = torch.cat([label[:n_labelled], classes.repeat(n_unlabelled)])  # (rows,)
-        if sparse.kernels_for(z) is not None:  # the same without a backward pass that sorts
-            unlabelled = z[n_labelled:, None].expand(-1, n_classes, -1).flatten(0, 1)
-            z_row = torch.cat([z[:n_labelled], unlabelled]) if n_labelled else unlabelled
-        else:
-            z_row = z[cell_of_row]  # (rows, latent)
+        if sparse.kernels_for(z) is not None:
+            z_row = torch.cat([labelled, unlabelled[:, None].expand(-1, n_classes, -1).flatten(0, 1)])  # (rows, latent)
+        else:  # the same, faster on a CPU; on a GPU its backward pass would sort
+            cell_of_row = torch.arange(n_labelled, n_cells, device=z.device).repeat_interleave(n_classes)
+            z_row = z[torch.cat([torch.arange(n_labelled, device=z.device), cell_of_row])]
         q_u = self.encode_u(z_row, class_of_row[:, None], draws)
         p_z: Gaussian = self.decode_u(q_u.sample(draws), class_of_row[:, None], draws)
         log_prior = sparse.log_normal_density(z_row, p_z.mean, p_z.var)  # (rows,)
         kl_u = sparse.kl_standard_normal(q_u.mean, q_u.var)
 
         log_classes = self.log_prior.log_softmax(-1)
-        log_q = self.classify(z[n_labelled:], draws).log_softmax(-1)  # (unlabelled, classes)
+        log_q = self.classify(unlabelled, draws).log_softmax(-1)  # (unlabelled, classes)
         if allowed is not None:
             log_q = restricted(log_q, allowed[n_labelled:])
         q = log_q.exp()
 
-        def own_or_mean(rows: Tensor) -> Tensor:  # (rows,) -> (cells,)
-            mean = (q * rows[n_labelled:].view(n_unlabelled, n_classes)).sum(-1)
-            return torch.cat([rows[:n_labelled], mean])
-
-        kl_label = torch.cat([-log_classes[label[:n_labelled]], kl_categorical(log_q, log_classes)])
-        return LabelTerms(own_or_mean(log_prior), own_or_mean(kl_u), kl_label)
+        # of a labelled cell its own row, of the others the mean over classes
+        own, each = torch.stack([log_prior, kl_u]).split([n_labelled, n_unlabelled * n_classes], dim=1)
+        mean = (q * each.view(2, n_unlabelled, n_classes)).sum(-1)
+        kl = (q * (log_q - log_classes)).sum(-1)  # `likelihoods.kl_categorical`, whose q is at hand
+        kl_label = torch.cat([-log_classes[label[:n_labelled]], kl])
+        of_prior, of_u = torch.cat([own, mean], dim=1)
+        return LabelTerms(of_prior, of_u, kl_label)

@@ -60,16 +60,19 @@ def loss(
     weights: Weights,
     config: Config,
     counted: Counted | None = None,
+    surprise: Tensor | None = None,
 ) -> Tensor:
     """What one step minimises: the mean weighed bound of the cells that count, and the classification term.
 
     Where several processes share the minibatch, `counted` says how many cells they have, and this is one's part of it.
+    `surprise` is :func:`classification_loss`, where the caller has it.
     """
     n_cells, n_labelled = (cell_weight.sum(), None) if counted is None else counted
     bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / n_cells
     if terms.logits is None:
         return bound
-    return bound + weights.classification * classification_loss(terms, weights.smoothing, n_labelled)
+    surprise = classification_loss(terms, weights.smoothing, n_labelled) if surprise is None else surprise
+    return bound + weights.classification * surprise
 
 
 def _divergences(terms: Terms) -> tuple[Tensor | None, ...]:

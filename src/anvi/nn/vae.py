@@ -275,8 +275,9 @@ class VAE(nn.Module):
         # in the incumbent a pass of its own, with its own batch-norm statistics
         parts = sizes if self.config.objective == "scvi-tools" else None
         mean, var = self.encoder(self.features(batch, labelled), codes, draws, parts)
-        known = _Labelled(mean[sizes[0] :], labelled.label, labelled.weight, labelled.allowed)
-        return Gaussian(mean[: sizes[0]], var[: sizes[0]]), known
+        mean, of_labelled = mean.split(sizes)
+        known = _Labelled(of_labelled, labelled.label, labelled.weight, labelled.allowed)
+        return Gaussian(mean, var[: sizes[0]]), known
 
     def _training_logits(self, mean: Tensor, draws: Draws) -> Tensor:
         logits = self.labels.classify(mean, draws)
