@@ -85,7 +85,7 @@ STDLIB = set(sys.stdlib_module_names) | {"__future__"}
 @pytest.mark.parametrize("file", sorted((SOURCE / "nn").glob("*.py")), ids=lambda file: file.name)
 def test_the_network_imports_torch_only(file):
     found = imports(file, inside=True)
-    optional = {"triton"} if file.name == "kernels.py" else set()  # itself imported only where Triton is there
+    optional = {"triton"} if file.name in ("kernels.py", "kernels_latent.py") else set()  # itself imported only where Triton is there
     assert top(found) - STDLIB <= {"torch", "anvi"} | optional
     assert {room(module) for module in found if module.startswith("anvi")} <= {"nn"}
 
@@ -473,7 +473,7 @@ BUDGETS = {
     "_posterior": 2_274,
     "io": 1_068,
     "metrics": 1_005,
-    "nn": 1_595,
+    "nn": 1_719,
     "pl": 2_107,
     "pp": 400,
     "tl": 1_854,

@@ -6,6 +6,7 @@
     likelihoods  NB, ZINB, Poisson, protein mixture, divergences and draws: the definitions
     sparse       the same, special functions only at non-zero counts
     kernels      the same again, and what else takes many launches on CUDA, as Triton kernels
+    kernels_latent  of them those of latent variables
     layers       linear, norm, activation, dropout, with covariates injected
     rna          RNA part
     protein      protein part: background, foreground, mixture

@@ -15,6 +15,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .config import Entries
+from .kernels_latent import heads as heads
+from .kernels_latent import kl_normal as kl_normal
+from .kernels_latent import sample as sample
 
 BLOCK = 1_024
 """Genes or proteins that a program works on at a time."""
@@ -43,7 +46,7 @@ def nb_mixture(y: Tensor, log_background: Tensor, log_foreground: Tensor, log_ph
 def entries(rows: Tensor, indptr: Tensor, indices: Tensor, values: Tensor, n_columns: int, room: int) -> Entries:
     """`room` entries of some rows of a CSR matrix, the last ones zeros that are spread over the matrix."""
     start = indptr[rows]
-    end = (indptr[rows + 1] - start).cumsum(0)
+    end = (indptr[1:][rows] - start).cumsum(0)
     row, column = (torch.empty(room, dtype=torch.int64, device=rows.device) for _ in range(2))
     count = torch.empty(room, dtype=torch.float32, device=rows.device)
     if room:

@@ -65,7 +65,10 @@ class Gaussian(NamedTuple):
 
     def sample(self, draws: Draws) -> Tensor:
         """One reparameterised sample."""
-        return torch.addcmul(self.mean, self.var.sqrt(), draws.normal(self.mean))
+        noise = draws.normal(self.mean)
+        if (kernels := sparse.kernels_for(self.mean)) is not None:
+            return kernels.sample(self.mean, self.var, noise)
+        return torch.addcmul(self.mean, self.var.sqrt(), noise)
 
 
 class Linear(nn.Module):
@@ -247,10 +250,9 @@ class GaussianEncoder(nn.Module):
     def forward(self, h: Tensor, codes: Tensor | None, draws: Draws, parts: Sequence[int] | None = None) -> Gaussian:
         """Distribution over `(..., n_out)`; `parts` of the rows keep their batch norms apart."""
         h = self.stack(h, codes, draws, parts)
-        if sparse.kernels_for(h) is None:
+        if (kernels := sparse.kernels_for(h)) is None:
             return Gaussian(self.mean(h, None), self.log_var(h, None).exp() + self.floor)
         # both heads in one product: a GPU takes ten times as long for the gradient of a weight of ten rows as of twenty
         heads = self.mean, self.log_var
         weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
-        mean, log_var = functional.linear(h, weight, bias).to(weight.dtype).chunk(2, dim=-1)
-        return Gaussian(mean, log_var.exp() + self.floor)
+        return Gaussian(*kernels.heads(functional.linear(h, weight, bias).to(weight.dtype), self.floor))

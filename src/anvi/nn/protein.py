@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import likelihoods, sparse
+from . import sparse
 from .layers import Draws, Linear, Stack
 
 
@@ -96,4 +96,4 @@ class ProteinDecoder(nn.Module):
     def kl_background(self, rates: ProteinRates, panel: Tensor) -> Tensor:
         """KL of each protein's log background from its panel's prior `(cells, proteins)`."""
         prior_mean, prior_scale = (sparse.rows(table, panel) for table in (self.prior_mean, self.prior_log_scale.exp()))
-        return likelihoods.kl_normal(rates.back_mean, rates.back_scale, prior_mean, prior_scale)
+        return sparse.kl_normal(rates.back_mean, rates.back_scale, prior_mean, prior_scale)

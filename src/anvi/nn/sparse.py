@@ -108,6 +108,13 @@ def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
     return likelihoods.kl_standard_normal(mean, var).sum(-1)
 
 
+def kl_normal(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
+    """KL(N(mean, scale²) || N(prior_mean, prior_scale²)) of each number, all of one shape."""
+    if (kernels := kernels_for(mean)) is not None:
+        return kernels.kl_normal(mean, scale, prior_mean, prior_scale)
+    return likelihoods.kl_normal(mean, scale, prior_mean, prior_scale)
+
+
 def rows(table: Tensor, code: Tensor) -> Tensor:
     """The rows `code` of a table of parameters; on a GPU without a backward pass that sorts."""
     if (kernels := kernels_for(table)) is None:
