@@ -85,7 +85,7 @@ STDLIB = set(sys.stdlib_module_names) | {"__future__"}
 @pytest.mark.parametrize("file", sorted((SOURCE / "nn").glob("*.py")), ids=lambda file: file.name)
 def test_the_network_imports_torch_only(file):
     found = imports(file, inside=True)
-    optional = {"triton"} if file.name in ("kernels.py", "kernels_latent.py") else set()  # itself imported only where Triton is there
+    optional = {"triton"} if file.stem.startswith("kernels") else set()  # imported only where Triton is there
     assert top(found) - STDLIB <= {"torch", "anvi"} | optional
     assert {room(module) for module in found if module.startswith("anvi")} <= {"nn"}
 
@@ -468,15 +468,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_671,
-    "_data": 4_142,
+    "_data": 4_163,
     "_fit": 1_233,
-    "_posterior": 2_274,
+    "_posterior": 2_275,
     "io": 1_068,
-    "metrics": 1_005,
+    "metrics": 1_006,
     "nn": 1_719,
     "pl": 2_107,
     "pp": 400,
-    "tl": 1_854,
+    "tl": 1_865,
 }
 
 
@@ -547,7 +547,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 36, "lines": 4_279}
+WALK = {"files": 36, "lines": 4_286}
 
 
 def test_a_fit_is_a_short_walk():

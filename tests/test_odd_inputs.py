@@ -922,3 +922,100 @@ def test_colours_of_classes_may_be_bytes_or_numbers(as_written):
     classes = mdata.obs["totalanvi_prediction"].cat.categories
     assert list(mdata.uns["totalanvi_prediction_colors"]) == [of_class[name] for name in classes]
     av.pl.predictions(mdata, show=False)
+
+
+# what an analyst with real data meets -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_groups_that_are_batches_are_told_before_their_difference_is_taken_out(base, caplog):
+    mdata = base.copy()
+    mdata.obs["stimulated"] = np.where(mdata.obs["day"].astype(str) == "1", "yes", "no")
+    ask = {"groupby": "stimulated", "groups": ["yes"], "reference": "no", "n_samples": 50, "inplace": False}
+    av.tl.differential_expression(mdata, **ask, batch_correction=False)
+    assert "no batch of 'day'" not in caplog.text
+    av.tl.differential_expression(mdata, **ask)
+    assert "'yes': no batch of 'day' has cells of the group" in caplog.text
+    caplog.clear()
+    mdata.obs.loc[mdata.obs_names[:2], "stimulated"] = ["no", "yes"]
+    av.tl.differential_expression(mdata, **ask)
+    assert "no batch of 'day'" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_cells_with_proteins_alone_are_counted(caplog):
+    whole = cite(300)
+    mdata = mudata_of({"rna": whole["rna"][:150].copy(), "prot": whole["prot"].copy()})
+    alone = ~mdata.obs_names.isin(mdata["rna"].obs_names)
+    labels = whole.obs["true_cell_type"].astype(str).reindex(mdata.obs_names)
+    mdata.obs["cell_type"] = labels.where(alone, "Unknown")
+    report = av.pp.check(mdata)
+    assert report.labels.sum() == alone.sum()
+    assert set(report.labels.index) == set(labels[alone])
+    av.tl.totalanvi(mdata, **FIT)
+    assert "0 labelled validation cells with RNA" in caplog.text
+
+
+def test_a_name_that_may_be_two_antibodies_is_told():
+    mdata = cite(300)
+    names = ["PD-1", "PD-1 (CD279)", "PD1 (CD279)", *mdata["prot"].var_names[3:]]
+    counts = np.array(mdata["prot"].X, dtype=np.float32)
+    first = (mdata.obs["batch"].reindex(mdata["prot"].obs_names) == "batch_0").to_numpy()
+    counts[np.ix_(~first, [0])], counts[np.ix_(first, [1, 2])] = np.nan, np.nan
+    prot = AnnData(counts, mdata["prot"].obs, pd.DataFrame(index=names))
+    mdata = mudata_of({"rna": mdata["rna"].copy(), "prot": prot})
+    mdata.obs[["batch", "cell_type"]] = cite(300).obs[["batch", "cell_type"]]
+    notes = " ".join(av.pp.check(mdata, batch_key="batch").notes)
+    assert "antibodies may stand in several columns: 'PD-1 (CD279)' of" in notes
+    assert "may stand in several columns" not in " ".join(av.pp.check(cite(300), batch_key="batch").notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_names_that_r_has_written_are_those_of_the_model():
+    reference, query = cite(300), cite(300)
+    reference["rna"].var_names = [f"HLA-{name}" if i < 8 else name for i, name in enumerate(reference["rna"].var_names)]
+    reference.update_var()
+    av.tl.totalanvi(reference, **FIT)
+    expected = av.tl.predict(reference, inplace=False)
+    query["rna"].var_names = reference["rna"].var_names.str.replace("-", ".")
+    query.update_var()
+    av.tl.map_query(query, reference, max_epochs=0)
+    pd.testing.assert_frame_equal(av.get.proba(query), expected, check_names=False)
+
+
+def test_counts_in_another_table_are_named():
+    mdata = cite(200)
+    prot = mdata["prot"]
+    adata = mdata["rna"][prot.obs_names].copy()
+    adata.obs["cell_type"] = mdata.obs["cell_type"].reindex(adata.obs_names)
+    counts = pd.DataFrame(np.asarray(prot.X, dtype=float), prot.obs_names, prot.var_names)
+    adata.obsm["counts"], adata.obsm["clr"] = counts, np.log1p(counts).sub(np.log1p(counts).mean(axis=1), axis=0)
+    with pytest.raises(ValueError, match="Counts seem to be in obsm.'counts'.: pass prot_obsm='counts'"):
+        av.tl.totalanvi(adata, prot_obsm="clr", **FIT)
+    av.tl.totalanvi(adata, prot_obsm="counts", **FIT)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_next_commands_of_questions_about_other_objects(base, caplog):
+    query = cite(300)
+    query.obs = pd.DataFrame({"day": "new"}, query.obs_names)
+    av.tl.map_query(query, base, max_epochs=0)
+    av.metrics.criticism(query, n_samples=2)
+    assert "'de' is left out: no labels of 'totalanvi' are known" in caplog.text
+    # a layer that the query lacks
+    own = base.copy()
+    own["prot"].layers["counts"] = own["prot"].X.copy()
+    av.tl.totalanvi(own, layer={"prot": "counts"}, key_added="own", **FIT)
+    mdata = cite(300)
+    with pytest.raises(KeyError, match="layer='counts' is not in") as found:
+        av.tl.predict(mdata, model=av.get.model(own, "own"))
+    exec(found.value.args[0].partition("has the counts: ")[2], {"mdata": mdata})
+    av.tl.predict(mdata, model=av.get.model(own, "own"))
+    # queries and groups
+    mdata.obs["orig.ident"] = "x"
+    with pytest.raises(ValueError, match="in backticks: `orig.ident`"):
+        av.tl.differential_expression(mdata, groups={"g": "orig.ident == 'x'"}, model=av.get.model(own, "own"))
+    nobody = next(name for name in base.uns["totalanvi"]["classes"])
+    rest = base[(base.obs["totalanvi_prediction"] != nobody).to_numpy()].copy()
+    with pytest.raises(ValueError, match=f"groups '{nobody}' of 'totalanvi_prediction': groupby= names another"):
+        av.tl.attributions(rest, groups=[nobody])

@@ -298,13 +298,18 @@ def split_targets(names: Sequence[str], panels: Sequence[str], measured: Sequenc
     }
     found = match_kits({panel: kit for panel, kit in kits.items() if kit})
     several = found.groupby("new_name")["name"].transform("nunique") > 1  # not one name that every kit has
-    split = found[several & found["how"].isin((NORMALISED, SYNONYM))]
-    if split.empty:
+    split = found[several & found["how"].isin((NORMALISED, SYNONYM))].rename(columns={"name": "name_"})
+    unclear = found[found["how"].str.startswith(AMBIGUOUS)]
+    pairs = [f"'{row.name_}' of '{row.kit}' is '{row.matched_to}'" for row in split.itertuples()]
+    if not pairs and unclear.empty:
         return None
-    pairs = [
-        f"'{row.name_}' of '{row.kit}' is '{row.matched_to}'"
-        for row in split.rename(columns={"name": "name_"}).itertuples()
-    ]
+    if not pairs:
+        name, kit, how = unclear[["name", "kit", "how"]].iloc[0]
+        return (
+            f"{len(unclear)} antibodies may stand in several columns: '{name}' of '{kit}' is {how}. "
+            'pp.panels(mdata, panel_key, harmonize="show") shows which; harmonize={name: ...} says what is what.'
+        )
+    pairs += [f"'{name}' may be several" for name in unclear["name"]]
     return (
         f"{len(split)} antibodies stand in two columns under two names and are learned as two proteins: "
         f"{'; '.join(pairs[:4])}{'; ...' if len(pairs) > 4 else ''}. pp.panels(mdata, panel_key, harmonize=True) joins "

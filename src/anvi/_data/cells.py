@@ -490,8 +490,8 @@ def absent_genes(cells: Cells, setup: Setup) -> str | None:
     shown = ", ".join(setup.genes[i] for i in absent[code].nonzero().squeeze(1)[:3].tolist())
     return (
         f"{number} genes that other batches express ({shown}, ...) are zero in all cells of '{setup.batches[code]}', "
-        "as an outer join leaves genes that one of its objects lacks: they would be learned as counts. Join with "
-        "join='inner', or name the genes that all have: genes=[...]"
+        "as an outer join leaves genes that one of its objects lacks, or a type of cells that is not there. The former "
+        "would be learned as counts: join with join='inner', or name the genes that all have: genes=[...]"
     )
 
 

@@ -63,7 +63,9 @@ def stored_counts(adata: AnnData, layer: str | None, where: str):
     elif layer in adata.layers:
         counts = adata.layers[layer]
     else:
-        raise KeyError(f"layer='{layer}' is not in {where}.layers; there are: {there}.")
+        there, slot = f"there are: {there}", f"{where}.layers['{layer}']"
+        remedy = f"Where {where}.X has the counts: {slot} = {where}.X"
+        raise KeyError(f"layer='{layer}' is not in {where}.layers; {there}. {remedy}")
     if lazy(counts):
         return counts
     return whole(counts, f"{where}.{matrix_name(layer)}")
@@ -399,7 +401,13 @@ def _from_obsm(source: Source, setup: Setup) -> Proteins:
         names = _nameless(table.shape[1])
     containers.unique_names(pd.Index(names), where, "protein")
     check_counts_are_there(table, source, where)
-    counts = _proteins(table, adata.obs_names, names, where, None, None)
+    try:
+        counts = _proteins(table, adata.obs_names, names, where, None, None)
+    except ValueError as error:
+        for slot, other in adata.obsm.items():
+            if getattr(other, "shape", ())[1:] == table.shape[1:] and looks_like_counts(other, missing_allowed=True):
+                raise ValueError(f"{error} Counts seem to be in obsm['{slot}']: pass prot_obsm='{slot}'.") from error
+        raise
     return Proteins(adata.obs_names, names, counts, None, where, named=isinstance(table, pd.DataFrame) or bool(beside))
 
 

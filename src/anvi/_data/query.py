@@ -55,8 +55,8 @@ def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, wher
     """Find each gene of a model among the genes of a query.
 
     Names are compared as they are; then without prefixes ("rna:", "GRCh38_"); then, where both sides have Ensembl ids,
-    without their versions. A name that several columns of the query carry is no name: such genes count as missing,
-    with a warning.
+    without their versions; then with dots for hyphens, as R writes them ("HLA.DRA"). A name that several columns of the
+    query carry is no name: such genes count as missing, with a warning.
 
     Parameters
     ----------
@@ -76,6 +76,7 @@ def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, wher
     readings = [("prefixes", plain, theirs)]
     if _are_ensembl(plain) and _are_ensembl(theirs):
         readings.append(("versions", *(side.str.replace(_VERSION, "", regex=True) for side in (plain, theirs))))
+    readings.append(("hyphens", *(side.str.replace(r"[^0-9A-Za-z]", ".", regex=True) for side in (plain, theirs))))
     for what, *sides in readings if (column < 0).any() else ():
         bare, unsure = positions(*sides)
         if ((column < 0) & (bare >= 0)).any():

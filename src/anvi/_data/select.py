@@ -186,8 +186,10 @@ class ExplainedGroups(NamedTuple):
     def checked(self) -> ExplainedGroups:
         """The same, or a ValueError if it is known that no cell is in any of those to explain."""
         if self.code is not None and not torch.isin(self.code, torch.tensor(self.chosen, dtype=torch.long)).any():
+            names = ", ".join(repr(self.names[i]) for i in self.chosen[:10])
             raise ValueError(
-                f"No cell is in any of the groups {', '.join(repr(self.names[i]) for i in self.chosen[:10])}."
+                f"No cell is in any of the groups {names} of '{self.column}': groupby= names another column, and "
+                "target= a class that is explained in all cells."
             )
         return self
 
@@ -465,4 +467,9 @@ def _query(source: Source, setup: Setup, name: str, query: str) -> np.ndarray:
     try:
         return obs.index.isin(obs.query(query, engine="python").index)
     except Exception as error:  # whatever pandas makes of a user's text
-        raise ValueError(f"groups['{name}']: the query {query!r} failed ({type(error).__name__}: {error}).") from error
+        odd = [column for column in obs if str(column) in query and not str(column).isidentifier()]
+        quoted = f" Names that are no words stand in backticks: `{odd[0]}`." if odd and "`" not in query else ""
+        raise ValueError(
+            f"groups['{name}']: the query {query!r} failed ({type(error).__name__}: {error!s:.200}).{quoted} It is "
+            "what `obs.query` takes, a comparison."
+        ) from error

@@ -55,8 +55,9 @@ def calibrated(
     )
     n_known = len(standing_for(encode.WITHOUT_PROTEINS, cells, known))
     if n_known < MIN_VALIDATION:
+        rna = "" if cells.has_rna is None else " with RNA"
         logger.warning(
-            f"{n_known} labelled validation cells, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
+            f"{n_known} labelled validation cells{rna}, fewer than {MIN_VALIDATION}: probabilities are not calibrated, "
             "there is no novelty and nothing is 'Unassigned'. More labels help, or a lower train_size="
         )
         return model, None

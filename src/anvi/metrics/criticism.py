@@ -180,7 +180,8 @@ def _find_groups(
     setup, key = asked.setup, groupby or asked.setup.labels_key
     hint = "Name a column with clusters or types: groupby=..."
     if key is None:
-        logger.info(f"'de' is left out: the model has no labels. {hint}")
+        why = f"no labels of '{asked.key}' are known" if setup.classes else "the model has no labels"
+        logger.info(f"'de' is left out: {why}. {hint}")
         return None
     try:
         column = asked.source.text(key, "groupby", setup.mods)

@@ -15,7 +15,7 @@ import pandas as pd
 from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells, remarks
-from anvi._data.containers import Data, Source
+from anvi._data.containers import Data, Source, cell_names
 from anvi._data.labels import read_labels
 from anvi._data.setup import FEW_CELLS, Genes, find_setup, tell_genes, too_many_genes
 from anvi._runtime import verb
@@ -156,7 +156,7 @@ def check(
     setup = _tried(report, lambda: find_setup(source, **keys, **where))
     # labels
     if setup and keys.get("labels_key") is not None:
-        names = source.modality(rna_mod, "rna_mod").obs_names
+        names = cell_names(source, rna_mod, prot_mod if proteins else None)
         known = read_labels(source, setup, names)
         report.labels = pd.Series(known.text).value_counts()
         report.facts.append(

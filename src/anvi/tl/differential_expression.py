@@ -14,7 +14,7 @@ import pandas as pd
 from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import rankings, slots
-from anvi._data.containers import Data
+from anvi._data.containers import Data, listed
 from anvi._data.select import REST, Mask
 from anvi._model import Model
 from anvi._posterior import differential
@@ -244,6 +244,17 @@ def _rankings(asked: Context, mods: Iterable[str], how: _How) -> dict[str, dict]
     for name, *sides in zip(found.names, inside, outside, strict=True):
         if not all(side.any() for side in sides):
             raise ValueError(f"'{name}' or what it is compared with has no cells with RNA, which the model needs.")
+    of_cells = asked.cells.batch.cpu().numpy()
+    apart = [
+        f"'{name}'"
+        for name, *sides in zip(found.names, inside, outside, strict=True)
+        if not np.isin(*(np.unique(of_cells[side]) for side in sides)).any()
+    ]
+    if apart and how.batch_correction and asked.setup.batch_key:
+        logger.warning(
+            f"{listed(apart)}: no batch of '{asked.setup.batch_key}' has cells of the group and of what it is compared "
+            "with. What batches differ in is taken out, and so what is asked for; batch_correction=False leaves it in"
+        )
     populations, comparisons = differential.strata(inside, outside)
     model, cells, weighed = asked.model, asked.cells, {"importance": how.weights == "importance"}
     counts = None
