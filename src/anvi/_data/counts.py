@@ -197,6 +197,8 @@ def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
         counts = next(by_rows(counts, "a layer"))[1]
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
+    if values.dtype.kind not in "biuf":
+        return False
     if missing_allowed:
         values = values[~np.isnan(values)]
     whole = len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all()
