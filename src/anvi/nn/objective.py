@@ -65,7 +65,7 @@ def loss(
     """What one step minimises: the mean weighed bound of the cells that count, and the classification term.
 
     Where several processes share the minibatch, `counted` says how many cells they have, and this is one's part of it.
-    `surprise` is :func:`classification_loss`, where the caller has it.
+    `surprise` is the `classification_loss`, where the caller has it.
     """
     n_cells, n_labelled = (cell_weight.sum(), None) if counted is None else counted
     bound = (cell_weight * weighed_bound(terms, weights, config)).sum() / n_cells
