@@ -636,3 +636,10 @@ def test_affixes_take_no_target_away():
         for name in names:
             for form in ("{}", "prot:{}", "GRCh38_{}", "{}_TotalSeqC", "{}-human", "{}_protein", "{}_A0034"):
                 assert read_antibody(form.format(name)).target == names[0], form.format(name)
+
+
+def test_antibodies_that_may_be_several_are_to_be_named_before_others_are_joined():
+    names = ["CD3 (UCHT1)", "CD3 (OKT3)", "CD8a", "CD3", "CD8"]
+    found = split_targets(names, ["A", "B"], [[True, True, True, False, False], [False, False, False, True, True]])
+    assert "'CD8' of 'B' is 'CD8a'" in found
+    assert "'CD3' may be several: pp.panels(mdata, panel_key, harmonize={name: ...})" in found

@@ -929,3 +929,15 @@ def test_a_report_escapes_the_names_of_classes(fitted, tmp_path):
 def test_an_address_holds_nothing_else(fitted):
     with pytest.raises(ValueError, match="is no address"):
         av.io.model_card(fitted, key="scvi", training_data_url="https://a.b) ![x](https://evil.example")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files to others")
+def test_what_replaces_the_file_of_somebody_else_is_theirs(tmp_path):
+    """As in containers, where root writes into the folders of users: else a private file would lock its owner out."""
+    path = tmp_path / "private"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 1234)
+    path.chmod(0o600)
+    write_bytes(path, b"new")
+    there = path.stat()
+    assert (there.st_uid, there.st_gid, there.st_mode & 0o777, path.read_bytes()) == (1234, 1234, 0o600, b"new")

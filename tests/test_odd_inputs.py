@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from scipy import sparse
 
 import anvi as av
+from anvi._data.query import match_genes
 
 FIT = {"max_epochs": 1, "n_hidden": 8, "n_latent": 3}
 
@@ -1019,3 +1020,28 @@ def test_next_commands_of_questions_about_other_objects(base, caplog):
     rest = base[(base.obs["totalanvi_prediction"] != nobody).to_numpy()].copy()
     with pytest.raises(ValueError, match=f"groups '{nobody}' of 'totalanvi_prediction': groupby= names another"):
         av.tl.attributions(rest, groups=[nobody])
+
+
+def test_a_gene_that_is_found_by_its_name_is_not_given_to_another():
+    """Dots for hyphens are R's; letters of other alphabets stay letters, and an exact name goes first."""
+    rna = AnnData(np.ones((2, 3), dtype=np.float32), var=pd.DataFrame(index=["HLA-A", "CD3", "\u03b2Try"]))
+    assert list(match_genes(("HLA-A", "HLA.A", "CD3", "\u03b1Try"), rna, None, "data").column) == [0, -1, 1, -1]
+    rna.var_names = ["HLA.A", "MT.CO1", "Y_RNA"]
+    assert list(match_genes(("HLA-A", "MT-CO1", "Y-RNA"), rna, None, "data").column) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("colors", [np.arange(5), [np.nan] * 5, [(255, 0, 0)] * 5, "none"], ids=str)
+def test_what_is_no_colour_stops_no_fit(colors):
+    mdata = cite(200)
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype("category")
+    mdata.uns["cell_type_colors"] = colors
+    av.tl.totalanvi(mdata, **FIT)
+
+
+def test_dates_beyond_nanoseconds_are_told():
+    mdata = cite(100)
+    mdata.obs["when"] = np.array(["9999-12-31", "2024-01-01"] * (mdata.n_obs // 2), dtype="datetime64[s]")
+    with pytest.raises(ValueError, match="'when' has dates or durations that are more than 292 years"):
+        av.tl.totalanvi(mdata, continuous_covariate_keys=["when"], **FIT)
+    mdata.obs["when"] = pd.date_range("2020", periods=mdata.n_obs, tz="Europe/Berlin")
+    av.tl.totalanvi(mdata, continuous_covariate_keys=["when"], **FIT)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from anvi._data.setup import find_setup
 from anvi._fit import loop, step
 from anvi._fit.plan import Plan
 from anvi._fit.start import make_config, make_network
-from anvi.nn import Draws, Weights
+from anvi.nn import Draws, Terms, Weights
 
 MODELS = ("scvi", "scanvi", "totalvi", "totalanvi")
 WAITS = (  # for the device, to know a value or a shape
@@ -254,3 +255,17 @@ print(sorted({name for name in ("torch._dynamo", "torch._inductor", "sympy") if 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_padding_counts_for_nothing_in_what_is_reported():
+    """Cross-entropy and accuracy of the cells that count, whether the former was at hand or not."""
+    weight = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    zero = torch.zeros(4)
+    logits, target = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.long)
+    terms = Terms(zero, None, zero, *[None] * 5, zero[:, None], logits, target, weight[:3])
+    batch = SimpleNamespace(weight=weight)
+    own = step.classification_loss(terms)
+    for sums in (step.summarise(terms, batch), step.summarise(terms, batch, own * weight[:3].sum())):
+        assert float(sums["classification_loss"] / sums["labelled"]) == pytest.approx(float(own), rel=1e-6)
+        assert float(own) == pytest.approx(float(torch.nn.functional.cross_entropy(logits[:1], target[:1])), rel=1e-6)
+        assert float(sums["accuracy"] / sums["labelled"]) == float(logits[0].argmax() == 0)

@@ -165,12 +165,17 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def keep_modes(old: Path, part: Path) -> None:
-    """Give a file, or a folder and what is in it, group and mode of what lies under the same names in the old one."""
+    """Give a file, or a folder and what is in it, owner and mode of what lies under the same names in the old one."""
     for entry in [*part.rglob("*"), part]:  # a folder that may not be written comes after what is in it
         was = old / entry.relative_to(part)
         if was.exists() and was.is_dir() == entry.is_dir() and not entry.is_symlink():
-            with suppress(AttributeError, OSError):  # Windows has no groups, and one may be others'
-                os.chown(entry, -1, was.stat().st_gid)
+            for owner in (
+                was.stat().st_uid,
+                -1,
+            ):  # only root may give a file to others; then the group, where it is ours
+                with suppress(AttributeError, OSError):  # Windows has no such thing
+                    os.chown(entry, owner, was.stat().st_gid)
+                    break
             with suppress(OSError):  # a file system without modes
                 shutil.copymode(was, entry)
 

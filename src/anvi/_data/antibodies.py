@@ -309,11 +309,13 @@ def split_targets(names: Sequence[str], panels: Sequence[str], measured: Sequenc
             f"{len(unclear)} antibodies may stand in several columns: '{name}' of '{kit}' is {how}. "
             'pp.panels(mdata, panel_key, harmonize="show") shows which; harmonize={name: ...} says what is what.'
         )
-    pairs += [f"'{name}' may be several" for name in unclear["name"]]
+    joins = "pp.panels(mdata, panel_key, harmonize=True) joins them, "
+    if len(unclear):
+        joins = f"{', '.join(map(repr, unclear['name'][:4]))} may be several: pp.panels(mdata, panel_key, "
+        joins += "harmonize={name: ...}) says what is what and joins them, "
     return (
         f"{len(split)} antibodies stand in two columns under two names and are learned as two proteins: "
-        f"{'; '.join(pairs[:4])}{'; ...' if len(pairs) > 4 else ''}. pp.panels(mdata, panel_key, harmonize=True) joins "
-        'them, harmonize="show" shows how.'
+        f'{"; ".join(pairs[:4])}{"; ..." if len(pairs) > 4 else ""}. {joins}harmonize="show" shows how.'
     )
 
 

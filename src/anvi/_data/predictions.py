@@ -34,9 +34,12 @@ def as_colors(stored: Any) -> list[str]:
     from matplotlib.colors import to_hex
 
     found = []
-    for one in [stored] if isinstance(stored, str | bytes) else stored:
-        text = one.decode() if isinstance(one, bytes) else one
-        found.append(str(text) if isinstance(text, str) else to_hex(text, keep_alpha=len(text) == 4))
+    for one in [stored] if isinstance(stored, str | bytes) or np.ndim(stored) == 0 else stored:
+        text = one.decode("utf-8", "replace") if isinstance(one, bytes) else one
+        try:
+            found.append(str(text) if isinstance(text, str) else to_hex(text, keep_alpha=len(text) == 4))
+        except (TypeError, ValueError):  # no colour: whoever draws says so
+            found.append(str(text))
     return found
 
 

@@ -76,9 +76,11 @@ def match_genes(genes: tuple[str, ...], rna: AnnData, gene_key: str | None, wher
     readings = [("prefixes", plain, theirs)]
     if _are_ensembl(plain) and _are_ensembl(theirs):
         readings.append(("versions", *(side.str.replace(_VERSION, "", regex=True) for side in (plain, theirs))))
-    readings.append(("hyphens", *(side.str.replace(r"[^0-9A-Za-z]", ".", regex=True) for side in (plain, theirs))))
+    readings.append(("hyphens", *(side.str.replace(r"\W|_", ".", regex=True) for side in (plain, theirs))))
     for what, *sides in readings if (column < 0).any() else ():
         bare, unsure = positions(*sides)
+        if what == "hyphens":  # what has been found by its name stays what it is
+            bare = np.where(np.isin(bare, column[column >= 0]), -1, bare)
         if ((column < 0) & (bare >= 0)).any():
             how += f" without {what}"
         column, ambiguous = np.where(column < 0, bare, column), ambiguous | unsure

@@ -507,7 +507,11 @@ def numeric_column(source: Source, key: str, argument: str, mods: tuple[str, ...
     if (kind := getattr(column.dtype, "kind", "")) in "mM" and kind:  # dates and durations, whatever their unit
         if argument == "size_factor_key":
             raise ValueError(f"{argument}: '{key}' holds dates or durations, and no factors.")
-        exact = column.to_numpy(dtype={"m": "timedelta64[ns]", "M": "datetime64[ns]"}[kind])
+        name = {"m": "timedelta64", "M": "datetime64"}[kind]
+        days = column.dropna().to_numpy(dtype=f"{name}[D]").astype(np.int64)
+        if (np.abs(days) > 106_751).any():  # what nanoseconds hold
+            raise ValueError(f"{argument}: '{key}' has dates or durations that are more than 292 years from 1970 or 0.")
+        exact = column.to_numpy(dtype=f"{name}[ns]")
         column = pd.Series(np.where(np.isnat(exact), np.nan, exact.astype(np.int64)), cells)
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     if not np.isfinite(values).all():

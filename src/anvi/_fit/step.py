@@ -319,11 +319,11 @@ def summarise(terms: Terms, batch: Batch, surprise: Tensor | None = None) -> dic
     sums = dict(zip(per_cell, together.unbind(), strict=True))
     if terms.logits is None:
         return sums
-    if terms.target_allowed is None:
-        n, right = weight.new_full((), len(terms.target)), terms.logits.argmax(1) == terms.target
-    else:
-        n, right = terms.target_weight.sum(), terms.target_allowed.gather(1, terms.logits.argmax(1, keepdim=True))
-        right = terms.target_weight * right.squeeze(1)
+    best = terms.logits.argmax(1)
+    right = best == terms.target
+    if terms.target_allowed is not None:
+        right = terms.target_allowed.gather(1, best[:, None]).squeeze(1)
+    n, right = terms.target_weight.sum(), terms.target_weight * right  # padding counts for nothing
     surprise = classification_loss(terms).detach() * n if surprise is None else surprise
     return sums | {"labelled": n, "classification_loss": surprise, "accuracy": right.sum()}
 
