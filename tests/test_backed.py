@@ -341,6 +341,9 @@ def test_what_its_owner_keeps_in_a_file_stays_there(mdata, tmp_path, ending):
             write_elem(group, "notes", {"of": {"whom": np.arange(3)}, "why": "text"})
             group["notes"].attrs["by"] = "me"
             write_elem(group, "odd", np.arange(4))
+            # names that anndata or mudata use, but not here
+            for name in ("mod", "obsmap") if part or ending == "h5ad" else ("layers", "raw"):
+                write_elem(group.require_group(name), "mine", np.arange(5))
             if ending != "zarr":
                 group["link"], group["far"] = h5py.SoftLink("/obs"), h5py.ExternalLink("other.h5", "/nothing")
     if ending == "zarr":
@@ -353,6 +356,8 @@ def test_what_its_owner_keeps_in_a_file_stays_there(mdata, tmp_path, ending):
             group = root[part] if part else root
             assert read_elem(group["notes"])["why"] == "text" and group["notes"].attrs["by"] == "me"
             assert read_elem(group["notes/of/whom"]).tolist() == [0, 1, 2] and group["odd"].shape == (4,)
+            for name in ("mod", "obsmap") if part or ending == "h5ad" else ("layers", "raw"):
+                assert group[f"{name}/mine"].shape == (5,)
             if ending != "zarr":
                 assert group.get("link", getlink=True).path == "/obs"
                 assert group.get("far", getlink=True).filename == "other.h5"

@@ -33,9 +33,9 @@ logger = logging.getLogger("anvi")
 
 TABLES = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
 """What a part of an object holds beside its matrices; a MuData has `obsmap` and `varmap`, too."""
-PLACES = (*TABLES, "obsmap", "varmap", "layers", "X", "raw", "mod")
-PLACES += (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
-"""What anndata, mudata and zarr put into a file; all else in it is its owner's."""
+OF_ZARR = {".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
+OF_ADATA, OF_MDATA = {*TABLES, "layers", "X", "raw", *OF_ZARR}, {*TABLES, "obsmap", "varmap", "mod", "raw", *OF_ZARR}
+"""What anndata, mudata and zarr put into a group of a file; all else in it is its owner's."""
 Verb = TypeVar("Verb", bound=Callable)
 
 
@@ -281,15 +281,15 @@ def _write(data: MuData | AnnData, old, new) -> None:
         if not name or name in old:
             before = old[name] if name else old
             group.attrs.update(dict(before.attrs))
-            _keep_own(before, group)
+            _keep_own(before, group, OF_ADATA if isinstance(part, AnnData) else OF_MDATA)
     if hasattr(data, "mod"):
         new["mod"].attrs["mod-order"] = list(data.mod)
 
 
-def _keep_own(old, new) -> None:
+def _keep_own(old, new, others: set[str]) -> None:
     """Copy what lies in a group beside what anndata and mudata put there: groups, arrays, links; in zarr also files."""
     if isinstance(old, h5py.Group):
-        for name in old.keys() - set(PLACES):
+        for name in old.keys() - others:
             link = old.get(name, getlink=True)
             if isinstance(link, h5py.HardLink):
                 new.copy(old[name], new, name)
@@ -297,7 +297,7 @@ def _keep_own(old, new) -> None:
                 new[name] = link
         return
     here, there = (_folder(group.store) / group.path for group in (old, new))
-    for entry in [entry for entry in here.iterdir() if entry.name not in PLACES]:
+    for entry in [entry for entry in here.iterdir() if entry.name not in others]:
         if entry.is_dir():
             shutil.copytree(entry, there / entry.name, symlinks=True)
         else:

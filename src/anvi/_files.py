@@ -169,10 +169,7 @@ def keep_modes(old: Path, part: Path) -> None:
     for entry in [*part.rglob("*"), part]:  # a folder that may not be written comes after what is in it
         was = old / entry.relative_to(part)
         if was.exists() and was.is_dir() == entry.is_dir() and not entry.is_symlink():
-            for owner in (
-                was.stat().st_uid,
-                -1,
-            ):  # only root may give a file to others; then the group, where it is ours
+            for owner in (was.stat().st_uid, -1):  # the group alone where we may not give the file to others
                 with suppress(AttributeError, OSError):  # Windows has no such thing
                     os.chown(entry, owner, was.stat().st_gid)
                     break
