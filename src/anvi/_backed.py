@@ -281,7 +281,7 @@ def _write(data: MuData | AnnData, old, new) -> None:
         if not name or name in old:
             before = old[name] if name else old
             group.attrs.update(dict(before.attrs))
-            _keep_own(before, group, OF_ADATA if isinstance(part, AnnData) else OF_MDATA)
+            _keep_own(before, group, OF_MDATA if hasattr(part, "mod") else OF_ADATA)
     if hasattr(data, "mod"):
         new["mod"].attrs["mod-order"] = list(data.mod)
 
