@@ -127,7 +127,8 @@ def check_counts(
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     first, number = dict.fromkeys(OFFENCES), dict.fromkeys(OFFENCES, 0)
     for start in range(0, len(values), BLOCK):
-        for kind, offends in _offences(values[start : start + BLOCK], missing_allowed):
+        part = values[start : start + BLOCK]
+        for kind, offends in () if _all_counts(part) else _offences(part, missing_allowed):
             if offends.any():
                 first[kind] = start + int(offends.argmax()) if first[kind] is None else first[kind]
                 number[kind] += int(offends.sum())
@@ -145,6 +146,11 @@ def check_counts(
             f"{where} holds whole numbers that are no counts: {found}. "
             f"{_advice('rounded', counts, adata, where, mod, missing_allowed)}"
         )
+
+
+def _all_counts(values: np.ndarray) -> bool:
+    """Whether there is nothing but counts, in few passes; a NaN is none."""
+    return bool(values.min() >= 0 and values.max() <= MOST and (values == np.rint(values)).all())
 
 
 def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -201,8 +207,7 @@ def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
         return False
     if missing_allowed:
         values = values[~np.isnan(values)]
-    whole = len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all()
-    return bool(whole) and made_whole(counts) is None
+    return len(values) > 0 and _all_counts(values) and made_whole(counts) is None
 
 
 FEWEST_CELLS = 50
@@ -220,21 +225,22 @@ def made_whole(counts) -> str | None:
     that are rarely seen (mean below 1/2) 1 is not half as common as the commonest value. Normalised values have totals
     that are nearly the same, but for rounding; counts that were drawn down to one total have that very total.
     """
-    n_cells = counts.shape[0]
-    if n_cells < FEWEST_CELLS:
+    counts = counts if sparse.issparse(counts) else np.asarray(counts)
+    x = counts[:: max(1, -(-counts.shape[0] // 500))]
+    missing = np.isnan(x.data if sparse.issparse(x) else x).any()
+    if missing:
+        x = x.toarray() if sparse.issparse(x) else x
+        x = x[:, ~np.isnan(x).all(0)]
+        x = x[~np.isnan(x).all(1)]
+    if x.shape[0] < FEWEST_CELLS or not x.shape[1]:
         return None
-    some = counts[:: -(-n_cells // 500)]
-    x = some.toarray() if sparse.issparse(some) else np.asarray(some)
-    x = x.astype(np.float32)[:, ~np.isnan(x).all(0)]
-    x = x[~np.isnan(x).all(1)]
-    if len(x) < FEWEST_CELLS or not x.shape[1]:
-        return None
-    totals = np.nansum(x, 1)
-    if not np.isnan(x).any() and 0 < totals.std() and _alike(totals):
+    totals, largest = (np.nansum(x, 1), np.nanmax(x)) if missing else (np.ravel(x.sum(1)), x.max())
+    if not missing and 0 < totals.std() and _alike(totals):
         return f"the totals of all cells are nearly the same ({totals.min():.0f} to {totals.max():.0f})"
-    mean, variance, largest = np.nanmean(x, 0), np.nanvar(x, 0), np.nanmax(x)
     if largest > LARGEST_LOG or largest <= 1:  # the latter says what is there, and no more
         return None
+    x = (x.toarray() if sparse.issparse(x) else x).astype(np.float32)
+    mean, variance = np.nanmean(x, 0), np.nanvar(x, 0)
     often = np.flatnonzero((mean >= 1) & (variance > 0))  # a constant feature says nothing
     if len(often) and (ratio := variance[often] / mean[often]).min() < LEAST_VARIANCE:
         at = often[ratio.argmin()]
