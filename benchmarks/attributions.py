@@ -34,7 +34,7 @@ from vs_scvi import PEERS
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import read_cells
-from anvi._posterior.attribute import Zero, at, explain, predict
+from anvi._posterior.attribute import Zero, at, explain
 from anvi.nn import Draws
 
 
@@ -72,9 +72,10 @@ def deltas(asked: Asked, steps: Sequence[int], n: int) -> dict[str, list[float]]
     model = asked.sides.ours
     cells = read_cells(asked.subset, model.setup)
     index = torch.arange(min(n, len(cells.names)))
-    code = predict(model, cells)[index]
-    target = torch.nn.functional.one_hot(code, len(model.classes)).float()
     batch, network = take(cells, index), model.network.eval()
+    with torch.no_grad():
+        code = network.logits(batch, Draws()).argmax(1)
+    target = torch.nn.functional.one_hot(code, len(model.classes)).float()
 
     def logits(*counts):
         size = len(counts[0]) // len(index)

@@ -31,7 +31,7 @@ from torch import Tensor
 import anvi as av
 from anvi._data.batches import take
 from anvi._data.cells import Cells, read_cells
-from anvi._posterior.attribute import at, predict, sample
+from anvi._posterior.attribute import at, sample
 from anvi.nn import Batch, Draws
 
 HOW = {"top": "top of its class", "largest": "largest counts", "random": "random expressed"}
@@ -61,13 +61,16 @@ def rank(data, model: av.Model, key: str, options: argparse.Namespace) -> tuple[
     return dict(zip(map(str, found["class"].values), order, strict=True)), found["obs"].values.astype(str).tolist()
 
 
+@torch.no_grad()
 def choose(model: av.Model, cells: Cells, seen: Sequence[str], options: argparse.Namespace) -> Tried:
     """Cells of each class that the ranking has not seen; those with proteins, if there are any."""
-    code = predict(model, cells)
+    network, everyone = model.network.eval(), torch.arange(len(cells))
+    code = torch.cat([network.logits(take(cells, part), Draws()).argmax(1) for part in everyone.split(1_000)])
     free = torch.from_numpy(~np.isin(np.asarray(cells.names), seen))
     if model.setup.joint and cells.measured.any():
         free &= cells.measured.any(1)
-    index = sample(torch.where(free, code, -1), options.cells, torch.Generator().manual_seed(0))
+    number = torch.rand(len(cells), generator=torch.Generator().manual_seed(0))
+    index = sample(torch.where(free, code, -1), options.cells, number)
     return Tried(cells, index, code[index])
 
 

@@ -63,7 +63,9 @@ def write_cells(path: Path, n: int) -> float:
         del x["data"], x["indices"], x["indptr"], file["mod/prot/X"]
         values = x.create_dataset("data", (0,), "f4", **options)
         columns = x.create_dataset("indices", (0,), "i4", **options)
-        y = file["mod/prot"].create_dataset("X", (n, PROTEINS), "f4", chunks=(BLOCK, PROTEINS), compression="gzip")
+        y = file["mod/prot"].create_dataset(
+            "X", (n, PROTEINS), "f4", chunks=(min(n, BLOCK), PROTEINS), compression="gzip"
+        )
         y.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         lengths = []
         for start in range(0, n, BLOCK):

@@ -285,7 +285,8 @@ def main() -> None:
     else:
         rows = alternate(make_peer(mdata, options), ours, options)
     counted = rows[options.warmup :]
-    n_train, n_steps = len(ours.train_cells), ours.minibatches.n_steps
+    n_train = len(ours.train_cells)
+    n_steps = -(-n_train // options.batch_size)
     ours_median = statistics.median(row["anvi_s"] for row in counted)
     result = {
         "command": " ".join(["python", *sys.argv]),
