@@ -801,6 +801,10 @@ def test_a_batch_whose_cells_are_called_otherwise_in_the_proteins_is_told():
     notes = " ".join(av.pp.check(mdata).notes)
     assert "100 of the 100 cells with proteins alone are named like cells with RNA alone" in notes
     assert "named like" not in " ".join(av.pp.check(whole).notes)
+    rna.obs_names = [*rna.obs_names[:-1], f"{prot.obs_names[0]}-2"]  # of two lanes that share a barcode
+    again = mudata_of({"rna": rna, "prot": prot})
+    again.obs["cell_type"] = "B"
+    assert "99 of the 101 cells with" in " ".join(av.pp.check(again, labels_key=None).notes)
     # lanes: other cells under barcodes of which few recur
     other = prot[:100].copy()
     other.obs_names = [f"other{i}" for i in range(98)] + ["cell_98-2", "cell_99-2"]

@@ -112,3 +112,11 @@ def test_panels_refuses_what_is_not_there(mdata):
         av.pp.panels(mdata, "batch", panels={"batch_0": ["P99"]})
     with pytest.raises(TypeError, match="MuData"):
         av.pp.panels(mdata["rna"])
+
+
+def test_a_check_tells_of_a_panel_without_counts_once(caplog):
+    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    mdata["prot"].X[(mdata.obs["batch"].reindex(mdata["prot"].obs_names) == "batch_1").to_numpy()] = 0
+    with caplog.at_level("INFO", logger="anvi"):
+        av.pp.check(mdata, batch_key="batch")
+    assert sum("panel 'batch_1'" in message for message in caplog.messages) == 1

@@ -590,8 +590,8 @@ def nearly_the_same(names: np.ndarray, has_rna: Tensor | None, has_protein: Tens
     of_rna, of_proteins = names[(has_rna & ~has_protein).numpy()], names[~has_rna.numpy()]
     ending = r"(?:-\d+)?\s*$"
     plain, theirs = (pd.Index(some).astype(str).str.replace(ending, "", regex=True) for some in (of_rna, of_proteins))
-    same = theirs.isin(plain) & ~theirs.duplicated(keep=False)
-    if not plain.is_unique or same.sum() < max(2, ALIKE * min(len(plain), len(theirs))):
+    same = theirs.isin(plain[~plain.duplicated(keep=False)]) & ~theirs.duplicated(keep=False)
+    if same.sum() < max(2, ALIKE * min(len(plain), len(theirs))):
         return None
     return (
         f"{same.sum()} of the {len(theirs)} cells with proteins alone are named like cells with RNA alone, but for how "

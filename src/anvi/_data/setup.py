@@ -494,7 +494,8 @@ def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: st
             n_missing = panel_of_cell.isna().sum()
             raise ValueError(f"panel_key='{panel_key}' is missing for {n_missing} cells that have proteins.")
         panels = tuple(sorted(panel_of_cell.unique()))
-    measured = find_panels(proteins, panel_of_cell, panels, setup.missing)
+    name = ("panels", proteins.where, tuple(proteins.names), key, panels, setup.missing)  # looked at, and told of, once
+    measured = source.once(name, lambda: find_panels(proteins, panel_of_cell, panels, setup.missing))
     if not measured.any():
         raise ValueError(f"No protein was measured in any cell of {proteins.where}: use tl.scvi or tl.scanvi instead.")
     measured = _tuples(measured.tolist())
