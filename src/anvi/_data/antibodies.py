@@ -271,8 +271,8 @@ def match_kits(kits: Mapping[str, Sequence[str]], stated: Mapping[str, str] | No
             for name, short, match in zip(said, plain, table["matched_to"], strict=True)
         ]
         table["how"] = [
-            STATED if name in stated and (how in ("", SAME)) else how or _twin(place, table)
-            for place, (name, how) in enumerate(zip(names, table["how"], strict=True))
+            STATED if name in stated and (how in ("", SAME)) else how or twin
+            for name, how, twin in zip(names, table["how"], _twins(table), strict=True)
         ]
         table["name"], table["new_name"] = list(names), new_name
         table.insert(0, "kit", kit)
@@ -281,11 +281,13 @@ def match_kits(kits: Mapping[str, Sequence[str]], stated: Mapping[str, str] | No
     return pd.concat(tables, ignore_index=True)
 
 
-def _twin(place: int, table: pd.DataFrame) -> str:
-    """Whether another antibody of the same kit has the target and clone of one."""
-    target, clone, name = table["target"][place], table["clone"][place], table["name"][place]
-    same = (table["target"] == target) & (table["name"] != name) & table["clone"].map(lambda other: other == clone)
-    return f"kept apart from {listed(map(repr, table['name'][same]))} of the same kit" if target and same.any() else ""
+def _twins(table: pd.DataFrame) -> list[str]:
+    """Of each antibody, which others of the same kit have its target and clone."""
+    rows, names = list(zip(table["name"], table["target"], table["clone"], strict=True)), defaultdict(list)
+    for name, *said in rows:
+        names[tuple(said)].append(name)
+    others = ([other for other in names[target, clone] if target and other != name] for name, target, clone in rows)
+    return [f"kept apart from {listed(map(repr, found))} of the same kit" if found else "" for found in others]
 
 
 def split_targets(names: Sequence[str], panels: Sequence[str], measured: Sequence[Sequence[bool]]) -> str | None:

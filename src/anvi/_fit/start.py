@@ -31,21 +31,20 @@ def lower_component(values: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     Mean and standard deviation of the component with the lower mean `(cells,)`.
     """
     mask = measured.to(values.dtype)
-    count = mask.sum(1, keepdim=True).clamp(min=1)
-    mean_all = (values * mask).sum(1, keepdim=True) / count
+    values, count = values * mask, mask.sum(1, keepdim=True).clamp(min=1)
     # start: below and above the mean, which is one step of two-means
-    upper = ((values > mean_all) & measured).to(values.dtype)
-    responsibility = torch.stack([mask - upper, upper], dim=-1)  # (cells, proteins, 2)
+    upper = ((values > values.sum(1, keepdim=True) / count) & measured).to(values.dtype)
     for _ in range(100):
-        size = responsibility.sum(1) + 1e-10  # (cells, 2)
-        mean = (responsibility * values[..., None]).sum(1) / size
-        var = (responsibility * (values[..., None] - mean[:, None]).square()).sum(1) / size + 1e-6
-        share = size / count
-        log_joint = share.log()[:, None] - 0.5 * (
-            var.log()[:, None] + (values[..., None] - mean[:, None]).square() / var[:, None]
-        )
-        responsibility = log_joint.softmax(-1) * mask[..., None]
+        parts = []
+        for part in (mask - upper, upper):  # responsibilities (cells, proteins)
+            size = part.sum(1, keepdim=True) + 1e-10  # (cells, 1)
+            mean = (part * values).sum(1, keepdim=True) / size
+            square = (values - mean).square_()
+            var = (part * square).sum(1, keepdim=True) / size + 1e-6
+            parts.append((size, mean, var, (size / count).log() - 0.5 * (var.log() + square / var)))
+        upper = (parts[1][3] - parts[0][3]).sigmoid_() * mask
     # a component that nothing belongs to has no mean
+    size, mean, var = (torch.cat([part[i] for part in parts], dim=1) for i in range(3))
     lower = mean.masked_fill(size < 1e-3, float("inf")).argmin(1, keepdim=True)
     return mean.gather(1, lower).squeeze(1), var.gather(1, lower).squeeze(1).sqrt()
 
