@@ -29,6 +29,9 @@ from .step import TERMS, Adam, Adversary, State, run_step, summarise
 
 logger = logging.getLogger("anvi")
 
+AT_ONCE = 2**24
+"""Counts, zeros too, that are validated together on a GPU."""
+
 
 def seeds(random_state: int, n: int) -> list[int]:
     """Independent seeds for the generators of one fit."""
@@ -281,7 +284,9 @@ def _validate(network: VAE, cells: Cells, validation: Tensor, plan: Plan, random
     sums: dict[str, Tensor] = {}
     # the two ways of the first layer differ in rounding; on a GPU the sparse one is much the faster
     dense = network.needs_dense_counts or not validation.is_cuda
-    for batch in chunks(cells, validation, 4 * plan.batch_size, dense=dense):
+    # and a chunk takes as long as its launches
+    size = max(4 * plan.batch_size, AT_ONCE // cells.x.n_columns if validation.is_cuda else 0)
+    for batch in chunks(cells, validation, size, dense=dense):
         for name, value in summarise(network.terms(batch, None, draws), batch).items():
             sums[name] = sums.get(name, 0) + value
     row = _averages(sums, "validation")
