@@ -1,6 +1,5 @@
 """What every verb leaves behind can be cut, filtered and brought up to date by mudata and muon, as anybody does."""
 
-import re
 import warnings
 
 import anndata
@@ -9,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from helpers import cite, quiet_mudata
+from anndata import AnnData
+from helpers import cite, mudata_of, quiet_mudata
+from mudata import MuData
 
 import anvi as av
 
@@ -202,7 +203,7 @@ def test_the_advice_on_empty_cells_works_as_it_is_written(layer, alone):
     with pytest.raises(ValueError, match="2 cells without a single count") as told:
         fit(data, max_epochs=1, layer=layer if layer is None or alone else {"rna": layer})
     names = {"sc": sc, "numpy": np, where: data}
-    exec(re.split(r"e\.g\.:? ", str(told.value))[1].rstrip("."), names)
+    exec(str(told.value).partition("Remove them first: ")[2], names)
     fit(names[where], max_epochs=1, layer=layer if layer is None or alone else {"rna": layer})
     assert names[where].n_obs == 298
 
@@ -222,3 +223,89 @@ def test_a_table_answers_what_a_frame_would_and_is_written_as_an_array(tmp_path)
         for back in (mudata.read(tmp_path / "a.h5mu"), mudata.read_zarr(tmp_path / "a.zarr"), mdata.copy()):
             np.testing.assert_array_equal(back.obsm["totalanvi_proba"], table)
             np.testing.assert_array_equal(av.get.proba(back), av.get.proba(mdata))
+
+
+@pytest.mark.parametrize("n_empty", [1, 30])
+@pytest.mark.filterwarnings("ignore")
+def test_the_advice_on_empty_cells_leaves_those_that_have_proteins_alone(n_empty):
+    whole = av.datasets.synthetic_cite(300, n_genes=60, n_panels=1, rna_only_batch=False)
+    rna = whole["rna"][:250].copy()
+    counts = rna.X.toarray()
+    counts[:n_empty] = 0
+    rna.X = counts
+    mdata = mudata_of({"rna": rna, "prot": whole["prot"].copy()}, like=whole)
+    with pytest.raises(ValueError, match=f"{n_empty} cells without a single count") as told:
+        av.tl.totalanvi(mdata, max_epochs=1)
+    names = {"numpy": np, "mdata": mdata}
+    exec(str(told.value).partition("Remove them first: ")[2], names)
+    assert names["mdata"].n_obs == 300 - n_empty and av.pp.check(names["mdata"]).ok
+
+
+def test_minified_objects_that_were_joined_are_told_what_they_lack():
+    mdata = cite(200)
+    av.tl.totalanvi(mdata, batch_key="batch", max_epochs=1)
+    minified = av.tl.minify(mdata, copy=True)
+    joined = mudata_of(
+        {name: anndata.concat([part[:70], part[70:]]) for name, part in minified.mod.items()}, like=minified
+    )
+    joined.obsm.update({key: value for key, value in minified.obsm.items() if key.startswith("totalanvi_q")})
+    with pytest.raises(ValueError, match="If they were minified") as told:
+        av.tl.predict(joined, model=av.get.model(mdata))
+    exec(str(told.value).partition("give it back: ")[2], {"mdata": joined, "minified": minified, "key": "totalanvi"})
+    av.tl.predict(joined)
+    assert np.array_equal(av.get.proba(joined).loc[minified.obs_names], av.get.proba(minified))
+
+
+def test_an_index_that_was_lost_is_told_and_the_advice_gives_it_back():
+    mdata = cite(200)
+    donors = pd.DataFrame({"batch": ["batch_0", "batch_1", "batch_2"], "donor": ["a", "b", "a"]})
+    mdata.obs = mdata.obs.merge(donors, on="batch", how="left")
+    for verb in (av.tl.totalvi, av.tl.totalanvi):
+        with pytest.raises(ValueError, match="mdata.obs has no row for 200 of the 200 cells") as told:
+            verb(mdata, batch_key="batch", max_epochs=1)
+    assert av.pp.check(mdata, batch_key="batch").problems == [str(told.value)]
+    exec(str(told.value).partition("the same: ")[2].rstrip("."), {"mdata": mdata})
+    assert av.pp.check(mdata, batch_key="batch").ok
+
+
+def test_a_modality_that_came_without_an_update_is_told():
+    whole = cite(200)
+    mdata = mudata_of({"rna": whole["rna"][:150].copy()}, like=whole)
+    mdata.mod["prot"] = whole["prot"].copy()
+    with pytest.raises(ValueError, match=r"no row for .* cells .*mdata.update\(\) adds them"):
+        av.tl.totalvi(mdata, max_epochs=1)
+
+
+def test_features_that_are_shared_are_no_cells():
+    rna = cite(100)["rna"]
+    with quiet_mudata(), pytest.raises(ValueError, match="cells must be shared"):
+        av.tl.scvi(MuData({"a": rna[:50].copy(), "rna": rna[50:].copy()}, axis=1), max_epochs=1)
+
+
+def test_cells_of_other_modalities_are_told(caplog):
+    whole = cite(200)
+    names = [*whole.obs_names[:50], *(f"tcr_{i}" for i in range(40))]
+    mods = dict(whole.mod) | {"airr": AnnData(obs=pd.DataFrame({"chain": "TRA"}, index=names))}
+    mdata = mudata_of(mods, like=whole)
+    told = "40 of the 240 cells are not in mdata['rna'] or mdata['prot'] (first: 'tcr_0')"
+    (note,) = [note for note in av.pp.check(mdata).notes if told in note]
+    av.tl.totalvi(mdata, max_epochs=1)
+    assert note in caplog.messages
+    code = {"mdata": mdata}
+    exec(note.partition("leave them out: ")[2], code)
+    assert not [note for note in av.pp.check(code["mdata"]).notes if "are not in" in note]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_protein_is_left():
+    mdata, reference = cite(200), cite(200)
+    mdata = mdata[:, mdata["rna"].var_names].copy()
+    with pytest.raises(ValueError, match="No protein was measured in any cell of mdata..prot..*tl.scvi"):
+        av.tl.totalvi(mdata, max_epochs=1)
+    assert "No protein was measured" in av.pp.check(mdata).problems[0]
+    av.tl.totalanvi(reference, batch_key="batch", max_epochs=1)
+    without = MuData({"rna": mdata["rna"].copy()})
+    for query in (mdata, without):
+        query.obs["batch"] = reference.obs["batch"]
+        av.tl.predict(query, model=av.get.model(reference))
+    assert np.array_equal(*(np.asarray(query.obsm["totalanvi_proba"]) for query in (mdata, without)))

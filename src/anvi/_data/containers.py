@@ -4,9 +4,7 @@ import datetime
 import difflib
 import logging
 import re
-import sys
 import unicodedata
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -56,6 +54,8 @@ class Source:
         self.mods: dict[str, AnnData] = dict(data.mod) if isinstance(data, MuData) else {}
         if nested := [f"mdata['{name}']" for name, part in self.mods.items() if isinstance(part, MuData)]:
             raise TypeError(f"{nested[0]} is a MuData itself. Take what is in it: MuData({{**{nested[0]}.mod, ...}}).")
+        if isinstance(data, MuData) and data.axis == 1:
+            raise ValueError("This MuData shares features (axis=1); cells must be shared: MuData(mdata.mod, axis=0).")
         self.columns = dict(columns or {})
         self._kept: dict[tuple, Any] = {}
 
@@ -375,7 +375,7 @@ def _turned(counts: CSCDataset, where: str) -> sparse.csr_matrix:
 
 def compact(values: np.ndarray) -> np.ndarray:
     """Values in the smallest of uint8, uint16 and float32 that holds them exactly; float32 where none does."""
-    low, high = (values.min(), values.max()) if len(values) else (0, 0)
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
     for kind in (np.uint8, np.uint16):
         if low >= 0 and high <= np.iinfo(kind).max and (values.dtype.kind in "bu" or (values == np.rint(values)).all()):
             return values.astype(kind, copy=False)
@@ -568,14 +568,6 @@ def did_you_mean(name: str, there: Iterable[str], cutoff: float = 0.6) -> str:
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def warn(message: str) -> None:
-    """Warn, pointing at the first line outside this package."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("anvi.", "contextlib")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
-
-
 def lend_rna(source: Source, setup) -> None:
     """Give a source that has proteins and nothing else an RNA modality without cells, to be asked by a joint model."""
     if setup.joint and set(source.mods) == {setup.prot_mod}:
@@ -586,10 +578,22 @@ def lend_rna(source: Source, setup) -> None:
 
 def cell_names(source: Source, rna_mod: str, prot_mod: str | None) -> pd.Index:
     """Names of all cells: those with RNA in their order, then those of `prot_mod` without; None: no such cells."""
-    rna = source.modality(rna_mod, "rna_mod").obs_names
-    if source.alone or prot_mod not in source.mods:
-        return rna
-    prot = source.mods[prot_mod].obs_names
-    if rna.equals(prot):  # a million names are not sorted for nothing
-        return rna
-    return rna.append(prot[~prot.isin(rna)]) if len(prot.difference(rna)) else rna
+
+    def read() -> pd.Index:
+        names = source.modality(rna_mod, "rna_mod").obs_names
+        if not source.alone and prot_mod in source.mods:
+            prot = source.mods[prot_mod].obs_names
+            if not names.equals(prot) and len(prot.difference(names)):  # a million names are not sorted for nothing
+                names = names.append(prot[~prot.isin(names)])
+        there = source.obs_names
+        if not names.equals(there) and len(absent := names[~names.isin(there)]):
+            like = next((mod for mod, part in source.mods.items() if len(part) == len(there)), rna_mod)
+            remedy = f"If its index was lost, and the order is the same: mdata.obs.index = mdata['{like}'].obs_names"
+            remedy = remedy if len(there) >= len(names) else "mdata.update() adds them"
+            raise ValueError(
+                f"mdata.obs has no row for {len(absent)} of the {len(names)} cells of its modalities (first: "
+                f"'{absent[0]}'; it begins with '{there[0] if len(there) else ''}'). {remedy}."
+            )
+        return names
+
+    return source.once(("cells", rna_mod, prot_mod), read)

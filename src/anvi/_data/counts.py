@@ -180,21 +180,19 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
     shown = listed((f"'{cell_names[i]}'" for i in empty), 3)
     part, slot = where.split(".", 1)
     data = part.partition("[")[0]  # data, or mdata of a modality
-    seen = f"seen = numpy.ravel({part}[:, {chosen.format(part)}].{slot}.sum(1)) > 0; " if chosen else ""
-    if not chosen and slot == "X":
-        remedy = f"Remove them first, e.g. sc.pp.filter_cells({part}, min_counts=1)"
-        if data != part:  # from the other modalities, too
-            remedy += f"; {data}.update(); {data} = {data}[{part}.obs_names].copy()"
-    elif chosen == "genes" and len(empty) <= NAMED:
-        names = [str(cell_names[i]) for i in empty]
-        remedy = f"Choose more genes, or leave these cells out: {data} = {data}[~{data}.obs_names.isin({names})].copy()"
+    first = "Choose more genes, or leave these cells out" if chosen else "Remove them first"
+    if len(empty) == len(sums) and not chosen:
+        first = "If they were minified, and joined or copied without uns, give it back"
+        remedy = f"{data}.uns[key] = minified.uns[key]"
+    elif len(empty) <= NAMED:  # of what has no RNA, nothing is left out
+        remedy = f"{data} = {data}[~{data}.obs_names.isin({[str(cell_names[i]) for i in empty]})].copy()"
     else:
-        what = " (genes: the names of those of the model)" if chosen == "genes" else ""
-        first = f"Choose more genes, or leave these cells out{what}:" if chosen else "Remove them first, e.g.:"
-        seen = seen or f"seen = numpy.ravel({where}.sum(1)) > 0; "
-        remedy = f"{first} {seen}{data} = {data}[{data}.obs_names.isin({part}.obs_names[seen])].copy()"
-    of = " in the genes of the model" if chosen else ""
-    raise ValueError(f"{where} has {len(empty)} cells without a single count{of} ({shown}). {remedy}")
+        first += " (genes: the names of those of the model)" * (chosen == "genes")
+        counts = f"{part}[:, {chosen.format(part)}].{slot}" if chosen else where
+        leave_out = f"{data} = {data}[~{data}.obs_names.isin({part}.obs_names[none])].copy()"
+        remedy = f"none = numpy.ravel({counts}.sum(1)) == 0; {leave_out}"
+    of = f" in the genes of the model ({shown})" if chosen else f" ({shown})"
+    raise ValueError(f"{where} has {len(empty)} cells without a single count{of}. {first}: {remedy}")
 
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
@@ -352,8 +350,9 @@ class Proteins:
 
 
 def has_proteins(source: Source, setup: Setup) -> bool:
-    """Whether proteins are where the setup looks for them."""
-    return setup.prot_obsm in source.data.obsm if source.alone else setup.prot_mod in source.mods
+    """Whether proteins are where the setup looks for them, and any are left."""
+    stored = source.data.obsm.get(setup.prot_obsm) if source.alone else source.mods.get(setup.prot_mod)
+    return stored is not None and stored.shape[1] > 0
 
 
 def find_proteins(source: Source, setup: Setup) -> Proteins:
@@ -536,13 +535,13 @@ def _strangers(
 def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> None:
     """Raise a ValueError if a modality has its cells in columns: by barcodes, or by names that are cells elsewhere."""
     mods = {rna_mod: source.modality(rna_mod, "rna_mod")}
-    if not source.alone and prot_mod in source.mods:
-        mods[prot_mod] = source.mods[prot_mod]
+    mods |= {name: part for name, part in source.mods.items() if name == prot_mod}
     for name, part in mods.items():
         others = [other.obs_names for other in mods.values() if other is not part]
         # most of them: a gene and a protein may share a name
         of_cells = any(
-            part.var_names.isin(cells).mean() > 0.5 and not part.obs_names.isin(cells).any() for cells in others
+            2 * sum(part.var_names.isin(cells)) > part.n_vars and not part.obs_names.isin(cells).any()
+            for cells in others
         )
         # names of antibodies may end in an oligonucleotide: barcodes speak of RNA alone
         if of_cells or (name == rna_mod and _barcodes(part.var_names) and not _barcodes(part.obs_names)):

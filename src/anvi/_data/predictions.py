@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from anvi._runtime import warn
+
 from . import containers, slots
 from .containers import Data, Source
 from .labels import Known, Levels
@@ -148,7 +150,7 @@ def write_predictions(
         elif again and slot in out.home.obsm:
             slots.remove(out.home, slot)
     if tables and out.in_frames and any("/" in name for name in classes):
-        containers.warn(
+        warn(
             f"Class names with '/' are written with '|' in the columns of {' and '.join(tables)}, since files cannot "
             f"hold '/' there; obs['{slots.prediction(key)}'] and get.proba() have the exact names."
         )

@@ -18,6 +18,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from anvi._backed import in_zarr, lies_in_file
+from anvi._runtime import warn
 
 from . import containers, slots
 from .containers import Data, Source, as_names, whole
@@ -101,7 +102,7 @@ def check_writable(data: Data, groups: Sequence[str], where: str) -> None:
     )
     if lies_in_file(data) and not in_zarr(data):
         raise ValueError(said)
-    containers.warn(said)
+    warn(said)
 
 
 def is_ranking(value) -> bool:

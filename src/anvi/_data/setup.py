@@ -486,6 +486,20 @@ def _selection(data: str, setup: Setup | None = None) -> str:
     return f"sc.experimental.pp.highly_variable_genes({data}, n_top_genes=4000{layer})"
 
 
+def cells_outside(source: Source, setup: Setup) -> str | None:
+    """What to say of cells of the object that no modality of the model has."""
+    names = cell_names(source, setup.rna_mod, setup.mod_beside)
+    outside = source.obs_names[~source.obs_names.isin(names)] if len(names) < len(source.obs_names) else names[:0]
+    if not len(outside):
+        return None
+    mods = [f"mdata['{mod}']" for mod in (setup.rna_mod, setup.mod_beside) if mod in source.mods]
+    theirs = f"{mods[0]}.obs_names" + "".join(f".union({mod}.obs_names)" for mod in mods[1:])
+    return (
+        f"{len(outside)} of the {len(source.obs_names)} cells are not in {' or '.join(mods)} (first: '{outside[0]}'): "
+        f"what is written is NaN for them. To leave them out: mdata = mdata[mdata.obs_names.isin({theirs})].copy()"
+    )
+
+
 def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:
     key, panels = panel_key or setup.batch_key, setup.batches
     panel_of_cell = None if key is None else source.text(key, "panel_key", setup.mods).loc[proteins.cells]

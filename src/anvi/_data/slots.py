@@ -18,8 +18,8 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._backed import in_zarr, lies_in_file, quiet_mudata
+from anvi._runtime import warn
 
-from . import containers
 from .antibodies import renamed
 from .containers import Data
 
@@ -536,7 +536,7 @@ def own(data: Data, copy: bool) -> Data:
         with quiet_mudata():
             return data.copy()
     if data.is_view:
-        containers.warn(
+        warn(
             "The object is a view: the results are in the subset, not in the object that it was cut from. "
             "Use .copy() on the subset to be explicit."
         )

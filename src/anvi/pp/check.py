@@ -17,7 +17,7 @@ from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells, remarks
 from anvi._data.containers import Data, Source, cell_names
 from anvi._data.labels import read_labels
-from anvi._data.setup import FEW_CELLS, Genes, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, Genes, cells_outside, find_setup, tell_genes, too_many_genes
 from anvi._runtime import verb
 
 
@@ -187,7 +187,7 @@ def check(
     # counts
     cells = _tried(report, lambda: read_cells(source, setup))
     if cells:
-        report.notes += remarks(cells, setup)
+        report.notes += filter(None, (cells_outside(source, setup), *remarks(cells, setup)))
     if cells and setup.joint:
         n_some = int(cells.has_protein.sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")

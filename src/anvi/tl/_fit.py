@@ -26,7 +26,7 @@ from anvi._data.containers import Data, Source, did_you_mean
 from anvi._data.fits import check_free, check_no_own, check_reads_no_own
 from anvi._data.labels import Known, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
-from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, cells_outside, find_setup, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
@@ -331,7 +331,7 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
 def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     many = too_many_genes(setup, len(cells), where, alone=source.alone)
-    for told in filter(None, (many, *remarks(cells, setup))):
+    for told in filter(None, (many, cells_outside(source, setup), *remarks(cells, setup))):
         logger.warning(told)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
     if setup.joint:
