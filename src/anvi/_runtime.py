@@ -8,10 +8,8 @@ import math
 import os
 import signal
 import statistics
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -87,14 +85,6 @@ def made_current(device: torch.device) -> torch.device:
 def verb(function: _Verb) -> _Verb:
     """A public function that runs on torch, in its own state of it."""
     return own_torch()(function)  # type: ignore[return-value]
-
-
-def warn(message: str) -> None:
-    """Warn, pointing at the first line outside this package."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("anvi.", "contextlib")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _set_threads(n: int) -> None:

@@ -183,7 +183,7 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
     first = "Choose more genes, or leave these cells out" if chosen else "Remove them first"
     if len(empty) == len(sums) and not chosen:
         first = "If they were minified, and joined or copied without uns, give it back"
-        remedy = f"{data}.uns[key] = minified.uns[key]"
+        remedy = f"{data}.uns.update(minified.uns)"
     elif len(empty) <= NAMED:  # of what has no RNA, nothing is left out
         remedy = f"{data} = {data}[~{data}.obs_names.isin({[str(cell_names[i]) for i in empty]})].copy()"
     else:

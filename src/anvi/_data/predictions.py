@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from anvi._runtime import warn
+from anvi.settings import warn
 
 from . import containers, slots
 from .containers import Data, Source

@@ -18,7 +18,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from anvi._backed import in_zarr, lies_in_file
-from anvi._runtime import warn
+from anvi.settings import warn
 
 from . import containers, slots
 from .containers import Data, Source, as_names, whole

@@ -18,7 +18,7 @@ from mudata import MuData
 from scipy import sparse
 
 from anvi._backed import in_zarr, lies_in_file, quiet_mudata
-from anvi._runtime import warn
+from anvi.settings import warn
 
 from .antibodies import renamed
 from .containers import Data
