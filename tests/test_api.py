@@ -467,15 +467,15 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
-    "": 2_680,
-    "_data": 4_199,
+    "": 2_679,
+    "_data": 4_225,
     "_fit": 1_234,
     "_posterior": 2_275,
     "io": 1_068,
     "metrics": 1_006,
     "nn": 1_719,
     "pl": 2_107,
-    "pp": 400,
+    "pp": 421,
     "tl": 1_865,
 }
 

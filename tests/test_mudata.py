@@ -309,3 +309,39 @@ def test_no_protein_is_left():
         query.obs["batch"] = reference.obs["batch"]
         av.tl.predict(query, model=av.get.model(reference))
     assert np.array_equal(*(np.asarray(query.obsm["totalanvi_proba"]) for query in (mdata, without)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_views_of_objects_in_files_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    cite(200).write(tmp_path / "counts.h5mu")
+    cite(200)["rna"].write(tmp_path / "counts.h5ad")
+    backed = mudata.read_h5mu(tmp_path / "counts.h5mu", backed="r")
+    keep = (backed.obs["batch"] != "batch_2").to_numpy()
+    epochs: list = []
+    with pytest.raises(ValueError, match="view of an object that stays in its file.*open_backed") as told:
+        av.tl.totalvi(backed[keep], max_epochs=1, callback=epochs.append)
+    whole = eval(str(told.value).partition("open the file by ")[2].partition(", and cut")[0], {"av": av})
+    data = anndata.read_h5ad(tmp_path / "counts.h5ad", backed="r")[:150]
+    with pytest.raises(ValueError, match="view of an object that stays in its file") as told:
+        av.tl.scvi(data, max_epochs=1, callback=epochs.append)
+    assert not epochs
+    names = {"data": data}
+    exec(str(told.value).partition("written to it: ")[2].rstrip("."), names)
+    for one, verb in ((whole[keep], av.tl.totalvi), (names["data"], av.tl.scvi)):
+        verb(one, max_epochs=1, n_hidden=8)
+        assert one.n_obs == one.obsm[f"X_{verb.__name__}"].shape[0]
+
+
+def test_an_index_that_was_changed_beside_a_table_is_told_before_anything_is_trained():
+    rna = cite(200)["rna"]
+    data = AnnData(rna.X.copy(), obs=pd.DataFrame({"cell_type": ["A", "B"] * 100}, index=rna.obs_names))
+    data.obsm["mine"] = pd.DataFrame({"x": 1.0}, index=data.obs_names)
+    old, names, epochs = data.obs_names, "s1_" + data.obs_names, []
+    data.obs.index = names
+    with pytest.raises(ValueError, match=r"data.obs has another index than .* data.obsm .*obs_names = names"):
+        av.tl.scanvi(data, max_epochs=1, callback=epochs.append)
+    assert not epochs
+    data.obs.index = old
+    data.obs_names = names
+    av.tl.scanvi(data, max_epochs=1)
+    assert data.obs_names[0].startswith("s1_") and data.obsm["mine"].index.equals(data.obs_names)

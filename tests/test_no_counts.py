@@ -86,7 +86,7 @@ def test_a_layer_of_rounded_logarithms_is_not_suggested():
 
 def test_normalised_values():
     adata = normalised(rna(300, n_genes=500), log=False)
-    assert "same total" in told(adata) and "rint" not in told(adata)
+    assert "normalised by totals" in told(adata) and "rint" not in told(adata)
     adata.X = np.rint(adata.X.toarray())
     assert "the totals of all cells are nearly the same" in told(adata)
 
@@ -214,3 +214,12 @@ def test_one_constant_feature_condemns_nothing():
     for counts, column, value in ((rng.poisson(0.4, (300, 60)), 0, 1), (rng.poisson(1.5, (300, 14)), 3, 2)):
         counts[:, column] = value
         assert made_whole(counts.astype(np.float32)) is None
+
+
+@pytest.mark.parametrize(("n_genes", "target", "keep"), [(60, 1e6, 40), (500, 1e4, 300)])
+def test_normalised_values_of_some_genes_are_not_to_be_rounded(n_genes, target, keep):
+    mdata = cite(300, n_genes=n_genes)
+    sc.pp.normalize_total(mdata["rna"], target_sum=target)
+    rna = mdata["rna"][:, :keep].copy()
+    with pytest.raises(ValueError, match="They look normalised by totals of cells; rounding makes no counts of them"):
+        av.tl.scvi(rna, max_epochs=1)

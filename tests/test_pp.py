@@ -3,13 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import cite
 
 import anvi as av
 
 
 @pytest.fixture
 def mdata():
-    return av.datasets.synthetic_cite(300, n_genes=60)
+    return cite(300)
 
 
 def test_check_is_content_with_good_data_and_writes_nothing(mdata):
@@ -87,7 +88,7 @@ def test_panels_by_hand_and_zeros_kept():
 
 
 def test_a_fit_reads_the_declared_panels():
-    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    mdata = cite(300)
     av.pp.panels(mdata, "batch", panels={"batch_0": ["P01", "P02", "P03"]})
     av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
     setup = av.get.model(mdata).setup
@@ -115,8 +116,50 @@ def test_panels_refuses_what_is_not_there(mdata):
 
 
 def test_a_check_tells_of_a_panel_without_counts_once(caplog):
-    mdata = av.datasets.synthetic_cite(300, n_genes=60)
+    mdata = cite(300)
     mdata["prot"].X[(mdata.obs["batch"].reindex(mdata["prot"].obs_names) == "batch_1").to_numpy()] = 0
     with caplog.at_level("INFO", logger="anvi"):
         av.pp.check(mdata, batch_key="batch")
     assert sum("panel 'batch_1'" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("said", ["yes", "False", None, np.nan, pd.NA])
+def test_who_measured_what_is_true_or_false(said):
+    mdata = cite(300, n_panels=1, rna_only_batch=False)
+    table = pd.DataFrame(True, index=mdata["prot"].var_names, columns=["batch_0", "batch_1", "batch_2"])
+    table.loc["P01", "batch_0"] = False
+    for known in (table, table.astype(int), table.astype("boolean")):
+        mdata["prot"].varm["measured"] = known
+        assert av.pp.check(mdata, batch_key="batch").panels["batch_0"].sum() == 19
+    table = table.astype(object)
+    table.loc["P02", "batch_1"] = said
+    mdata["prot"].varm["measured"] = table
+    with pytest.raises(ValueError, match=r"varm\['measured'\] is .* for protein 'P02' and panel 'batch_1'; True"):
+        av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    reference = cite(300, n_panels=1, rna_only_batch=False)
+    av.tl.totalvi(reference, batch_key="batch", max_epochs=1)
+    with pytest.raises(ValueError, match=r"varm\['measured'\] is .* for protein 'P02' and panel 'batch_1'; True"):
+        av.tl.map_query(mdata, reference, max_epochs=0)
+
+
+def test_marks_that_are_dropped_are_told(caplog):
+    mdata = cite(300, n_panels=1, rna_only_batch=False)
+    table = pd.DataFrame(True, index=mdata["prot"].var_names, columns=["batch_0", "batch_1", "batch_2"])
+    table.loc["P01", "batch_0"] = False
+    mdata["prot"].varm["measured"] = table
+    av.pp.panels(mdata, "batch")
+    assert any("marked 'P01' of panel 'batch_0' as not measured" in message for message in caplog.messages)
+    caplog.clear()
+    av.pp.panels(mdata, "batch")
+    assert not [message for message in caplog.messages if "marked" in message]
+
+
+def test_columns_of_an_antibody_sheet_stay():
+    mdata = cite(300)
+    mdata["prot"].var["clone"] = "mine"
+    with pytest.raises(ValueError, match=r"var\['clone'\] would be overwritten") as told:
+        av.pp.panels(mdata, "batch", harmonize=True)
+    exec(str(told.value).partition("Rename it: ")[2], {"mdata": mdata})
+    for _ in range(2):  # what is ours is written again
+        av.pp.panels(mdata, "batch", harmonize=True)
+    assert mdata["prot"].var["my_clone"].eq("mine").all() and "clone" in mdata["prot"].var

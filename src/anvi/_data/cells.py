@@ -35,7 +35,7 @@ from .counts import (
 )
 from .labels import read_labels
 from .minified import Stored
-from .setup import FEW_CELLS, Setup, genes_in_code, library_means, new_panels, numeric_column
+from .setup import FEW_CELLS, Setup, genes_in_code, library_means, new_panels, numeric_column, true_or_false
 
 logger = logging.getLogger("anvi")
 
@@ -594,7 +594,7 @@ def _panel_of_cells(source: Source, setup: Setup, cells: pd.Index, proteins: Pro
         code = pd.Index(strangers).get_indexer(column.reindex(cells))
         measured[code >= 0] = new_panels(proteins, of_protein_cell, strangers, setup)[code[code >= 0]]
     if isinstance(proteins.declared, pd.DataFrame):  # what the user says of this object's panels holds here
-        declared = proteins.declared.astype(bool).reindex(index=list(setup.proteins), fill_value=False)
+        declared = true_or_false(proteins.declared).reindex(index=list(setup.proteins), fill_value=False)
         code = declared.columns.get_indexer(column.reindex(cells))
         measured[code >= 0] &= declared.to_numpy().T[code[code >= 0]]
     return np.where(codes < 0, 0, codes), measured

@@ -291,15 +291,17 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod: str | Non
         return "Something was divided by zero, or a logarithm taken of it; take the object from before that."
     if len(sample) and (sample < 0).any():
         return "They look scaled or centred; rounding makes no counts of them. Take the object from before that."
-    if len(sample) and np.abs(sample - np.rint(sample)).max() < 1e-3 * max(1.0, float(sample.max()) / 1e3):
+    if len(sample) and (np.abs(sample - np.rint(sample)) < np.maximum(1e-3, 1e-6 * sample)).all():
         return f"They are whole but for errors of arithmetic, as after expm1: {where} = numpy.rint({where})."
     if len(sample) and sample.max() < LARGEST_LOG and (sample != np.rint(sample)).mean() > 0.5:
         return (
             "They look like logarithms (log1p of normalised counts); rounding makes no counts of them. Take the object "
             "from before sc.pp.log1p and sc.pp.normalize_total, or keep its counts in a layer."
         )
-    if _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
-        return "All cells have the same total: they look normalised; take the object from before that."
+    rows = [row.data / row.data.min() for row in sparse.csr_matrix(counts[:200]) if row.nnz > 4]
+    multiples = [np.allclose(row, np.rint(row), rtol=1e-4, atol=0) for row in rows]  # of what a single count became
+    if np.mean(multiples or [0]) > 0.8 or _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
+        return "They look normalised by totals of cells; rounding makes no counts of them. Take the object from before."
     return f"Put the raw counts there; corrected counts (SoupX) can be rounded: {where} = numpy.rint({where})."
 
 

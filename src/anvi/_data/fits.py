@@ -253,6 +253,24 @@ def check_reads_no_own(setup: Setup, key: str) -> None:
             )
 
 
+def _check_can_be_written(source: Source) -> None:
+    """Raise a ValueError, before anything is trained, if anndata would refuse whatever is written."""
+    data, who = source.data, "data" if source.alone else "mdata"
+    if data.is_view and data.isbacked:
+        remedy = f"{who} = {who}.to_memory()"
+        if not source.alone:
+            remedy = f"open the file by av.io.open_backed('{data.file.filename}'), and cut that"
+        raise ValueError(f"This is a view of an object that stays in its file; nothing can be written to it: {remedy}.")
+    for name, part in ({who: data} | {f"mdata['{mod}']": part for mod, part in source.mods.items()}).items():
+        try:
+            len(part.obsm)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}.obs has another index than the tables in {name}.obsm ({str(error).splitlines()[0]}). To "
+                f"rename cells, give the old names back, and then: {name}.obs_names = names."
+            ) from error
+
+
 def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | None = None) -> None:
     """Raise a ValueError if what a verb would write or remove under a key is there and not anvi's, or has no room.
 
@@ -265,6 +283,7 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
         an earlier one have written.
     """
     source = Source.of(data)
+    _check_can_be_written(source)
     slots.check_short_enough(source.data, setup, key)
     home = slots.home(source.data, setup)
     entry, obs = home.uns.get(key), home.obs

@@ -92,18 +92,29 @@ def new_panels(
     return table.reindex(columns=list(setup.proteins), fill_value=False).to_numpy(dtype=bool)
 
 
+def true_or_false(table: pd.DataFrame) -> pd.DataFrame:
+    """Who measured what, as booleans; raises a ValueError where something else is said, for any text would be True."""
+    odd = ~table.isin([True, False])  # 1 and 0, too
+    if odd.any(axis=None):
+        row, column = np.argwhere(odd.to_numpy())[0]
+        raise ValueError(
+            f"varm['measured'] is {table.iloc[row, column]!r} for protein '{table.index[row]}' and panel "
+            f"'{table.columns[column]}'; True says that the panel measured it, False that it did not. From text: "
+            "table == 'True'; where a value is missing: table.fillna(False)."
+        )
+    return table.astype(bool)
+
+
 def _declared(proteins: Proteins, panel: str, n_panels: int) -> np.ndarray:
     table = proteins.declared
-    if isinstance(table, pd.DataFrame):
-        if panel in table.columns:
-            return table[panel].to_numpy(dtype=bool)
-        if n_panels == 1 and table.shape[1] == 1:
-            return table.iloc[:, 0].to_numpy(dtype=bool)
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError("varm['measured'] must be a DataFrame of proteins x panels, as pp.panels writes it.")
+    if panel not in table.columns and not n_panels == table.shape[1] == 1:
         raise ValueError(
             f"varm['measured'] has no column for panel '{panel}', only {', '.join(map(repr, table.columns))}. "
             "Run pp.panels again with the panel_key of this fit, or delete varm['measured']."
         )
-    raise TypeError("varm['measured'] must be a DataFrame of proteins x panels, as pp.panels writes it.")
+    return true_or_false(table[[panel]] if panel in table.columns else table).to_numpy()[:, 0]
 
 
 FAR = 5.0

@@ -116,6 +116,7 @@ def panels(
     for name, members in (panels or {}).items():
         table[name] = _declared(name, members, table)
     slots.check_short(source.data, table.columns, f"panel_key='{panel_key}'")
+    _tell_dropped(prot, table, missing)
     if harmonize is False:
         data = slots.own(data, copy)
         slots.write_measured(data.mod[prot_mod], table)
@@ -132,6 +133,13 @@ def panels(
     if harmonize == "show":
         return found
     _check_clear(found)
+    own = [column for column in ADDED if column in prot.var]
+    if own and len(own) < len(ADDED):  # harmonize writes all of them
+        new = {column: f"my_{column}" for column in own}
+        raise ValueError(
+            f"mdata['{prot_mod}'].var['{own[0]}'] would be overwritten, and nothing says that anvi wrote it. "
+            f"Rename it: mdata['{prot_mod}'].var.rename(columns={new}, inplace=True)"
+        )
     data = slots.own(data, copy)
     joined, table, first_names = _joined(data.mod[prot_mod], found, table, panel_of_cell)
     slots.write_measured(joined, table)
@@ -142,6 +150,25 @@ def panels(
         joined.var_names = new_names
         data.update_var()
     return data if copy else None
+
+
+ADDED = ("original_names", "target", "clone", "isotype")
+"""Columns of var that say what was joined."""
+
+
+def _tell_dropped(prot: AnnData, table: pd.DataFrame, missing: str) -> None:
+    """Say which marks of not measured, which the counts do not show, a new table drops."""
+    before = slots.read_measured(prot)
+    if missing != "auto" or not isinstance(before, pd.DataFrame):  # zeros may well be meant to count from now on
+        return
+    kept = before.reindex(index=table.index, columns=table.columns)
+    marked = [(name, panel) for panel in table for name in table.index[table[panel] & kept[panel].eq(False)]]
+    if marked:
+        shown = ", ".join(f"'{name}' of panel '{panel}'" for name, panel in marked[:4])
+        logger.warning(
+            f"varm['measured'] marked {shown}{', ...' * (len(marked) > 4)} as not measured, and there are counts: now "
+            "measured. Marks that stay: NaN in the counts, or panels={panel: [proteins that it measured]}"
+        )
 
 
 def _check_clear(found: pd.DataFrame) -> None:
