@@ -435,9 +435,22 @@ def _mask(source: Source, setup: Setup, name: str, mask: Mask) -> np.ndarray:
     if values.dtype != bool:
         raise TypeError(
             f"groups['{name}'] must be a boolean mask or a query on obs, got an array of {values.dtype}. "
-            "From positions: mask = np.isin(np.arange(data.n_obs), positions)."
+            f"{as_mask(mask, source.obs_names, 'mask')}."
         )
     return values
+
+
+def as_mask(values: Sequence | np.ndarray | pd.Series, cells: pd.Index, name: str) -> str:
+    """The command that makes a mask of what stands for one: zeros and ones of all cells are no positions."""
+    known = pd.Series(np.ravel(np.asarray(values, dtype=object))).dropna()
+    if len(values) == len(cells) and len(known) and known.isin([0, 1]).all():
+        whole = name if isinstance(values, pd.Series) else f"pd.Series({name}, data.obs_names)"
+        return f"{name} = {whole}{'.eq(True).fillna(False)' if len(known) < len(values) else ''}.astype(bool)"
+    if pd.api.types.is_integer_dtype(known.infer_objects()):
+        return f"From positions: {name} = np.isin(np.arange(data.n_obs), {'positions' if name == 'mask' else name})"
+    if known.isin(cells).any():
+        return f"From names of cells: {name} = data.obs_names.isin({'names' if name == 'mask' else name})"
+    return f"It is True or False for each cell, as {name} = data.obs['...'] == '...' is"
 
 
 def mask_of(values: Sequence | np.ndarray | pd.Series, obs_names: pd.Index, what: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from anvi._data.containers import Data, Source
 from anvi._data.fits import asking
 from anvi._data.labels import label_column, labels_at
 from anvi._data.predictions import expected_error, reliability, warn_of_strangers
-from anvi._data.select import mask_of
+from anvi._data.select import as_mask, mask_of
 from anvi._data.setup import Setup
 from anvi._find import find_model
 from anvi._model import Model
@@ -180,12 +180,13 @@ def _confidence(source: Source, where: _Where) -> np.ndarray:
 def _chosen(source: Source, where: _Where, split: str | None, cells: Sequence | None) -> np.ndarray:
     """Which cells of the object are counted."""
     if cells is not None:
-        cells = mask_of(cells, source.obs_names, "cells")
+        asked, cells = cells, mask_of(cells, source.obs_names, "cells")
         if cells.dtype == bool:
             return cells
         unknown = pd.Index(cells).difference(source.obs_names)
         if len(unknown):
-            raise KeyError(f"cells: {len(unknown)} are not in the object (first: '{unknown[0]}').")
+            hint = "" if cells.dtype.kind in "US" else f" {as_mask(asked, source.obs_names, 'cells')}."
+            raise KeyError(f"cells: {len(unknown)} are not in the object (first: '{unknown[0]}').{hint}")
         return source.obs_names.isin(cells)
     if split is None:
         return np.ones(len(source.obs_names), dtype=bool)
