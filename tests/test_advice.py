@@ -2,7 +2,6 @@
 
 import re
 
-import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,3 +57,22 @@ def test_cells_of_a_score_that_are_no_mask(fitted):
         av.metrics.classification(fitted, cells=cells, labels_key="true_cell_type")
     masked = pd.Series(cells, fitted.obs_names).astype(bool)
     assert len(av.metrics.classification(fitted, cells=masked, labels_key="true_cell_type"))
+
+
+# layers of two modalities ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [None, {"rna": "counts"}, {"prot": "raw"}])
+def test_layers_that_are_named_one_after_the_other(first):
+    """No advice takes back what an earlier one has named."""
+    mdata, layer = cite(300), first
+    for mod, name in (("rna", "counts"), ("prot", "raw")):
+        mdata[mod].layers[name] = mdata[mod].X.copy()
+        mdata[mod].X = np.log1p(np.asarray(mdata[mod].to_df())) - 1
+    for _ in range(4):
+        problems = av.pp.check(mdata, batch_key="batch", layer=layer).problems
+        if not problems:
+            break
+        (advised,) = re.findall(r"pass layer=(\{.*\})\.", problems[0])
+        layer = eval(advised)
+    assert layer == {"rna": "counts", "prot": "raw"} and not problems

@@ -101,7 +101,7 @@ def check_counts(
     where: str,
     adata: AnnData | None,
     *,
-    mod: str | None = None,
+    mod: str | dict[str, str] | None = None,
     missing_allowed: bool = False,
     seen: str = "",
 ) -> None:
@@ -118,7 +118,7 @@ def check_counts(
     adata
         The modality, to look for a layer that does hold counts; None where there is none.
     mod
-        The modality's name in a MuData, where layers are named per modality.
+        The modality's name in a MuData, where layers are named per modality; or the layers passed, this one's last.
     missing_allowed
         Whether NaN means "not measured" (proteins) and is fine.
     seen
@@ -264,12 +264,12 @@ def _alike(totals: np.ndarray) -> bool:
     return bool(mean > 100 and totals.std() < min(0.005 * mean, 0.5 * np.sqrt(mean)) and not drawn_down)
 
 
-def _advice(kind: str, counts, adata: AnnData | None, where: str, mod: str | None, missing_allowed: bool) -> str:
+def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_allowed: bool) -> str:
     """What to do about values that are no counts, by what they look like; never what makes garbage pass."""
     for name, layer in {} if adata is None else adata.layers.items():
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
-            argument = f"'{name}'" if mod is None else f"{{'{mod}': '{name}'}}"
-            return f"Counts seem to be in layer '{name}': pass layer={argument}."
+            argument = name if mod is None else {mod: name} if isinstance(mod, str) else {**mod, [*mod][-1]: name}
+            return f"Counts seem to be in layer '{name}': pass layer={argument!r}."
     part = where.rpartition(".X")[0]
     if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
         if looks_like_counts(adata.raw.X, missing_allowed=missing_allowed):
@@ -377,11 +377,11 @@ def _from_modality(source: Source, setup: Setup) -> Proteins:
     prot, where = source.modality(setup.prot_mod, "prot_mod"), source.name(setup.prot_mod)
     containers.unique_names(prot.obs_names, f"{where}.obs_names", "cell")
     containers.unique_names(prot.var_names, f"{where}.var_names", "protein")
-    slot = f"{where}.{matrix_name(setup.prot_layer)}"
-    stored = stored_counts(prot, setup.prot_layer, where)
+    slot, stored = f"{where}.{matrix_name(setup.prot_layer)}", stored_counts(prot, setup.prot_layer, where)
     check_counts_are_there(stored, source, slot)
-    names = tuple(map(str, prot.var_names))
-    counts = _proteins(stored, prot.obs_names, names, slot, prot, setup.prot_mod)
+    names, layers = tuple(map(str, prot.var_names)), {setup.prot_mod: ""}
+    layers = layers if setup.rna_layer is None else {setup.rna_mod: setup.rna_layer} | layers
+    counts = _proteins(stored, prot.obs_names, names, slot, prot, layers)
     return Proteins(prot.obs_names, names, counts, slots.read_measured(prot), slot)
 
 
@@ -457,7 +457,7 @@ def _as_model_names(proteins: Proteins, model: tuple[str, ...]) -> Proteins:
 
 
 def _proteins(
-    stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: str | None
+    stored, cells: pd.Index, names: tuple[str, ...], where: str, adata: AnnData | None, mod: dict[str, str] | None
 ) -> np.ndarray:
     """Counts `(cells, proteins)`, compact unless some are NaN, read and checked some cells at a time."""
     stored = stored if lazy(stored) else whole(stored, where)
