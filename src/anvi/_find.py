@@ -23,7 +23,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """A name on the hub, and what no such name ends with: a file was meant."""
 
 
-def find_model(data: Source | Data, model: str | Path | Model | None, argument: str = "model") -> tuple[Model, str]:
+def find_model(
+    data: Source | Data, model: str | Path | Model | None, argument: str = "model", fit: str = FIT_COMMAND
+) -> tuple[Model, str]:
     """The model that an argument means, and the key of its slots.
 
     Parameters
@@ -34,6 +36,8 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
         None: the only fitted model in `data`; a key; a folder that `write_model` made; or a :class:`Model`.
     argument
         Name of the argument, for messages.
+    fit
+        The command that makes such a model, for messages.
 
     Raises
     ------
@@ -47,10 +51,13 @@ def find_model(data: Source | Data, model: str | Path | Model | None, argument: 
     if not isinstance(model, str | os.PathLike | None):
         raise TypeError(f"{argument}= takes the key of a fit, a folder or a model; got {type(model).__name__}.")
     there = stored_fits(data, whole=True)
-    if model is not None and model not in there and Path(model).expanduser().is_dir():
-        fitted_before = read_model(model, device="cpu")
+    path = None if model is None or model in there else Path(model).expanduser()
+    if path is not None and path.is_dir():
+        fitted_before = read_model(path, device="cpu")
         return fitted_before, fitted_before.key
-    command = f"run {FIT_COMMAND} first, or pass model="
+    if path is not None and path.is_file() and path.suffix in ENDINGS:
+        raise KeyError(f"{argument}='{model}' is a file of data: pass the model in it, av.get.model('{model}').")
+    command = f"run {fit} first, or pass another {argument}="
     model = meant(there, model, "fitted model", command, argument, " and no folder")
     stored = there[model].home.uns[model]
     with reading(f"uns['{model}']['model']"):

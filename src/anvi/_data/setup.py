@@ -463,14 +463,14 @@ def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> 
     return names.isin(wanted)
 
 
-def tell_genes(rna: AnnData, setup: Setup, genes: Genes) -> str:
-    """How many genes a fit has, and why these, in one line."""
+def tell_genes(rna: AnnData, setup: Setup, genes: Genes, by: str = "genes= names") -> str:
+    """How many genes a fit has, and why these, in one line; `by` says who named them, where they are a list."""
     n, of = len(setup.genes), rna.n_vars
     if isinstance(genes, str):
         if genes == "all" or VARIABLE not in rna.var:
             return f"all {n} genes"
         return f"{n} of {of} genes: those of var['{VARIABLE}'] (genes='all' takes all)"
-    return f"{n} of {of} genes: those that genes= names"
+    return f"{n} of {of} genes: those that {by}"
 
 
 def genes_in_code(rna: AnnData, genes: pd.Index) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anvi._data.cells import Cells, widened
+from anvi._data.containers import listed
 from anvi._data.setup import Setup
 from anvi.nn import PRESETS, VAE, Config
 
@@ -204,10 +205,14 @@ def start_from(
     for part in ("genes", "proteins", "batches", "panels", "categorical", "continuous", "size_factor_key"):
         ours, theirs = getattr(setup, part), getattr(source_setup, part)
         if ours != theirs:
-            raise ValueError(
-                f"init= needs a model of the same {part}: it has {_brief(theirs)}, this fit {_brief(ours)}. "
-                "Pass the same keys and layers to both fits."
-            )
+            remedy = "Pass the same keys and layers to both fits."
+            if part == "proteins" and not (ours and theirs):
+                first, what = "totalvi", "of RNA alone cannot start one with proteins"
+                if theirs:
+                    first, what = "scvi", "with proteins cannot start one of RNA alone"
+                remedy = f"A model {what}: run av.tl.{first}(data) first and pass init='{first}'."
+            there, here = _brief(theirs, ours, "there"), _brief(ours, theirs, "here")
+            raise ValueError(f"init= needs a model of the same {part}: it has {there}, this fit {here}. {remedy}")
     weights = network.state_dict()
     shared = {name: value for name, value in source.state_dict().items() if name in weights}
     network.load_state_dict(weights | shared)
@@ -220,7 +225,9 @@ def start_from(
     logger.info(f"starting from the weights of a fitted model ({len(shared)} tensors)")
 
 
-def _brief(value) -> str:
-    return (
-        f"{len(value)} ({', '.join(map(str, value[:2]))}, ...)" if isinstance(value, tuple) and value else repr(value)
-    )
+def _brief(value, other, where: str) -> str:
+    """What one fit has; of several names, those that the other one lacks."""
+    if not isinstance(value, tuple) or not value:
+        return "none" if value == () else repr(value)
+    own = [one for one in value if one not in set(other)]
+    return f"{len(value)} ({f'only {where}: ' if own and other else ''}{listed(own or value, 3)})"

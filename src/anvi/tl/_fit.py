@@ -133,14 +133,15 @@ def run_fit(
     proteins = where.pop("proteins", False)  # which; the RNA models do not ask
     as_published = network_options.get("objective") == "scvi-tools"  # which takes covariates as they are
     counts = network_options.get("gene_likelihood") != "normal"
-    first = None if init is None else find_model(source, init, "init")[0]
-    genes = where.pop("genes", "auto")
+    first_fit = f"av.tl.{name.replace('an', '')}(data)"  # totalvi for totalanvi, scvi for scanvi
+    first = None if init is None else find_model(source, init, "init", first_fit)[0]
+    genes, by = where.pop("genes", "auto"), "genes= names"
     if isinstance(genes, str) and genes == "auto" and (first is not None or as_published):
         there = source.modality(where["rna_mod"], "rna_mod").var_names.astype(str)
         if first is None:
             genes = "all"  # scvi-tools takes all that there are
         elif set(first.setup.genes) <= set(there):
-            genes = first.setup.genes
+            genes, by = first.setup.genes, "the model of init= has"
     setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, genes=genes, **where)
     if first is not None and first.setup.continuous == setup.continuous:
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
@@ -159,7 +160,7 @@ def run_fit(
     setup = with_library(setup, cells)
     known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
     colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
-    _log_data(source, cells, setup, genes)
+    _log_data(source, cells, setup, genes, by)
     n_genes = source.modality(setup.rna_mod, "rna_mod").n_vars
     del source  # and the proteins that it keeps
     give_back_memory()
@@ -328,12 +329,12 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     return network, {key: value for key, value in options.items() if key in plan_names}
 
 
-def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes) -> None:
+def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes, by: str) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     many = too_many_genes(setup, len(cells), where, alone=source.alone)
     for told in filter(None, (many, cells_outside(source, setup), *remarks(cells, setup))):
         logger.warning(told)
-    parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes)]
+    parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes, by)]
     if setup.joint:
         n_measured = int(cells.has_protein.sum())
         alone = "" if cells.has_rna is None else f", {int((~cells.has_rna).sum())} nothing else"
