@@ -76,3 +76,63 @@ def test_layers_that_are_named_one_after_the_other(first):
         (advised,) = re.findall(r"pass layer=(\{.*\})\.", problems[0])
         layer = eval(advised)
     assert layer == {"rna": "counts", "prot": "raw"} and not problems
+
+
+# what a fit starts from -----------------------------------------------------------------------------------------------
+
+
+def test_init_says_what_to_run():
+    mdata = cite(300)
+    fit = lambda init: av.tl.totalanvi(mdata, batch_key="batch", init=init, **FIT)
+    with pytest.raises(KeyError, match=r"there are: none; run av.tl.totalvi\(data\) first, or pass another init="):
+        fit("totalvi")
+    av.tl.scvi(mdata, batch_key="batch", **FIT)
+    with pytest.raises(ValueError, match=r"RNA alone cannot start .*: run av.tl.totalvi\(data\) .* init='totalvi'"):
+        fit("scvi")
+    av.tl.totalvi(mdata, batch_key="batch", **FIT)
+    with pytest.raises(ValueError, match=r"with proteins cannot start .*: run av.tl.scvi\(data\) .* init='scvi'"):
+        av.tl.scanvi(mdata, "true_cell_type", batch_key="batch", init="totalvi", **FIT)
+    mdata.obs["batch"] = mdata.obs["batch"].astype(str).replace("batch_1", "new")
+    with pytest.raises(ValueError, match=r"it has 3 \(only there: batch_1\), this fit 3 \(only here: new\)"):
+        fit("totalvi")
+
+
+def test_init_does_not_speak_of_genes(caplog):
+    mdata = cite(300)
+    av.tl.totalvi(mdata, **FIT)
+    with caplog.at_level("INFO", "anvi"), av.settings.override(verbosity=2):
+        av.tl.totalanvi(mdata, init="totalvi", **FIT)
+    assert "genes= names" not in caplog.text and "60 of 60 genes: those that the model of init= has" in caplog.text
+
+
+# which model, and which columns it wants ------------------------------------------------------------------------------
+
+
+def test_a_file_of_a_fitted_object_is_no_model_yet(fitted, tmp_path):
+    path, query = tmp_path / "fitted.h5mu", cite(300)
+    fitted.write(path)
+    with pytest.raises(KeyError, match=r"is a file of data: pass the model in it, av.get.model\('.*'\)") as error:
+        av.tl.predict(query, model=str(path))
+    (advised,) = re.findall(r"av\.get\.model\('.*?'\)", str(error.value))
+    av.tl.predict(query, model=eval(advised))
+    pd.testing.assert_series_equal(query.obs["totalanvi_prediction"], fitted.obs["totalanvi_prediction"])
+
+
+def test_a_query_without_the_batch(fitted):
+    query = cite(300)
+    del query.obs["batch"]
+    with pytest.raises(KeyError, match=r"knows 'batch_0', 'batch_1', 'batch_2': write into obs\['batch'\] .*map_query"):
+        av.tl.predict(query, model=av.get.model(fitted))
+    av.tl.map_query(query, fitted, max_epochs=0)
+    query.obs["batch"] = "batch_0"
+    av.tl.predict(query, model=av.get.model(fitted), key_added="again")
+
+
+def test_a_covariate_that_is_not_there():
+    mdata = cite(300)
+    mdata.obs["age"], mdata.obs["n"] = 20.5 + np.arange(300) % 30, np.arange(300)
+    for argument in ({"continuous_covariate_keys": ["years"]}, {"size_factor_key": "years"}):
+        with pytest.raises(KeyError, match=r"Numeric columns there: 'age', 'n'\."):
+            av.tl.totalvi(mdata, **argument, **FIT)
+    with pytest.raises(KeyError, match=r"Categorical columns there: 'batch', .*'true_cell_type'\."):
+        av.tl.totalvi(mdata, batch_key="years", **FIT)

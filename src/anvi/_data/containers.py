@@ -159,16 +159,17 @@ class Source:
         mod, _, rest = key.partition(":")
         return (self.mods[mod], rest) if rest and mod in self.mods and rest in self.mods[mod].obs else None
 
-    def categorical_columns(self, mods: tuple[str, ...]) -> list[str]:
-        """Names of obs columns that could be a label, a batch or a panel."""
+    def columns_like(self, mods: tuple[str, ...], numbers: bool) -> list[str]:
+        """Names of obs columns of numbers, or of those that could be a label, a batch or a panel."""
         found = []
         for obs in self.tables(mods).values():
             for name in obs.columns:
                 column = obs[name]
-                if isinstance(column, pd.DataFrame) or pd.api.types.is_float_dtype(column.dtype):  # it stands twice
-                    continue
+                if isinstance(column, pd.DataFrame) or (not numbers and pd.api.types.is_float_dtype(column.dtype)):
+                    continue  # it stands twice, or is no category
                 try:
-                    several = 1 < column.nunique() <= max(2, min(1000, len(column) // 2))
+                    most = len(column) * pd.api.types.is_numeric_dtype(column)
+                    several = 1 < column.nunique() <= (most if numbers else max(2, min(1000, len(column) // 2)))
                 except TypeError:  # of lists
                     continue
                 if several and name not in found:
@@ -191,11 +192,12 @@ class Source:
         copies = {table: obs[name] for table, obs in tables.items() if name in obs}
         if not copies:
             names = [str(name) for obs in tables.values() for name in obs.columns]
+            numbers = argument in ("continuous_covariate_keys", "size_factor_key")
             hint = did_you_mean(str(key), names, cutoff=0.5)
             searched = ["mdata.obs", *(f"mdata['{mod}'].obs" for mod in mods)] if not self.alone else ["data.obs"]
             raise KeyError(
                 f"{argument}='{key}' was found in none of {', '.join(searched)}.{hint} "
-                f"Categorical columns there: {_quoted(self.categorical_columns(mods))}."
+                f"{'Numeric' if numbers else 'Categorical'} columns there: {_quoted(self.columns_like(mods, numbers))}."
             )
         (first, merged), *others = copies.items()
         for second, column in others:

@@ -221,10 +221,25 @@ def ask(
         stored = read_stored(source, setup, key, fitted.fingerprint())
     labels = fitted.config.dispersion == "gene-label" if labels is None else labels
     tell_cells_without_rna(fitted, source, setup)
+    check_columns(source, setup)
     cells = read_cells(source, setup, labels=labels, stored=stored, asked=True).to(on_device)
     if batches.codes is not None and wanted.has_proteins:
         tell_unmeasured(fitted, cells, batches.codes, wanted)
     return Context(source, fitted.on(on_device), key, setup, cells, wanted, batches, groups, seed, to)
+
+
+def check_columns(source: Source, setup: Setup) -> None:
+    """Raise a KeyError if a batch or category is not there; it says which the model knows, and what is left to do."""
+    for key, known in ((setup.batch_key, setup.batches), *setup.categorical):
+        try:
+            argument = "batch_key" if key == setup.batch_key else "categorical_covariate_keys"
+            if key is not None:
+                source.text(key, argument, setup.mods)
+        except KeyError as error:
+            raise KeyError(
+                f"{error.args[0]} The model knows {listed(map(repr, known), 10)}: write into obs['{key}'] which these "
+                "cells are of, or map them as new: av.tl.map_query(query, reference)."
+            ) from error
 
 
 def tell_unmeasured(model: Model, cells: Cells, codes: Sequence[int], features: Features) -> None:
