@@ -136,3 +136,48 @@ def test_a_covariate_that_is_not_there():
             av.tl.totalvi(mdata, **argument, **FIT)
     with pytest.raises(KeyError, match=r"Categorical columns there: 'batch', .*'true_cell_type'\."):
         av.tl.totalvi(mdata, batch_key="years", **FIT)
+
+
+# names of features ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gene_key", [None, "symbol"])
+def test_genes_with_blanks_behind_them(fitted, gene_key):
+    query = cite(300)[:50].copy()
+    query["rna"].var["symbol"] = [f"{name} " for name in query["rna"].var_names]
+    query["rna"].var_names = [f"{name} " if gene_key is None else f"x{name}" for name in query["rna"].var_names]
+    with pytest.raises(ValueError, match="agree but for blanks at the ends: ") as error:
+        av.tl.map_query(query, fitted, gene_key=gene_key, max_epochs=0)
+    exec(str(error.value).rpartition("ends: ")[2], {"mdata": query})
+    av.tl.map_query(query, fitted, gene_key=gene_key, max_epochs=0)
+    assert query.uns["totalanvi"]["reference"]["genes_matched"] == 100
+
+
+@pytest.mark.parametrize("make", [np.asarray, list, pd.Series], ids=["array", "list", "Series"])
+def test_a_mask_where_names_are_asked_for(fitted, make):
+    mdata, mask = cite(300), make(np.arange(60) < 50)
+    with pytest.raises(TypeError, match="genes= takes names, and this is a mask: genes=list") as error:
+        av.tl.totalvi(mdata, genes=mask, **FIT)
+    (advised,) = re.findall(r"genes=(list.*)", str(error.value))
+    av.tl.totalvi(mdata, genes=eval(advised), **FIT)
+    assert len(av.get.model(mdata).setup.genes) == 50
+    mask = make(np.arange(20) < 12)
+    with pytest.raises(TypeError, match=r"proteins=list\(mdata\['prot'\].var_names\[mask\]\)"):
+        av.tl.totalvi(mdata, proteins=mask, **FIT)
+    with pytest.raises(TypeError, match=r"features=list\(part.var_names\[mask\]\)"):
+        av.tl.denoise(fitted, features=mask, inplace=False)
+
+
+def test_colours_that_no_one_has_asked_for(fitted):
+    """The raw counts of a protein are no denoised ones."""
+    mdata, names = fitted.copy(), ["totalanvi_prot_denoised:P01", "totalanvi_prot_foreground:P01"]
+    for name in names:
+        with pytest.raises(KeyError, match=r"run av.tl.\w+\(data, model='totalanvi'\) first") as error:
+            av.pl.embedding(mdata, "X_totalanvi", name, show=False)
+        exec(re.findall(r"av\.tl.*\)", str(error.value))[0], {"av": av, "data": mdata})
+        av.pl.embedding(mdata, "X_totalanvi", name, show=False)
+    layer = {"rna": "totalanvi_denoised"}
+    with pytest.raises(KeyError, match=r"no totalanvi_denoised; run av.tl.denoise\(data, model='totalanvi'\) first"):
+        av.pl.embedding(fitted, "X_totalanvi", "G001", layer=layer, show=False)
+    with pytest.raises(KeyError, match="nowhere"):
+        av.pl.embedding(fitted, "X_totalanvi", "G001", layer="other", show=False)

@@ -131,11 +131,14 @@ def check_share(match: Match, genes: tuple[str, ...], rna: AnnData, gene_key: st
     raise ValueError(
         f"{where} has {len(match.found)} of the reference's {len(genes)} genes ({match.share:.0%}) by {match.how}; at "
         f"least {least:.0%} are needed. The reference has {', '.join(genes[i] for i in missing[:3])}, ...; the query "
-        f"has {', '.join(names[:3])}, .... {_way_out(pd.Index(genes), names, rna, gene_key, match)}"
+        f"has {', '.join(names[:3])}, .... {_way_out(pd.Index(genes), names, rna, gene_key, match, where)}"
     )
 
 
-def _way_out(genes: pd.Index, names: pd.Index, rna: AnnData, gene_key: str | None, match: Match) -> str:
+def _way_out(genes: pd.Index, names: pd.Index, rna: AnnData, gene_key: str | None, match: Match, where: str) -> str:
+    if genes.isin(names.str.strip()).mean() > match.share + 0.2:
+        slot = f"{where}.var_names" if gene_key is None else f"{where}.var['{gene_key}']"
+        return f"They agree but for blanks at the ends: {slot} = {slot}.str.strip()"
     bare = genes.str.replace(_VERSION, "", regex=True)
     for key in rna.var.columns if gene_key is None else ():
         column = rna.var[key]

@@ -17,7 +17,7 @@ from .antibodies import same_antibodies
 from .cells import Cells
 from .containers import Source, as_name, as_names, did_you_mean, listed
 from .query import plain_genes
-from .setup import FEW_CELLS, Setup
+from .setup import FEW_CELLS, Setup, no_mask
 
 logger = logging.getLogger("anvi")
 
@@ -80,6 +80,7 @@ def find_features(setup: Setup, features: Sequence[str] | None = None, modality:
         for mod, names in zip(mods, (setup.genes, setup.proteins), strict=False)
         if mod in wanted
     }
+    no_mask(features, "features", "part.var_names")
     asked = tuple(map(str, features))
     found = [_column_of(name, columns, setup.rna_mod) for name in asked]
     if not asked:

@@ -455,12 +455,19 @@ def choose_proteins(found: Proteins, proteins: Antibodies) -> Proteins:
 
 def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> np.ndarray:
     """Which features are asked for `(features,)` bool; a KeyError names one that is not there."""
+    no_mask(asked, argument, f"{where}.columns" if "obsm[" in where else f"{where.partition('.')[0]}.var_names")
     wanted = pd.Index(list(map(str, asked)))
     absent = wanted[~wanted.isin(names)]
     if len(absent):
         hint = containers.did_you_mean(absent[0], names)
         raise KeyError(f"{argument}: {len(absent)} are not in {where} (first: '{absent[0]}').{hint}")
     return names.isin(wanted)
+
+
+def no_mask(asked: Sequence, argument: str, names: str) -> None:
+    """Raise a TypeError if a mask stands where names are asked for; `names` are those that it is of, as code."""
+    if len(asked) and all(isinstance(one, bool | np.bool_) for one in asked):
+        raise TypeError(f"{argument}= takes names, and this is a mask: {argument}=list({names}[mask])")
 
 
 def tell_genes(rna: AnnData, setup: Setup, genes: Genes, by: str = "genes= names") -> str:

@@ -17,6 +17,7 @@ from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import stored_counts
+from anvi._data.fits import missing, stored_fits
 from anvi._data.predictions import as_colors
 
 from ._figure import class_colors, find_basis, finish, label, no_basis, shorten_each
@@ -111,7 +112,11 @@ def embedding(
     containers.check_type(data)
     for name in REFUSED.keys() & sc_kwargs.keys():
         raise TypeError(f"av.pl.embedding has no argument {name}=; {REFUSED[name]}.")
-    Source(data).check_layer(layer, somewhere=True)
+    try:
+        Source(data).check_layer(layer, somewhere=True)
+    except KeyError as error:
+        layers = layer.values() if isinstance(layer, dict) else [layer]
+        raise next(filter(None, (_not_asked(data, name) for name in layers)), error) from None
     found = find_basis(data, basis)
     if found is None:
         raise no_basis(basis)
@@ -265,7 +270,20 @@ def _find(data: Data, name: str) -> _Colour:
     for part in source.parts:
         if (column := _in_obsm(part, name)) is not None:
             return column
+    if (unasked := _not_asked(data, name)) is not None:  # no other slot has what was meant
+        raise unasked
     raise KeyError(f"color='{name}' is neither an obs column nor a feature.{_near(source, name)}")
+
+
+def _not_asked(data: Data, name: str | None) -> KeyError | None:
+    """The error for a slot in which a fit of the object has not been asked for an answer yet."""
+    parts = str(name).split(":")
+    for key, fit in stored_fits(data).items():
+        for question in slots.ANSWERED_IN:
+            for slot in slots.of_question(question, key):
+                if slot in parts:
+                    return missing(slot, fit.asking(question))
+    return None
 
 
 def _in_obsm(part: Data, name: str) -> _Colour | None:
