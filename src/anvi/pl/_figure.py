@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from anvi._data.containers import Data, Source
 from anvi._data.fits import Fit, missing, resolve_fit
@@ -205,6 +206,16 @@ def no_basis(basis: str) -> KeyError:
 def label(data: Data, part: Data) -> str:
     """The name of a modality; "" for the object itself."""
     return next((mod for mod, modality in Source(data).mods.items() if modality is part), "")
+
+
+def not_emptied(values, where: str):
+    """Counts as they came, or a ValueError where there are none at all: zeros would be drawn as if they were counts."""
+    if sparse.issparse(values) and not values.nnz:
+        raise ValueError(
+            f"{where} is empty, as av.tl.minify leaves it; draw the object from before, with its counts, or what a "
+            "model expects, after av.tl.denoise(data)."
+        )
+    return values
 
 
 def coordinates(part: Data, slot: str) -> pd.DataFrame:

@@ -16,11 +16,11 @@ from scipy import sparse
 from anvi._backed import on_file_to_look_at
 from anvi._data import containers, slots
 from anvi._data.containers import Data, Source, in_memory
-from anvi._data.counts import stored_counts
+from anvi._data.counts import matrix_name, stored_counts
 from anvi._data.fits import missing, stored_fits
 from anvi._data.predictions import as_colors
 
-from ._figure import class_colors, find_basis, finish, label, no_basis, shorten_each
+from ._figure import class_colors, find_basis, finish, label, no_basis, not_emptied, shorten_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +99,7 @@ def embedding(
         If the basis, a colour or a layer is not there.
     ValueError
         If a name without prefix is in several modalities; the message lists the names with prefix.
+        If counts are to be drawn that `tl.minify` has dropped.
     TypeError
         If an argument of scanpy is refused.
 
@@ -277,11 +278,12 @@ def _find(data: Data, name: str) -> _Colour:
 
 def _not_asked(data: Data, name: str | None) -> KeyError | None:
     """The error for a slot in which a fit of the object has not been asked for an answer yet."""
-    parts = str(name).split(":")
+    there = {slot for part in Source(data).parts for slot in (*part.obsm, *(getattr(part, "layers", None) or ()))}
+    wanted = set(str(name).split(":")) - there
     for key, fit in stored_fits(data).items():
         for question in slots.ANSWERED_IN:
             for slot in slots.of_question(question, key):
-                if slot in parts:
+                if slot in wanted:
                     return missing(slot, fit.asking(question))
     return None
 
@@ -355,7 +357,8 @@ def _feature(data: Data, part: AnnData, name: str, layer: str | dict[str, str] |
     where = f"mdata['{mod}']" if mod else "adata"
     if (part.var_names == name).sum() > 1:
         raise ValueError(f"'{name}' is the name of several features of {where}; run {where}.var_names_make_unique().")
-    matrix = in_memory(stored_counts(part, containers.layer_of(layer, mod), where))
+    of_mod = containers.layer_of(layer, mod)
+    matrix = not_emptied(in_memory(stored_counts(part, of_mod, where)), f"{where}.{matrix_name(of_mod)}")
     column = matrix[:, [part.var_names.get_loc(name)]]
     column = column.toarray() if sparse.issparse(column) else np.asarray(column)
     return pd.Series(column[:, 0], index=part.obs_names)

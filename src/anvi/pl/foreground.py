@@ -17,7 +17,7 @@ from anvi._data.containers import Data, Source, in_memory
 from anvi._data.counts import matrix_name, stored_counts
 from anvi._data.fits import Fit, missing
 
-from ._figure import axes_for, finish, fit_or_prefix, shorten
+from ._figure import axes_for, finish, fit_or_prefix, not_emptied, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,8 +134,7 @@ def _measured_counts(fit: Fit) -> pd.DataFrame:
         layer, where = setup.get("prot_layer"), f"mdata['{mod}']"
         values = in_memory(stored_counts(part, layer, where))
         where = f"{where}.{matrix_name(layer)}"
-    if sparse.issparse(values) and not values.nnz:
-        raise ValueError(f"{where} is empty, as av.tl.minify leaves it; draw the object from before, with its counts.")
+    values = not_emptied(values, where)
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)
     table = pd.DataFrame(np.array(values, dtype=float), cells, list(names))
     return table.where(_panel_mask(fit, table))

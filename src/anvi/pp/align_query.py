@@ -12,7 +12,7 @@ from scipy import sparse
 from anvi._backed import on_file, quiet_mudata
 from anvi._data.antibodies import tell_proteins
 from anvi._data.containers import Data, Source, in_memory, whole
-from anvi._data.counts import find_proteins, has_proteins, stored_counts
+from anvi._data.counts import check_counts_are_there, find_proteins, has_proteins, matrix_name, stored_counts
 from anvi._data.query import PADDED, check_min_genes, check_share, match_genes, relocated
 from anvi._data.setup import Setup
 from anvi._data.slots import measured, write_measured
@@ -94,6 +94,8 @@ def align_query(
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     match = match_genes(setup.genes, rna, gene_key, where)
     check_share(match, setup.genes, rna, gene_key, min_genes, where)
+    slot = f"{where}.{matrix_name(setup.rna_layer)}"
+    check_counts_are_there(stored_counts(rna, setup.rna_layer, where), source, slot)
     aligned = _with_genes(rna, setup, match.column, where)
     joint = setup.joint and has_proteins(source, setup)
     if isinstance(query, AnnData):
