@@ -1,10 +1,13 @@
 """What messages advise: the next command does what it says when it is followed to the letter."""
 
 import re
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from helpers import cite
 
 import anvi as av
@@ -181,3 +184,80 @@ def test_colours_that_no_one_has_asked_for(fitted):
         av.pl.embedding(fitted, "X_totalanvi", "G001", layer=layer, show=False)
     with pytest.raises(KeyError, match="nowhere"):
         av.pl.embedding(fitted, "X_totalanvi", "G001", layer="other", show=False)
+
+
+# counts that are gone -------------------------------------------------------------------------------------------------
+
+
+def test_emptied_counts_are_not_drawn(fitted):
+    small = av.tl.minify(fitted, copy=True)
+    for name, slot in (("G001", r"mdata\['rna'\].X"), ("prot:P01", r"mdata\['prot'\].X")):
+        with pytest.raises(ValueError, match=f"{slot} is empty, as av.tl.minify leaves it; .* av.tl.denoise"):
+            av.pl.embedding(small, "X_totalanvi", name, show=False)
+    av.pl.embedding(small, "X_totalanvi", "totalanvi_prediction", show=False)
+    av.tl.denoise(small)
+    names = ["G001", "totalanvi_prot_denoised:P01"]
+    av.pl.embedding(small, "X_totalanvi", names, layer={"rna": "totalanvi_denoised"}, show=False)
+
+
+def test_emptied_counts_are_not_aligned():
+    mdata = cite(300)
+    av.tl.scvi(mdata, **FIT)
+    small = av.tl.minify(mdata["rna"], copy=True)
+    with pytest.raises(ValueError, match="data.X is empty: av.tl.minify dropped the counts"):
+        av.pp.align_query(small, av.get.model(mdata))
+
+
+# what the pages say ---------------------------------------------------------------------------------------------------
+
+
+def test_the_dendrogram_of_the_page(fitted):
+    """To the letter, for a class that nothing was predicted to be."""
+    mdata = fitted.copy()
+    mdata.obs["totalanvi_prediction"] = mdata.obs["true_cell_type"].cat.add_categories("nobody")
+    av.tl.differential_expression(mdata, "totalanvi_prediction", n_samples=50)
+    page = (Path(__file__).parents[1] / "docs" / "differential_expression.md").read_text("utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "sc.tl.dendrogram" in block]
+    exec(textwrap.dedent(code), {"mdata": mdata, "sc": sc})
+    assert "dendrogram_totalanvi_prediction" in mdata["rna"].uns
+    page = (Path(__file__).parents[1] / "docs" / "hand_offs.md").read_text("utf-8")
+    exec(re.findall(r"`(mdata.obs.*remove_unused_categories\(\))`", page)[0], {"mdata": mdata})
+    sc.tl.dendrogram(mdata, "totalanvi_prediction", use_rep="X_totalanvi")
+
+
+# notes of a check, which a fit tells, too -----------------------------------------------------------------------------
+
+
+def told_by_both(caplog, mdata, **where):
+    """Notes of a check that a fit logs word for word, and all that it notes."""
+    notes = av.pp.check(mdata, **where).notes
+    caplog.clear()
+    with caplog.at_level("INFO", "anvi"), av.settings.override(verbosity=2):
+        av.tl.totalanvi(mdata, **where, **FIT)
+    return [note for note in notes if note in caplog.messages], notes
+
+
+def test_names_of_a_tree_that_no_cell_has(caplog):
+    mdata, tree = cite(300), {"T": ["CD4 T", "CD8  T", "CD9 T"]}
+    both, _ = told_by_both(caplog, mdata, label_tree=tree)
+    assert both == ["label_tree: 'CD8  T', 'CD9 T' are no label of any cell, and left out"]
+    both, notes = told_by_both(caplog, mdata, label_tree={"L": ["T", "B"], "T": ["CD4 T", "CD8 T"]})
+    assert not any("label_tree" in note for note in both + notes)
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "None", "<NA>"])
+def test_missing_values_as_text_are_told(caplog, text):
+    mdata = cite(300)
+    mdata.obs["b"] = mdata.obs["batch"].astype(str).replace("batch_1", text)
+    n = (mdata.obs["b"] == text).sum()
+    for where in ({"batch_key": "b"}, {"panel_key": "b"}):
+        both, _ = told_by_both(caplog, mdata, **where)
+        assert both[0].startswith(f"{[*where][0]}='b': {n} cells have the text '{text}', as .astype(str) makes it")
+    assert not any("have the text" in note for note in av.pp.check(mdata, batch_key="batch").notes)
+
+
+def test_a_check_sees_the_labels_that_a_fit_sees(caplog):
+    mdata = cite(300)
+    mdata.obs["label"] = mdata.obs["batch"].astype(str)
+    both, _ = told_by_both(caplog, mdata, batch_key="batch", labels_key="label")
+    assert both == ["every batch has labels of one class: what tells 'label' apart may be the batch"]

@@ -22,7 +22,7 @@ from .counts import (
     check_protein_types,
     find_proteins,
 )
-from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
+from .labels import LabelLevels, Levels, Tree, find_levels, label_column, label_keys, unknown_in_tree
 
 logger = logging.getLogger("anvi")
 
@@ -480,6 +480,30 @@ def tell_genes(rna: AnnData, setup: Setup, genes: Genes, by: str = "genes= names
     return f"{n} of {of} genes: those that {by}"
 
 
+MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
+"""What `.astype(str)` makes of a missing value, in lower case."""
+
+
+def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
+    """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
+    told, keys = (
+        [_cells_outside(source, setup)],
+        {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)},
+    )
+    every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
+    for argument, (key, names) in every:
+        for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
+            n = (source.text(key, argument, setup.mods) == name).sum()
+            told.append(
+                f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing values, "
+                "and are learned as a category of their own: fill them in, or leave these cells out"
+            )
+    columns = setup.label_columns or ((setup.labels_key,) if setup.labels_key else ())
+    texts = [label_column(source, name, setup.unlabeled_category, setup.mods) for name in columns]
+    told.append(unknown_in_tree(tree, texts) if texts else None)
+    return list(filter(None, told))
+
+
 def genes_in_code(rna: AnnData, genes: pd.Index) -> str:
     """How a user would write a choice of genes, `{}` being the modality."""
     variable = VARIABLE in rna.var and set(genes) == set(rna.var_names[rna.var[VARIABLE].eq(True).fillna(False)])
@@ -504,7 +528,7 @@ def _selection(data: str, setup: Setup | None = None) -> str:
     return f"sc.experimental.pp.highly_variable_genes({data}, n_top_genes=4000{layer})"
 
 
-def cells_outside(source: Source, setup: Setup) -> str | None:
+def _cells_outside(source: Source, setup: Setup) -> str | None:
     """What to say of cells of the object that no modality of the model has."""
     names = cell_names(source, setup.rna_mod, setup.mod_beside)
     outside = source.obs_names[~source.obs_names.isin(names)] if len(names) < len(source.obs_names) else names[:0]

@@ -17,7 +17,7 @@ from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells, remarks
 from anvi._data.containers import Data, Source, cell_names
 from anvi._data.labels import read_labels
-from anvi._data.setup import FEW_CELLS, Genes, cells_outside, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, Genes, find_setup, odd_cells, tell_genes, too_many_genes
 from anvi._runtime import verb
 
 
@@ -176,6 +176,7 @@ def check(
     report.facts.append(tell_genes(rna, setup, genes))
     if many := too_many_genes(setup, rna.n_obs, name, alone=source.alone):
         report.notes.append(many)
+    report.notes += odd_cells(source, setup, keys.get("label_tree"))
     if keys.get("batch_key"):
         column = source.text(batch_key, "batch_key", mods)
         report.cells_per_batch = column.value_counts()
@@ -185,9 +186,9 @@ def check(
         if split := split_targets(setup.proteins, setup.panels, setup.measured):
             report.notes.append(split)
     # counts
-    cells = _tried(report, lambda: read_cells(source, setup))
+    cells = _tried(report, lambda: read_cells(source, setup, labels=True))
     if cells:
-        report.notes += filter(None, (cells_outside(source, setup), *remarks(cells, setup)))
+        report.notes += remarks(cells, setup)
     if cells and setup.joint:
         n_some = int(cells.has_protein.sum())
         report.facts.append(f"{n_some} of {len(cells)} cells have measured proteins")

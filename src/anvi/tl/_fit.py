@@ -24,9 +24,9 @@ from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, remarks, with_library
 from anvi._data.containers import Data, Source, did_you_mean
 from anvi._data.fits import check_free, check_no_own, check_reads_no_own
-from anvi._data.labels import Known, known_labels
+from anvi._data.labels import Known, Tree, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
-from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, cells_outside, find_setup, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, odd_cells, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
@@ -160,7 +160,7 @@ def run_fit(
     setup = with_library(setup, cells)
     known = known_labels(source, setup, pd.Index(cells.names)) if config.has_labels else None
     colors = colors_of(source, setup.labels_key, setup.classes) if config.has_labels else None
-    _log_data(source, cells, setup, genes, by)
+    _log_data(source, cells, setup, genes, by, where.get("label_tree"))
     n_genes = source.modality(setup.rna_mod, "rna_mod").n_vars
     del source  # and the proteins that it keeps
     give_back_memory()
@@ -329,10 +329,10 @@ def _sort_options(model: str, options: dict) -> tuple[dict, dict]:
     return network, {key: value for key, value in options.items() if key in plan_names}
 
 
-def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes, by: str) -> None:
+def _log_data(source: Source, cells: Cells, setup: Setup, genes: Genes, by: str, tree: Tree | None) -> None:
     rna, where = source.modality(setup.rna_mod, "rna_mod"), source.name(setup.rna_mod)
     many = too_many_genes(setup, len(cells), where, alone=source.alone)
-    for told in filter(None, (many, cells_outside(source, setup), *remarks(cells, setup))):
+    for told in filter(None, (many, *odd_cells(source, setup, tree), *remarks(cells, setup))):
         logger.warning(told)
     parts = [f"{len(cells)} cells", tell_genes(rna, setup, genes, by)]
     if setup.joint:
