@@ -241,14 +241,13 @@ def _edges(tree: Tree | None) -> list[tuple[str, str]]:
     return edges
 
 
-def unknown_in_tree(tree: Tree | None, columns: Iterable[pd.Series]) -> str | None:
+def unknown_in_tree(tree: Tree, columns: Iterable[pd.Series]) -> list[str]:
     """What to say of names of a tree that nothing lies under and that no cell has: mostly slips of the pen."""
     edges, there = _edges(tree), {value for column in columns for value in column.dropna().unique()}
     strange = {child for _, child in edges} - {parent for parent, _ in edges} - there
-    if not strange:
-        return None
-    verb = "is no label" if len(strange) == 1 else "are no label"
-    return f"label_tree: {containers.listed(map(repr, sorted(strange)))} {verb} of any cell, and left out"
+    verb = "is" if len(strange) == 1 else "are"
+    shown = containers.listed(map(repr, sorted(strange)))
+    return [f"label_tree: {shown} {verb} no label of any cell, and left out"] if strange else []
 
 
 def levels_of_tree(labels: pd.Series, tree: Tree, key: str) -> LabelLevels:

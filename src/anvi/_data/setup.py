@@ -486,10 +486,8 @@ MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
 
 def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
     """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
-    told, keys = (
-        [_cells_outside(source, setup)],
-        {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)},
-    )
+    told = [_cells_outside(source, setup)]
+    keys = {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)}
     every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
     for argument, (key, names) in every:
         for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
@@ -498,9 +496,10 @@ def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[st
                 f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing values, "
                 "and are learned as a category of their own: fill them in, or leave these cells out"
             )
-    columns = setup.label_columns or ((setup.labels_key,) if setup.labels_key else ())
-    texts = [label_column(source, name, setup.unlabeled_category, setup.mods) for name in columns]
-    told.append(unknown_in_tree(tree, texts) if texts else None)
+    if tree is not None:
+        columns = setup.label_columns or (setup.labels_key,)
+        texts = [label_column(source, str(name), setup.unlabeled_category, setup.mods) for name in columns]
+        told += unknown_in_tree(tree, texts)
     return list(filter(None, told))
 
 
