@@ -236,7 +236,7 @@ def test_categorical_candidates(mdata):
     mdata.obs["id"] = [f"cell {i}" for i in range(300)]
     mdata.obs["constant"] = "x"
     mdata.obs["share"] = np.linspace(0, 1, 300)
-    found = Source(mdata).categorical_columns(MODS)
+    found = Source(mdata).columns_like(MODS, numbers=False)
     assert {"batch", "panel", "cell_type"} <= set(found)
     assert not {"id", "constant", "share"} & set(found)
 

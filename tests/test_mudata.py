@@ -264,7 +264,7 @@ def test_an_index_that_was_lost_is_told_and_the_advice_gives_it_back():
         with pytest.raises(ValueError, match="mdata.obs has no row for 200 of the 200 cells") as told:
             verb(mdata, batch_key="batch", max_epochs=1)
     assert av.pp.check(mdata, batch_key="batch").problems == [str(told.value)]
-    exec(str(told.value).partition("the same: ")[2].rstrip("."), {"mdata": mdata})
+    exec(str(told.value).partition("as it was: ")[2].rstrip("."), {"mdata": mdata})
     assert av.pp.check(mdata, batch_key="batch").ok
 
 

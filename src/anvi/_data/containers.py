@@ -587,10 +587,9 @@ def cell_names(source: Source, rna_mod: str, prot_mod: str | None) -> pd.Index:
             prot = source.mods[prot_mod].obs_names
             if not names.equals(prot) and len(prot.difference(names)):  # a million names are not sorted for nothing
                 names = names.append(prot[~prot.isin(names)])
-        there = source.obs_names
-        if not names.equals(there) and len(absent := names[~names.isin(there)]):
+        if not names.equals(there := source.obs_names) and len(absent := names[~names.isin(there)]):
             like = next((mod for mod, part in source.mods.items() if len(part) == len(there)), rna_mod)
-            remedy = f"If its index was lost, and the order is the same: mdata.obs.index = mdata['{like}'].obs_names"
+            remedy = f"If its index was lost, and the order is as it was: mdata.obs.index = mdata['{like}'].obs_names"
             remedy = remedy if len(there) >= len(names) else "mdata.update() adds them"
             raise ValueError(
                 f"mdata.obs has no row for {len(absent)} of the {len(names)} cells of its modalities (first: "

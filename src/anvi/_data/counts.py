@@ -174,8 +174,7 @@ NAMED = 20
 
 def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str = "") -> None:
     """Raise a ValueError if a cell has no RNA count at all; `chosen` is code for the genes, where they are a choice."""
-    empty = np.flatnonzero(sums == 0)
-    if not len(empty):
+    if not len(empty := np.flatnonzero(sums == 0)):
         return
     shown = listed((f"'{cell_names[i]}'" for i in empty), 3)
     part, slot = where.split(".", 1)
@@ -300,7 +299,7 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_a
         )
     rows = [row.data / row.data.min() for row in sparse.csr_matrix(counts[:200]) if row.nnz > 4]
     multiples = [np.allclose(row, np.rint(row), rtol=1e-4, atol=0) for row in rows]  # of what a single count became
-    if np.mean(multiples or [0]) > 0.8 or _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
+    if sum(multiples) > 0.8 * max(1, len(rows)) or _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
         return "They look normalised by totals of cells; rounding makes no counts of them. Take the object from before."
     return f"Put the raw counts there; corrected counts (SoupX) can be rounded: {where} = numpy.rint({where})."
 

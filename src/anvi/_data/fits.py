@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from . import slots
-from .containers import Data, Source
-from .labels import Levels, label_column, labels_at
+from .containers import Data, Source, cell_names
+from .labels import Levels, Tree, label_column, labels_at, unknown_in_tree
 from .setup import Setup
 
 FIT_COMMAND = "av.tl.totalanvi(mdata)"
@@ -314,3 +314,40 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
                         f"{table}['{name}'] would be overwritten, and nothing says that anvi wrote it: pass another "
                         "key_added=, or rename it."
                     )
+
+
+MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
+"""What `.astype(str)` makes of a missing value, in lower case."""
+
+
+def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
+    """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
+    told = [_cells_outside(source, setup)]
+    keys = {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)}
+    every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
+    for argument, (key, names) in every:
+        for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
+            n = (source.text(key, argument, setup.mods) == name).sum()
+            told.append(
+                f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing values, "
+                "and are learned as a category of their own: fill them in, or leave these cells out"
+            )
+    if tree is not None:
+        columns = setup.label_columns or (setup.labels_key,)
+        texts = [label_column(source, str(name), setup.unlabeled_category, setup.mods) for name in columns]
+        told += unknown_in_tree(tree, texts)
+    return list(filter(None, told))
+
+
+def _cells_outside(source: Source, setup: Setup) -> str | None:
+    """What to say of cells of the object that no modality of the model has."""
+    names = cell_names(source, setup.rna_mod, setup.mod_beside)
+    outside = source.obs_names[~source.obs_names.isin(names)] if len(names) < len(source.obs_names) else names[:0]
+    if not len(outside):
+        return None
+    mods = [f"mdata['{mod}']" for mod in (setup.rna_mod, setup.mod_beside) if mod in source.mods]
+    theirs = f"{mods[0]}.obs_names" + "".join(f".union({mod}.obs_names)" for mod in mods[1:])
+    return (
+        f"{len(outside)} of the {len(source.obs_names)} cells are not in {' or '.join(mods)} (first: '{outside[0]}'): "
+        f"what is written is NaN for them. To leave them out: mdata = mdata[mdata.obs_names.isin({theirs})].copy()"
+    )

@@ -22,7 +22,7 @@ from .counts import (
     check_protein_types,
     find_proteins,
 )
-from .labels import LabelLevels, Levels, Tree, find_levels, label_column, label_keys, unknown_in_tree
+from .labels import LabelLevels, Levels, Tree, find_levels, label_keys
 
 logger = logging.getLogger("anvi")
 
@@ -480,29 +480,6 @@ def tell_genes(rna: AnnData, setup: Setup, genes: Genes, by: str = "genes= names
     return f"{n} of {of} genes: those that {by}"
 
 
-MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
-"""What `.astype(str)` makes of a missing value, in lower case."""
-
-
-def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
-    """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
-    told = [_cells_outside(source, setup)]
-    keys = {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)}
-    every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
-    for argument, (key, names) in every:
-        for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
-            n = (source.text(key, argument, setup.mods) == name).sum()
-            told.append(
-                f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing values, "
-                "and are learned as a category of their own: fill them in, or leave these cells out"
-            )
-    if tree is not None:
-        columns = setup.label_columns or (setup.labels_key,)
-        texts = [label_column(source, str(name), setup.unlabeled_category, setup.mods) for name in columns]
-        told += unknown_in_tree(tree, texts)
-    return list(filter(None, told))
-
-
 def genes_in_code(rna: AnnData, genes: pd.Index) -> str:
     """How a user would write a choice of genes, `{}` being the modality."""
     variable = VARIABLE in rna.var and set(genes) == set(rna.var_names[rna.var[VARIABLE].eq(True).fillna(False)])
@@ -525,20 +502,6 @@ def _selection(data: str, setup: Setup | None = None) -> str:
     """The command that chooses variable genes from raw counts."""
     layer = "" if setup is None or setup.rna_layer is None else f", layer='{setup.rna_layer}'"
     return f"sc.experimental.pp.highly_variable_genes({data}, n_top_genes=4000{layer})"
-
-
-def _cells_outside(source: Source, setup: Setup) -> str | None:
-    """What to say of cells of the object that no modality of the model has."""
-    names = cell_names(source, setup.rna_mod, setup.mod_beside)
-    outside = source.obs_names[~source.obs_names.isin(names)] if len(names) < len(source.obs_names) else names[:0]
-    if not len(outside):
-        return None
-    mods = [f"mdata['{mod}']" for mod in (setup.rna_mod, setup.mod_beside) if mod in source.mods]
-    theirs = f"{mods[0]}.obs_names" + "".join(f".union({mod}.obs_names)" for mod in mods[1:])
-    return (
-        f"{len(outside)} of the {len(source.obs_names)} cells are not in {' or '.join(mods)} (first: '{outside[0]}'): "
-        f"what is written is NaN for them. To leave them out: mdata = mdata[mdata.obs_names.isin({theirs})].copy()"
-    )
 
 
 def _with_panels(source: Source, setup: Setup, proteins: Proteins, panel_key: str | None) -> Setup:

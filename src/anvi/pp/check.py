@@ -16,8 +16,9 @@ from anvi._backed import on_file
 from anvi._data.antibodies import split_targets
 from anvi._data.cells import read_cells, remarks
 from anvi._data.containers import Data, Source, cell_names
+from anvi._data.fits import odd_cells
 from anvi._data.labels import read_labels
-from anvi._data.setup import FEW_CELLS, Genes, find_setup, odd_cells, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, Genes, find_setup, tell_genes, too_many_genes
 from anvi._runtime import verb
 
 

@@ -23,10 +23,10 @@ from anvi._data.antibodies import split_targets
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, remarks, with_library
 from anvi._data.containers import Data, Source, did_you_mean
-from anvi._data.fits import check_free, check_no_own, check_reads_no_own
+from anvi._data.fits import check_free, check_no_own, check_reads_no_own, odd_cells
 from anvi._data.labels import Known, Tree, known_labels
 from anvi._data.predictions import colors_of, write_colors, write_predictions
-from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, odd_cells, tell_genes, too_many_genes
+from anvi._data.setup import FEW_CELLS, VARIABLE, Genes, Setup, find_setup, tell_genes, too_many_genes
 from anvi._files import only_writer
 from anvi._find import find_model
 from anvi._fit.loop import fit, generator, seeds
