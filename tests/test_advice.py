@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from helpers import cite
+from scipy import sparse
 
 import anvi as av
 
@@ -261,3 +262,38 @@ def test_a_check_sees_the_labels_that_a_fit_sees(caplog):
     mdata.obs["label"] = mdata.obs["batch"].astype(str)
     both, _ = told_by_both(caplog, mdata, batch_key="batch", labels_key="label")
     assert both == ["every batch has labels of one class: what tells 'label' apart may be the batch"]
+
+
+def test_iterators_of_names_and_what_is_no_mask():
+    mdata = cite(200)
+    genes = list(mdata["rna"].var_names[:20])
+    av.tl.totalvi(mdata, genes=iter(genes), max_epochs=1)
+    assert av.get.model(mdata).setup.genes == tuple(genes)
+    assert av.tl.denoise(mdata, features=(name for name in genes[:3]), inplace=False).equals(
+        av.tl.denoise(mdata, features=genes[:3], inplace=False)
+    )
+    for odd in (5, None, (True for _ in range(3))):
+        with pytest.raises((TypeError, ValueError), match=r"groups\['B'\]"):
+            av.tl.differential_expression(mdata, groups={"B": odd}, n_samples=20)
+
+
+def test_zeros_that_are_counts_are_drawn():
+    adata = cite(100)["rna"].copy()
+    adata.obsm["X_map"] = np.random.default_rng(0).normal(size=(100, 2))
+    adata.layers["none"] = sparse.csr_matrix(adata.shape, dtype=np.float32)
+    assert av.pl.embedding(adata, "X_map", "G001", layer="none", show=False) is not None
+
+
+def test_what_panels_would_drop_is_told_where_it_is_dropped(caplog):
+    mdata = cite(300, n_panels=1, rna_only_batch=False)
+    table = pd.DataFrame(True, index=mdata["prot"].var_names, columns=["batch_0", "batch_1", "batch_2"])
+    table.loc["P01", "batch_0"] = False
+    mdata["prot"].varm["measured"] = table
+    av.pp.panels(mdata, "batch", harmonize="show")
+    named = av.pp.panels(mdata, "batch", panels={"batch_0": list(table.index)}, copy=True)
+    assert named["prot"].varm["measured"].loc["P01", "batch_0"]
+    assert not [message for message in caplog.messages if "marked" in message]
+    av.pp.panels(mdata, "batch", harmonize=True)
+    del mdata["prot"].var["isotype"]
+    av.pp.panels(mdata, "batch", harmonize=True)  # the others are ours
+    assert "isotype" in mdata["prot"].var

@@ -264,7 +264,7 @@ def test_an_index_that_was_lost_is_told_and_the_advice_gives_it_back():
         with pytest.raises(ValueError, match="mdata.obs has no row for 200 of the 200 cells") as told:
             verb(mdata, batch_key="batch", max_epochs=1)
     assert av.pp.check(mdata, batch_key="batch").problems == [str(told.value)]
-    exec(str(told.value).partition("as it was: ")[2].rstrip("."), {"mdata": mdata})
+    exec(str(told.value).partition("names back: ")[2].rstrip("."), {"mdata": mdata})
     assert av.pp.check(mdata, batch_key="batch").ok
 
 
@@ -345,3 +345,26 @@ def test_an_index_that_was_changed_beside_a_table_is_told_before_anything_is_tra
     data.obs_names = names
     av.tl.scanvi(data, max_epochs=1)
     assert data.obs_names[0].startswith("s1_") and data.obsm["mine"].index.equals(data.obs_names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_names_that_come_back_are_those_of_the_rows():
+    whole = cite(200)
+    mdata = mudata_of({"prot": whole["prot"].copy(), "rna": whole["rna"][::-1].copy()}, like=whole)
+    mdata.obs["truth"] = mdata.obs_names
+    mdata.obs = mdata.obs.reset_index(drop=True)
+    with pytest.raises(ValueError, match="mdata.obs has no row for 200 of the 200 cells") as told:
+        av.tl.totalvi(mdata, batch_key="batch", max_epochs=1)
+    exec(str(told.value).partition("names back: ")[2].rstrip("."), {"mdata": mdata})
+    assert mdata.obs["truth"].eq(mdata.obs_names).all()
+    parts = mudata_of({"rna": whole["rna"][:150].copy(), "prot": whole["prot"][100:].copy()}, like=whole)
+    parts.obs = parts.obs.reset_index(drop=True)
+    with pytest.raises(ValueError, match="give the names back.$"):  # no modality has all
+        av.tl.totalvi(parts, max_epochs=1)
+
+
+def test_cells_without_rna_are_no_matter_to_a_model_of_rna(caplog):
+    whole = cite(200)
+    mdata = mudata_of({"rna": whole["rna"][:150].copy(), "prot": whole["prot"].copy()}, like=whole)
+    av.tl.scvi(mdata, max_epochs=1)
+    assert not [message for message in caplog.messages if "are not in" in message]

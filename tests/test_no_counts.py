@@ -223,3 +223,22 @@ def test_normalised_values_of_some_genes_are_not_to_be_rounded(n_genes, target, 
     rna = mdata["rna"][:, :keep].copy()
     with pytest.raises(ValueError, match="They look normalised by totals of cells; rounding makes no counts of them"):
         av.tl.scvi(rna, max_epochs=1)
+
+
+def test_a_protein_that_nobody_measured_hides_no_totals():
+    values = np.random.default_rng(0).poisson(30, (200, 20)).astype(np.float32) + 30
+    values = np.rint(values / values.sum(1, keepdims=True) * 10_000)
+    values[:, 0] = np.nan
+    rounded = np.rint(values / np.nansum(values, 1, keepdims=True) * 10_000)
+    assert "the totals of all cells are nearly the same" in made_whole(rounded)
+    assert "the totals of all cells are nearly the same" in made_whole(np.nan_to_num(rounded).astype(np.float16))
+
+
+@pytest.mark.parametrize("corrected", [slice(200, None), slice(0, None, 7), slice(0, 1)])
+def test_corrected_counts_of_some_cells_can_be_rounded(corrected):
+    adata = cite(300, n_genes=200)["rna"].copy()
+    counts = adata.X.toarray()
+    counts[corrected] *= np.random.default_rng(0).uniform(0.8, 1.0, counts[corrected].shape)
+    adata.X = sparse.csr_matrix(counts)
+    with pytest.raises(ValueError, match="corrected counts .SoupX. can be rounded"):
+        av.tl.scvi(adata, max_epochs=1)

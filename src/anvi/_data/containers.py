@@ -582,19 +582,18 @@ def cell_names(source: Source, rna_mod: str, prot_mod: str | None) -> pd.Index:
     """Names of all cells: those with RNA in their order, then those of `prot_mod` without; None: no such cells."""
 
     def read() -> pd.Index:
-        names = source.modality(rna_mod, "rna_mod").obs_names
+        names, there = source.modality(rna_mod, "rna_mod").obs_names, source.obs_names
         if not source.alone and prot_mod in source.mods:
             prot = source.mods[prot_mod].obs_names
             if not names.equals(prot) and len(prot.difference(names)):  # a million names are not sorted for nothing
                 names = names.append(prot[~prot.isin(names)])
-        if not names.equals(there := source.obs_names) and len(absent := names[~names.isin(there)]):
-            like = next((mod for mod, part in source.mods.items() if len(part) == len(there)), rna_mod)
-            remedy = f"If its index was lost, and the order is as it was: mdata.obs.index = mdata['{like}'].obs_names"
-            remedy = remedy if len(there) >= len(names) else "mdata.update() adds them"
-            raise ValueError(
-                f"mdata.obs has no row for {len(absent)} of the {len(names)} cells of its modalities (first: "
-                f"'{absent[0]}'; it begins with '{there[0] if len(there) else ''}'). {remedy}."
-            )
+        if not names.equals(there) and len(absent := names[~names.isin(there)]):
+            at = [mod for mod, row in source.data.obsmap.items() if np.all(row) and len(row) == len(there)]
+            lost = "If its index was lost, and the order is as it was, give the names back"
+            lost += f": mdata.obs.index = mdata['{at[0]}'].obs_names[mdata.obsmap['{at[0]}'] - 1]" if at else ""
+            remedy = lost if len(there) >= len(names) else "mdata.update() adds them"
+            row = f"no row for {len(absent)} of the {len(names)} cells (first: '{absent[0]}')"
+            raise ValueError(f"mdata.obs has {row}. {remedy}.")
         return names
 
     return source.once(("cells", rna_mod, prot_mod), read)

@@ -150,7 +150,7 @@ def check_counts(
 
 def _all_counts(values: np.ndarray) -> bool:
     """Whether there is nothing but counts, in few passes; a NaN is none."""
-    return bool(values.min() >= 0 and values.max() <= MOST and (values == np.rint(values)).all())
+    return bool(values.min() >= 0 and float(values.max()) <= MOST and (values == np.rint(values)).all())
 
 
 def _offences(values: np.ndarray, missing_allowed: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -180,14 +180,14 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
     part, slot = where.split(".", 1)
     data = part.partition("[")[0]  # data, or mdata of a modality
     first = "Choose more genes, or leave these cells out" if chosen else "Remove them first"
-    if len(empty) == len(sums) and not chosen:
-        first = "If they were minified, and joined or copied without uns, give it back"
-        remedy = f"{data}.uns.update(minified.uns)"
+    if 1 < len(empty) == len(sums) and not chosen:
+        first = "Where are the counts? If they were minified, and joined or copied without uns, give it back"
+        remedy = f"{part}.uns.update({part.replace(data, 'minified')}.uns); {data}.uns.update(minified.uns)"
     elif len(empty) <= NAMED:  # of what has no RNA, nothing is left out
         remedy = f"{data} = {data}[~{data}.obs_names.isin({[str(cell_names[i]) for i in empty]})].copy()"
     else:
         first += " (genes: the names of those of the model)" * (chosen == "genes")
-        counts = f"{part}[:, {chosen.format(part)}].{slot}" if chosen else where
+        counts = f"{part}[:, {chosen.format(part)}].{slot}" if chosen else f"{where}[:]"
         leave_out = f"{data} = {data}[~{data}.obs_names.isin({part}.obs_names[none])].copy()"
         remedy = f"none = numpy.ravel({counts}.sum(1)) == 0; {leave_out}"
     of = f" in the genes of the model ({shown})" if chosen else f" ({shown})"
@@ -196,14 +196,12 @@ def check_no_empty_cells(sums: np.ndarray, cell_names, where: str, chosen: str =
 
 def looks_like_counts(counts, *, missing_allowed: bool = False) -> bool:
     """Whether the first values are whole and not negative."""
-    if lazy(counts):
-        counts = next(by_rows(counts, "a layer"))[1]
+    counts = next(by_rows(counts, "a layer"))[1] if lazy(counts) else counts
     values = counts.data if sparse.issparse(counts) else np.asarray(counts).ravel()
     values = values[:100_000]
     if values.dtype.kind not in "biuf":
         return False
-    if missing_allowed:
-        values = values[~np.isnan(values)]
+    values = values[~np.isnan(values)] if missing_allowed else values
     return len(values) > 0 and _all_counts(values) and made_whole(counts) is None
 
 
@@ -223,12 +221,13 @@ def made_whole(counts) -> str | None:
     that are nearly the same, but for rounding; counts that were drawn down to one total have that very total.
     """
     counts = counts if sparse.issparse(counts) else np.asarray(counts)
-    x = counts[:: max(1, -(-counts.shape[0] // 500))]
+    x = counts[:: max(1, -(-counts.shape[0] // 500))].astype(np.float32)
     missing = np.isnan(x.data if sparse.issparse(x) else x).any()
     if missing:
         x = x.toarray() if sparse.issparse(x) else x
         x = x[:, ~np.isnan(x).all(0)]
         x = x[~np.isnan(x).all(1)]
+        missing = np.isnan(x).any()
     if x.shape[0] < FEWEST_CELLS or not x.shape[1]:
         return None
     totals, largest = (np.nansum(x, 1), np.nanmax(x)) if missing else (np.ravel(x.sum(1)), x.max())
@@ -236,7 +235,7 @@ def made_whole(counts) -> str | None:
         return f"the totals of all cells are nearly the same ({totals.min():.0f} to {totals.max():.0f})"
     if largest > LARGEST_LOG or largest <= 1:  # the latter says what is there, and no more
         return None
-    x = (x.toarray() if sparse.issparse(x) else x).astype(np.float32)
+    x = x.toarray() if sparse.issparse(x) else x
     mean, variance = np.nanmean(x, 0), np.nanvar(x, 0)
     often = np.flatnonzero((mean >= 1) & (variance > 0))  # a constant feature says nothing
     if len(often) and (ratio := variance[often] / mean[often]).min() < LEAST_VARIANCE:
@@ -297,7 +296,8 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_a
             "They look like logarithms (log1p of normalised counts); rounding makes no counts of them. Take the object "
             "from before sc.pp.log1p and sc.pp.normalize_total, or keep its counts in a layer."
         )
-    rows = [row.data / row.data.min() for row in sparse.csr_matrix(counts[:200]) if row.nnz > 4]
+    rows = [row.data[row.data > 0] for row in sparse.csr_matrix(counts[:200])]
+    rows = [row / row.min() for row in rows if len(row) > 4 and (row != np.rint(row)).any()]
     multiples = [np.allclose(row, np.rint(row), rtol=1e-4, atol=0) for row in rows]  # of what a single count became
     if sum(multiples) > 0.8 * max(1, len(rows)) or _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
         return "They look normalised by totals of cells; rounding makes no counts of them. Take the object from before."

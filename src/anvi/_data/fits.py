@@ -323,7 +323,9 @@ MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
 def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
     """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
     told = [_cells_outside(source, setup)]
-    keys = {"batch_key": (setup.batch_key, setup.batches), "panel_key": (setup.panel_key, setup.panels)}
+    keys = {"batch_key": (setup.batch_key, setup.batches)}
+    if setup.panel_key != setup.batch_key:
+        keys["panel_key"] = setup.panel_key, setup.panels
     every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
     for argument, (key, names) in every:
         for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
@@ -341,6 +343,8 @@ def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[st
 
 def _cells_outside(source: Source, setup: Setup) -> str | None:
     """What to say of cells of the object that no modality of the model has."""
+    if not setup.joint:  # what is written lies in the modality
+        return None
     names = cell_names(source, setup.rna_mod, setup.mod_beside)
     outside = source.obs_names[~source.obs_names.isin(names)] if len(names) < len(source.obs_names) else names[:0]
     if not len(outside):

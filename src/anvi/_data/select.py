@@ -443,10 +443,11 @@ def _mask(source: Source, setup: Setup, name: str, mask: Mask) -> np.ndarray:
 
 def as_mask(values: Sequence | np.ndarray | pd.Series, cells: pd.Index, name: str) -> str:
     """The command that makes a mask of what stands for one: zeros and ones of all cells are no positions."""
-    known = pd.Series(np.ravel(np.asarray(values, dtype=object))).dropna()
-    if len(values) == len(cells) and len(known) and known.isin([0, 1]).all():
+    given = pd.Series(np.ravel(np.asarray(values, dtype=object)))
+    known = given.dropna()
+    if len(given) == len(cells) and len(known) and known.isin([0, 1]).all():
         whole = name if isinstance(values, pd.Series) else f"pd.Series({name}, data.obs_names)"
-        return f"{name} = {whole}{'.eq(True).fillna(False)' if len(known) < len(values) else ''}.astype(bool)"
+        return f"{name} = {whole}{'.eq(True).fillna(False)' if len(known) < len(given) else ''}.astype(bool)"
     if pd.api.types.is_integer_dtype(known.infer_objects()):
         return f"From positions: {name} = np.isin(np.arange(data.n_obs), {'positions' if name == 'mask' else name})"
     if known.isin(cells).any():

@@ -466,7 +466,7 @@ def _named(names: pd.Index, asked: Sequence[str], argument: str, where: str) -> 
 
 def no_mask(asked: Sequence, argument: str, names: str) -> None:
     """Raise a TypeError if a mask stands where names are asked for; `names` are those that it is of, as code."""
-    if len(asked) and all(isinstance(one, bool | np.bool_) for one in asked):
+    if hasattr(asked, "__len__") and len(asked) and all(isinstance(one, bool | np.bool_) for one in asked):
         raise TypeError(f"{argument}= takes names, and this is a mask: {argument}=list({names}[mask])")
 
 

@@ -358,7 +358,9 @@ def _feature(data: Data, part: AnnData, name: str, layer: str | dict[str, str] |
     if (part.var_names == name).sum() > 1:
         raise ValueError(f"'{name}' is the name of several features of {where}; run {where}.var_names_make_unique().")
     of_mod = containers.layer_of(layer, mod)
-    matrix = not_emptied(in_memory(stored_counts(part, of_mod, where)), f"{where}.{matrix_name(of_mod)}")
+    matrix = in_memory(stored_counts(part, of_mod, where))
+    if any(slot.endswith(slots.qz_mean("")) for one in Source(data).parts for slot in one.obsm):  # that was minified
+        not_emptied(matrix, f"{where}.{matrix_name(of_mod)}")
     column = matrix[:, [part.var_names.get_loc(name)]]
     column = column.toarray() if sparse.issparse(column) else np.asarray(column)
     return pd.Series(column[:, 0], index=part.obs_names)

@@ -116,8 +116,8 @@ def panels(
     for name, members in (panels or {}).items():
         table[name] = _declared(name, members, table)
     slots.check_short(source.data, table.columns, f"panel_key='{panel_key}'")
-    _tell_dropped(prot, table, missing)
     if harmonize is False:
+        _tell_dropped(prot, table, missing, panels or {})
         data = slots.own(data, copy)
         slots.write_measured(data.mod[prot_mod], table)
         return data if copy else None
@@ -134,12 +134,13 @@ def panels(
         return found
     _check_clear(found)
     own = [column for column in ADDED if column in prot.var]
-    if own and len(own) < len(ADDED):  # harmonize writes all of them
+    if own and "original_names" not in own:  # which harmonize writes first
         new = {column: f"my_{column}" for column in own}
         raise ValueError(
             f"mdata['{prot_mod}'].var['{own[0]}'] would be overwritten, and nothing says that anvi wrote it. "
             f"Rename it: mdata['{prot_mod}'].var.rename(columns={new}, inplace=True)"
         )
+    _tell_dropped(prot, table, missing, panels or {})
     data = slots.own(data, copy)
     joined, table, first_names = _joined(data.mod[prot_mod], found, table, panel_of_cell)
     slots.write_measured(joined, table)
@@ -156,13 +157,18 @@ ADDED = ("original_names", "target", "clone", "isotype")
 """Columns of var that say what was joined."""
 
 
-def _tell_dropped(prot: AnnData, table: pd.DataFrame, missing: str) -> None:
+def _tell_dropped(prot: AnnData, table: pd.DataFrame, missing: str, panels: Mapping[str, Sequence[str]]) -> None:
     """Say which marks of not measured, which the counts do not show, a new table drops."""
     before = slots.read_measured(prot)
     if missing != "auto" or not isinstance(before, pd.DataFrame):  # zeros may well be meant to count from now on
         return
     kept = before.reindex(index=table.index, columns=table.columns)
-    marked = [(name, panel) for panel in table for name in table.index[table[panel] & kept[panel].eq(False)]]
+    marked = [
+        (name, panel)
+        for panel in table
+        if panel not in panels
+        for name in table.index[table[panel] & kept[panel].eq(False)]
+    ]
     if marked:
         shown = ", ".join(f"'{name}' of panel '{panel}'" for name, panel in marked[:4])
         logger.warning(
