@@ -296,9 +296,9 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_a
             "They look like logarithms (log1p of normalised counts); rounding makes no counts of them. Take the object "
             "from before sc.pp.log1p and sc.pp.normalize_total, or keep its counts in a layer."
         )
-    rows = [row.data[row.data > 0] for row in sparse.csr_matrix(counts[:200])]
-    rows = [row / row.min() for row in rows if len(row) > 4 and (row != np.rint(row)).any()]
-    multiples = [np.allclose(row, np.rint(row), rtol=1e-4, atol=0) for row in rows]  # of what a single count became
+    rows = [data for row in sparse.csr_matrix(counts[:200]) if len(data := row.data[row.data > 0]) > 4]
+    unit = {row.min(): row / row.min() for row in rows}  # what one count became, another value in each cell
+    multiples = [np.allclose(row, np.rint(row), rtol=1e-4, atol=0) for least, row in unit.items() if least != 1]
     if sum(multiples) > 0.8 * max(1, len(rows)) or _alike(np.asarray(counts[:1000].sum(1), dtype=np.float64).ravel()):
         return "They look normalised by totals of cells; rounding makes no counts of them. Take the object from before."
     return f"Put the raw counts there; corrected counts (SoupX) can be rounded: {where} = numpy.rint({where})."
