@@ -541,7 +541,7 @@ def check_orientation(source: Source, rna_mod: str, prot_mod: str | None) -> Non
         others = [other.obs_names for other in mods.values() if other is not part]
         # most of them: a gene and a protein may share a name
         of_cells = any(
-            2 * sum(part.var_names.isin(cells)) > part.n_vars and not part.obs_names.isin(cells).any()
+            2 * part.var_names.isin(cells).sum() > part.n_vars and not part.obs_names.isin(cells).any()
             for cells in others
         )
         # names of antibodies may end in an oligonucleotide: barcodes speak of RNA alone
