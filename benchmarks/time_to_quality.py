@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=";".join(REAL + TASKS), help="names separated by ';'")
     parser.add_argument("--models", default="totalanvi,scanvi")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--max-epochs", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shorter", action="store_true", help="fits of anvi with fewer epochs, too")
@@ -194,7 +195,7 @@ def main() -> None:
     facts = {"command": " ".join(["python", *sys.argv]), "threads": arguments.threads}
     facts |= {name: version(name) for name in ("anvi", "scvi-tools", "torch")} | {"python": platform.python_version()}
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in arguments.tasks.split(";"):
             posed = pose(name, source, samples, seed)
             for model in arguments.models.split(","):

@@ -1,5 +1,6 @@
 """Attributions in slots: what is written where, what scanpy and files make of it, what is refused."""
 
+import re
 import warnings
 
 import mudata
@@ -127,10 +128,14 @@ def test_a_protein_with_a_slash_in_one_table(mdata):
 
 
 def test_what_only_looks_like_an_earlier_call_stays(mdata):
+    """A second call would take it away, for the ranking of the first then lies beside it."""
     rna = mdata["rna"]
     rna.obs["variance_explained"], rna.layers["variance_attributions"] = 0.5, rna.X.copy()
-    av.tl.attributions(mdata, model="totalanvi", key_added="variance", **QUICK)
-    assert (rna.obs["variance_explained"] == 0.5).all() and "variance_attributions" in rna.layers
+    for taken in (r"obs['variance_explained']", r"layers['variance_attributions']"):
+        with pytest.raises(ValueError, match=rf"mdata\['rna'\]\.{re.escape(taken)} would be overwritten"):
+            av.tl.attributions(mdata, model="totalanvi", key_added="variance", **QUICK)
+        assert (rna.layers["variance_attributions"] != rna.X).nnz == 0
+        rna.obs = rna.obs.drop(columns="variance_explained", errors="ignore")
 
 
 def test_an_rna_model_writes_to_rna_alone(mdata):

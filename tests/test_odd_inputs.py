@@ -4,6 +4,7 @@ import os
 import random
 import re
 import warnings
+from functools import partial
 
 import anndata
 import mudata
@@ -309,6 +310,53 @@ def test_answers_do_not_overwrite_what_others_wrote(base, ask, where):
         mdata["prot"].layers[where] = np.ones(mdata["prot"].shape)
     with pytest.raises(ValueError, match=rf"\['{where}'\] would be overwritten"):
         ask(mdata)
+
+
+explained = partial(av.tl.attributions, n_cells=3, baseline="zero", per_cell=True)
+OWN_OF_QUESTIONS = {
+    "minify, mean": (lambda m: av.tl.minify(m), "", "obsm", "totalanvi_qz_mean"),
+    "minify, sum": (lambda m: av.tl.minify(m), "", "obs", "totalanvi_library"),
+    "minify, panels": (lambda m: av.tl.minify(m, keep_counts=True), "", "obs", "totalanvi_measured"),
+    "attributions": (lambda m: explained(m), "rna", "varm", "totalanvi_attributions"),
+    "of proteins": (lambda m: explained(m), "prot", "uns", "totalanvi_attributions"),
+    "under a key": (lambda m: explained(m, key_added="mine"), "prot", "varm", "mine_attributions"),
+    "single cells": (lambda m: explained(m), "rna", "layers", "totalanvi_attributions"),
+    "what of a cell": (lambda m: explained(m), "prot", "obs", "totalanvi_explained"),
+}
+
+
+def put(part, table: str, name: str):
+    """Something of the user's own in a slot; what lies there then."""
+    n_obs, n_vars = part.shape
+    shape = {"obs": n_obs, "obsm": (n_obs, 2), "varm": (n_vars, 2), "layers": (n_obs, n_vars), "uns": 3}[table]
+    getattr(part, table)[name] = np.ones(shape)
+    return np.asarray(getattr(part, table)[name]).copy()
+
+
+@pytest.mark.parametrize(("ask", "mod", "table", "name"), OWN_OF_QUESTIONS.values(), ids=OWN_OF_QUESTIONS)
+def test_no_question_and_no_fit_takes_a_slot_of_the_users(base, no_training, ask, mod, table, name):
+    mdata, free = base.copy(), base.copy()
+    ask(free)
+    kept = free.copy()
+    if "qz_" not in name and "library" not in name and "_measured" not in name:
+        ask(free)  # its own answer is replaced
+    part = mdata[mod] if mod else mdata
+    before = put(part, table, name)
+    where = rf"mdata\['{mod}'\]\." if mod else ""
+    told = rf"^{where}{table}\['{name}'\] would be overwritten, and nothing says that anvi wrote it"
+    with pytest.raises(ValueError, match=told):
+        ask(mdata)
+    if "mine" not in name:
+        for again in (mdata, cite(100)):
+            if again is not mdata:
+                put(again[mod] if mod else again, table, name)
+            with pytest.raises(ValueError, match=told):
+                av.tl.totalanvi(again, batch_key="day" if again is mdata else None, **FIT)
+    av.tl.predict(mdata)
+    np.testing.assert_array_equal(getattr(part, table)[name], before)
+    if not kept.uns["totalanvi"].get("minified"):
+        with pytest.raises(pytest.fail.Exception, match="training was reached"):  # answers of anvi's own may go
+            av.tl.totalanvi(kept, batch_key="day", **FIT)
 
 
 def test_a_fit_replaces_what_an_earlier_one_and_its_answers_wrote(base):

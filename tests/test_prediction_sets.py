@@ -158,12 +158,15 @@ def test_another_prediction_takes_the_sets_away(labelled):
     assert "totalanvi_sets" not in labelled.obsm and "sets" not in labelled.uns["totalanvi"]
 
 
-def test_a_refit_takes_the_sets_away_and_leaves_the_users_own():
+def test_a_refit_takes_the_sets_away_and_no_fit_the_users_own():
     mdata = av.datasets.synthetic_cite(900, n_genes=60)
     mine = np.ones((900, 2), dtype=np.float32)
     mdata["rna"].obsm["scanvi_sets"] = mine
-    av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
+    with pytest.raises(ValueError, match=r"obsm\['scanvi_sets'\] would be overwritten.*rename it"):
+        av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
     np.testing.assert_array_equal(mdata["rna"].obsm["scanvi_sets"], mine)
+    mdata["rna"].obsm["mine"] = mdata["rna"].obsm.pop("scanvi_sets")
+    av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
     av.tl.predict(mdata, coverage=0.9)
     assert av.get.table(mdata["rna"], "scanvi_sets").shape[1] > 2
     av.tl.scanvi(mdata, max_epochs=1, train_size=0.7)
@@ -226,3 +229,15 @@ def test_a_class_that_one_kind_of_cell_was_not_held_out_of_is_left_out_of_no_set
     sets = confidence.prediction_sets(model, None, np.array([[0.0, 0.1, 0.9]] * 2), 0.9)
     assert sets.inside.tolist() == [[False, False, True]] * 2
     assert sets.promise["held_out"].tolist() == [40, 40, 0] and sets.promise["coverage"]["c"] == 0
+
+
+def test_sets_of_the_users_own_are_kept(labelled):
+    mdata = labelled.copy()
+    mdata.obsm["totalanvi_sets"] = mine = np.full((mdata.n_obs, 2), 3.0)
+    with pytest.raises(ValueError, match=r"obsm\['totalanvi_sets'\] would be overwritten.*key_added="):
+        av.tl.predict(mdata, coverage=0.9)
+    av.tl.predict(mdata)
+    np.testing.assert_array_equal(mdata.obsm["totalanvi_sets"], mine)
+    av.tl.predict(mdata, coverage=0.9, key_added="other")
+    av.tl.predict(mdata, coverage=0.6, key_added="other")  # its own are replaced
+    assert mdata.uns["other"]["sets"]["coverage"] == 0.6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -286,34 +285,34 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
     _check_can_be_written(source)
     slots.check_short_enough(source.data, setup, key)
     home = slots.home(source.data, setup)
-    entry, obs = home.uns.get(key), home.obs
+    entry, columns = home.uns.get(key), set(home.obs)
     fit, noted = slots.is_fit(entry), set(entry) if isinstance(entry, Mapping) else set()
-    if question in (None, "predict"):
-        trio = {slots.prediction(key), slots.confidence(key), slots.label(key)}
-        if trio <= set(obs) or (fit and len(entry["classes"])):
-            return
+    noted |= {"latent"} if fit else set()
+    rankings = (part.uns.get(slots.attributions(key)) for part in source.parts)
+    noted |= {"attributions"} if any(map(slots.is_attributions, rankings)) else set()
+    # what is said of cell types
+    names: tuple[str, ...] = ()
+    trio = {slots.prediction(key), slots.confidence(key), slots.label(key)}
+    if question in (None, "predict") and not (trio <= columns or (fit and len(entry["classes"]))):
         names = slots.of_predictions(key) if setup.classes else slots.of_predictions(key)[1:]
-        parts = obs.get(slots.split(key))  # of a fit whose entry in uns is lost, as `concat` does
-        if question is None and not fit and (parts is None or not parts.isin(["train", "validation"]).any()):
-            others = [slots.of_question(one, key) for one in slots.ANSWERED_IN if one not in noted]
-            names += (slots.split(key), *itertools.chain(*others))  # what else a fit writes, or removes
-    elif question in noted or (question == "latent" and fit):
-        return
-    elif entry is None and {slots.prediction(key), slots.label(key)} <= set(obs):
-        return  # after `concat`, which drops uns
-    else:
-        names = slots.of_question(question, key)
-    for part in source.parts:
-        for table in ("obs", "obsm", "layers", "varp"):
-            there = getattr(part, table, None)
-            if there is None or (table != "layers" and part is not home):
-                continue
-            for name in names:
-                if name in there:
-                    raise ValueError(
-                        f"{table}['{name}'] would be overwritten, and nothing says that anvi wrote it: pass another "
-                        "key_added=, or rename it."
-                    )
+    # answers that nothing notes, unless `concat` has dropped the notes with all of uns; a fit removes them
+    parted = slots.split(key) in columns and home.obs[slots.split(key)].isin(["train", "validation"]).any()
+    lost = entry is None and (parted or {slots.prediction(key), slots.label(key)} <= columns)
+    answers = [question] if question in slots.ANSWERED_IN else slots.ANSWERED_IN if question is None else ()
+    if not lost:
+        names += (slots.split(key),) if question is None and not fit else ()
+        names += tuple(slot for one in answers if one not in noted for slot in slots.of_question(one, key))
+    at_home = {slots.split(key), slots.latent(key), *slots.of_predictions(key)}
+    for where, part in [("mdata", source.data), *((source.name(mod), part) for mod, part in source.mods.items())]:
+        its = "" if part is home else f"{where}."
+        wanted = [name for name in names if part is home or name not in at_home]
+        for table in ("obs", "obsm", "varm", "layers", "varp", "uns"):
+            there = getattr(part, table, None)  # a MuData's layers are None
+            if taken := [name for name in wanted if there is not None and name in there]:
+                remedy = "rename it" if question == "posterior" else "pass another key_added=, or rename it"
+                raise ValueError(
+                    f"{its}{table}['{taken[0]}'] would be overwritten, and nothing says that anvi wrote it: {remedy}."
+                )
 
 
 MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}

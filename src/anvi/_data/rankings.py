@@ -214,7 +214,7 @@ def write_groups(out: slots.Writer, key: str | None, column: pd.Series | None, o
 
 
 _ENDING = slots.attributions("")
-_BESIDE = f"{_ENDING}_prot"  # proteins of an AnnData, whose features are genes
+_BESIDE = slots.attributions_prot("")  # proteins of an AnnData, whose features are genes
 
 
 class AttributionSlots(NamedTuple):
@@ -370,7 +370,7 @@ def find_attributions(data: Data) -> dict[str, list[AttributionSlots]]:
     source = Source(data)
     for mod, home in [("rna", data)] if source.alone else source.mods.items():
         for slot, stored in home.uns.items():
-            if not is_ranking(stored) or "baseline" not in stored["params"]:
+            if not is_ranking(stored) or not slots.is_attributions(stored):
                 continue
             if slot.endswith(_BESIDE) and source.alone:
                 found.setdefault(slot.removesuffix(_BESIDE), []).append(

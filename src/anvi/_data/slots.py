@@ -53,17 +53,13 @@ foreground = "{}_foreground".format  # layers (float32 array): foreground probab
 prot_foreground = "{}_prot_foreground".format  # obsm (table): foreground probabilities of every cell
 correlation = "{}_correlation".format  # varp (float32 array): correlation of features
 attributions = "{}_attributions".format  # varm, uns, layers (DataFrame, dict, float32 array): why a class, per modality
+attributions_prot = "{}_attributions_prot".format  # uns (dict): those of the proteins of an AnnData
 explained = "{}_explained".format  # obs (categorical): what was explained of a cell whose attributions were kept
 qz_mean = "{}_qz_mean".format  # obsm (float32 array): mean of the latent posterior, before the softmax of "ln"
 qz_var = "{}_qz_var".format  # obsm (float32 array): its variance
 rna_view = "{}_rna_view".format  # obsm (float32 array): what proteins are imputed by, of a cell whose counts are gone
 library = "{}_library".format  # obs (float32): summed RNA counts
 mask_code = "{}_measured".format  # obs (categorical): which proteins were measured in a cell whose counts are gone
-
-OF_QUESTIONS: tuple[Callable[..., str], ...] = (denoised, rna_denoised, prot_denoised, prot_lower, prot_upper)
-OF_QUESTIONS += (foreground, prot_foreground, correlation)
-OF_QUESTIONS += (qz_mean, qz_var, rna_view, attributions, explained)
-"""Slots that questions to a fit are answered in; a new fit under the key removes them."""
 
 
 def of_predictions(key: str) -> tuple[str, ...]:
@@ -72,17 +68,20 @@ def of_predictions(key: str) -> tuple[str, ...]:
 
 
 def of_question(question: str, key: str) -> tuple[str, ...]:
-    """Slots that a question is answered in."""
+    """Slots that a question is answered in, by its entry in `uns[key]`."""
     return tuple(slot(key) for slot in ANSWERED_IN[question])
 
 
-ANSWERED_IN = {
+ANSWERED_IN: dict[str, tuple[Callable[..., str], ...]] = {
     "latent": (latent,),
-    "denoise": (denoised, prot_denoised, prot_lower, prot_upper),
+    "denoise": (denoised, rna_denoised, prot_denoised, prot_lower, prot_upper),
     "foreground": (foreground, prot_foreground),
     "correlation": (correlation,),
+    "posterior": (qz_mean, qz_var, rna_view, library, mask_code),
+    "sets": (sets,),
+    "attributions": (attributions, attributions_prot, explained),
 }
-"""What lies in the slots of these is anvi's where `uns[key]` has the question."""
+"""Slots of answers, which a new fit removes; anvi's where `uns[key]` has the question, or there is a ranking."""
 ANSWERS = ("latent", "denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
 """Entries that questions add to `uns[key]`; there may be no fit beside them, where the model came from elsewhere."""
 LARGE = 50e6
@@ -255,6 +254,12 @@ def is_fit(entry) -> bool:
     return isinstance(entry, Mapping) and {"params", "classes", "features"} <= set(entry)
 
 
+def is_attributions(entry) -> bool:
+    """Whether an entry of `uns` is the ranking of features that attributions are, as far as its parameters say."""
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    return isinstance(params, Mapping) and "baseline" in params
+
+
 def _made_from(entry, key: str) -> bool:
     """Whether an entry of `uns` is a graph of neighbours in the latent space of a fit, or a ranking by its model."""
     params = entry.get("params") if isinstance(entry, Mapping) else None
@@ -368,11 +373,10 @@ class Writer:
         scores = (confidence(key), margin(key), entropy(key), novelty(key))
         self.drop_obs(*levels_of(self.home, key))
         self.drop_obs(*ours, prediction(key), *scores, split(key), library(key), mask_code(key))
-        own_sets = (sets(key),) if ours else ()
-        remove(self.home, latent(key), proba(key), *own_sets, *(f"{slot}_colors" for slot in (*ours, prediction(key))))
+        remove(self.home, latent(key), proba(key), *(f"{slot}_colors" for slot in (*ours, prediction(key))))
         mods = self.data.mod if isinstance(self.data, MuData) else {}
         for part in (self.data, *mods.values()):
-            remove(part, *(slot(key) for slot in OF_QUESTIONS), f"{attributions(key)}_prot")
+            remove(part, *(slot for one in ANSWERED_IN if one != "latent" for slot in of_question(one, key)))
         for part in self.others:
             remove(part, *ours, prediction(key), *scores, split(key))
         self._drop_pulled(*ours, prediction(key), *scores, split(key), explained(key))

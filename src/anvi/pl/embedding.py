@@ -281,7 +281,7 @@ def _not_asked(data: Data, name: str | None) -> KeyError | None:
     there = {slot for part in Source(data).parts for slot in (*part.obsm, *(getattr(part, "layers", None) or ()))}
     wanted = set(str(name).split(":")) - there
     for key, fit in stored_fits(data).items():
-        for question in slots.ANSWERED_IN:
+        for question in ("latent", "denoise", "foreground"):  # verbs of that name
             for slot in slots.of_question(question, key):
                 if slot in wanted:
                     return missing(slot, fit.asking(question))

@@ -155,7 +155,7 @@ def attributions(
     if not isinstance(baseline, str):
         check_natural(baseline, "baseline")
     # which classes, against what, by which groups
-    asked = ask(**locals(), counts=True)
+    asked = ask(**locals(), counts=True, answer="attributions")
     fitted, key, setup, cells, seed = asked.model, asked.key, asked.setup, asked.cells, asked.seed
     if not fitted.config.has_labels:
         raise ValueError(

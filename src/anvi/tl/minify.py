@@ -6,7 +6,7 @@ from pathlib import Path
 from anvi._backed import on_file
 from anvi._data import minified, slots
 from anvi._data.containers import Data
-from anvi._data.fits import stored_fits
+from anvi._data.fits import check_no_own, stored_fits
 from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior import encode, imputation
@@ -100,6 +100,7 @@ def minify(
 
 
 def _check(data: Data, asked: Context, keep_counts: bool) -> None:
+    check_no_own(asked.source, asked.setup, asked.key, minified.POSTERIOR)
     there = stored_fits(asked.source, whole=True)
     if asked.key in there and find_model(asked.source, asked.key)[0].fingerprint() != asked.model.fingerprint():
         raise ValueError(

@@ -9,6 +9,7 @@ from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data
+from anvi._data.fits import check_no_own
 from anvi._data.labels import known_labels, tell_strange
 from anvi._data.predictions import write_predictions
 from anvi._model import Model
@@ -133,6 +134,8 @@ def predict(
         )
     if coverage is not None:
         _check_coverage(fitted, key, coverage)
+        if inplace:
+            check_no_own(asked.source, asked.setup, asked.to, "sets")
     if confidence is not None:
         _check_confidence(fitted, key, confidence)
     embedding = encode.embed(fitted, cells, sample_seed=None if use_posterior_mean else asked.seed)
