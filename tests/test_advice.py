@@ -257,6 +257,33 @@ def test_missing_values_as_text_are_told(caplog, text):
     assert not any("have the text" in note for note in av.pp.check(mdata, batch_key="batch").notes)
 
 
+def test_missing_values_as_text_of_a_query_are_told(caplog):
+    reference, query = cite(300), cite(100)
+    av.tl.totalanvi(reference, batch_key="batch", **FIT)
+    names = query.obs["batch"].astype(str)
+    query.obs["batch"] = names.where(names != "batch_1", "nan")
+    av.tl.map_query(query, reference, max_epochs=0)
+    n = (query.obs["batch"] == "nan").sum()
+    assert (
+        len([line for line in caplog.messages if line.startswith(f"batch_key='batch': {n} cells have the text")]) == 1
+    )
+    caplog.clear()
+    again = cite(100)
+    av.tl.map_query(again, query, max_epochs=0)  # knows "nan", and has none
+    assert not any("have the text" in line for line in caplog.messages)
+
+
+def test_two_texts_that_are_one_number_are_told(caplog):
+    mdata = cite(300)
+    number = mdata.obs["batch"].astype(str).map({"batch_0": "1", "batch_1": "1.0", "batch_2": "1.1"})
+    mdata.obs["b"], mdata.obs["whole"] = number, number.astype(float)
+    for where in ({"batch_key": "b"}, {"panel_key": "b"}, {"labels_key": "b"}):
+        both, _ = told_by_both(caplog, mdata, **where)
+        assert f"{[*where][0]}='b': '1.0' and '1' are one category" in " ".join(both)
+    _, notes = told_by_both(caplog, mdata, batch_key="whole")
+    assert not any("are one category" in note for note in notes)
+
+
 def test_a_check_sees_the_labels_that_a_fit_sees(caplog):
     mdata = cite(300)
     mdata.obs["label"] = mdata.obs["batch"].astype(str)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from . import slots
-from .containers import Data, Source, cell_names
+from .containers import Data, Source, as_name, cell_names
 from .labels import Levels, Tree, label_column, labels_at, unknown_in_tree
 from .setup import Setup
 
@@ -320,19 +320,27 @@ MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
 
 
 def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[str]:
-    """What to say of cells that no modality has, missing values as text, and names of a tree that no cell has."""
+    """What to say of cells that no modality has, of odd names of categories, and names of a tree that no cell has."""
     told = [_cells_outside(source, setup)]
     keys = {"batch_key": (setup.batch_key, setup.batches)}
     if setup.panel_key != setup.batch_key:
         keys["panel_key"] = setup.panel_key, setup.panels
     every = [*keys.items(), *(("categorical_covariate_keys", covariate) for covariate in setup.categorical)]
-    for argument, (key, names) in every:
-        for name in [name for name in names if key is not None and name.casefold() in MISSING_AS_TEXT]:
-            n = (source.text(key, argument, setup.mods) == name).sum()
-            told.append(
-                f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing values, "
-                "and are learned as a category of their own: fill them in, or leave these cells out"
-            )
+    labels = [("labels_key", (name, ())) for name in setup.label_columns or (setup.labels_key,)]
+    for argument, (key, names) in [each for each in [*every, *labels] if each[1][0] is not None]:
+        for name in [name for name in names if name.casefold() in MISSING_AS_TEXT]:
+            if n := (source.text(key, argument, setup.mods) == name).sum():  # a mapped query may have none of them
+                told.append(
+                    f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing "
+                    "values, and are learned as a category of their own: fill them in, or leave these cells out"
+                )
+        texts = {text for text in source.column(key, argument, setup.mods).dropna().unique() if isinstance(text, str)}
+        told += [
+            f"{argument}='{key}': '{text}' and '{name}' are one category, since both are one number; if they are two, "
+            "give them names that are no numbers"
+            for text, name in ((text, as_name(text)) for text in sorted(texts) if "." in text)
+            if text.strip() != name and name in texts
+        ]
     if tree is not None:
         columns = setup.label_columns or (setup.labels_key,)
         texts = [label_column(source, str(name), setup.unlabeled_category, setup.mods) for name in columns]

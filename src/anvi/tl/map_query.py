@@ -17,7 +17,7 @@ from anvi._data import slots
 from anvi._data.batches import split
 from anvi._data.cells import Cells, read_cells, with_library
 from anvi._data.containers import Data, Source
-from anvi._data.fits import check_free, check_no_own, stored_fits
+from anvi._data.fits import check_free, check_no_own, odd_cells, stored_fits
 from anvi._data.labels import known_labels
 from anvi._data.predictions import colors_of
 from anvi._data.query import Query, check_min_genes, find_query, relocated
@@ -211,6 +211,8 @@ def map_query(
     # read the query as the reference's fit was, and widen the network by what is new
     opened = Source(query, found.columns)
     cells = read_cells(opened, found.setup, labels=labels_key is not None, most=held_at_most(stream, where_to))
+    for told in odd_cells(opened, found.setup):
+        logger.warning(told)
     found = found._replace(setup=with_library(found.setup, cells))
     known = known_labels(opened, found.setup, pd.Index(cells.names)) if source.config.has_labels else None
     network, tables = _widened(source, found, cells)
