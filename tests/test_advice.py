@@ -77,7 +77,7 @@ def test_layers_that_are_named_one_after_the_other(first):
         problems = av.pp.check(mdata, batch_key="batch", layer=layer).problems
         if not problems:
             break
-        (advised,) = re.findall(r"pass layer=(\{.*\})\.", problems[0])
+        (advised,) = re.findall(r"pass layer=(\{.*?\})\.", problems[0])
         layer = eval(advised)
     assert layer == {"rna": "counts", "prot": "raw"} and not problems
 
@@ -324,3 +324,122 @@ def test_what_panels_would_drop_is_told_where_it_is_dropped(caplog):
     del mdata["prot"].var["isotype"]
     av.pp.panels(mdata, "batch", harmonize=True)  # the others are ours
     assert "isotype" in mdata["prot"].var
+
+
+# two steps, one after the other: what was written before stays true, and what is said next works ----------------------
+
+
+def test_counts_that_were_normalised_after_the_fit_are_put_back_as_advised(fitted):
+    mdata = fitted.copy()
+    before = av.get.proba(mdata).copy()
+    for mod in ("rna", "prot"):
+        part = mdata[mod]
+        part.layers["counts"] = part.X.copy()
+        part.X = np.log1p(part.X.toarray() if sparse.issparse(part.X) else part.X)
+        normalised = part.X.copy()
+        with pytest.raises(ValueError, match=r"To ask a fit that has read X, put them back there: ") as told:
+            av.tl.predict(mdata)
+        exec(str(told.value).rpartition("put them back there: ")[2].rstrip("."), {"mdata": mdata})
+        np.testing.assert_array_equal(part.layers["X"], normalised)  # nothing is lost
+    av.tl.predict(mdata)
+    pd.testing.assert_frame_equal(av.get.proba(mdata), before)
+
+
+def test_copies_that_disagree_are_told_what_any_verb_can_follow(fitted):
+    mdata = fitted.copy()
+    mdata["prot"].obs["batch"] = "x"
+    with pytest.raises(ValueError, match="two copies that disagree") as told:
+        av.tl.predict(mdata)
+    advised = re.findall(r"del mdata\S*?\.obs\['batch'\]", str(told.value))
+    assert advised == ["del mdata.obs['batch']", "del mdata['prot'].obs['batch']"]
+    exec(advised[1], {"mdata": mdata})
+    av.tl.predict(mdata)
+
+
+def test_attributions_leave_predictions_and_what_was_compared_by_them():
+    """The classifier's classes are other ones where neighbours have a say: they must not take the column's place."""
+    mdata = cite(400)
+    av.tl.totalanvi(mdata, batch_key="batch", n_neighbors=15, train_size=0.7, **FIT)
+    classes = mdata.obs["totalanvi_prediction"].cat.categories
+    mdata.obs["totalanvi_prediction"] = pd.Categorical(classes[np.arange(400) % len(classes)], classes)
+    column = "totalanvi_prediction"
+    av.tl.differential_expression(mdata, column, n_samples=20)
+    av.tl.attributions(mdata, n_cells=3, baseline="zero")
+    for mod in ("rna", "prot"):
+        obs, uns = mdata[mod].obs, mdata[mod].uns
+        assert (obs[column].astype(str) == mdata.obs[column].reindex(obs.index).astype(str)).all()
+        assert uns["rank_genes_groups"]["params"]["groupby"] == column
+        assert uns["totalanvi_attributions"]["params"]["groupby"] == "totalanvi_attributions_groups"
+        assert not (obs["totalanvi_attributions_groups"].astype(str) == obs[column].astype(str)).all()
+    sc.pl.rank_genes_groups_dotplot(mdata["rna"], n_genes=2, dendrogram=False, show=False)
+
+
+def test_labels_that_a_score_does_not_know_are_told(fitted, caplog):
+    mdata = fitted.copy()
+    known = mdata.obs["cell_type"].astype(str)
+    mdata.obs["cell_type"] = known.where(known != "B", "my B")
+    caplog.clear()
+    for score in (av.metrics.elbo, lambda m: av.metrics.marginal_likelihood(m, use_labels=True, n_samples=2)):
+        score(mdata)
+        assert len([line for line in caplog.messages if f"no class 'my B' ({(known == 'B').sum()} cells)" in line]) == 1
+        caplog.clear()
+    av.metrics.elbo(mdata, use_labels=False)
+    assert not [line for line in caplog.messages if "my B" in line]
+
+
+def test_labels_that_were_edited_by_hand_are_not_overwritten(fitted, no_training):
+    mdata = fitted.copy()
+    mdata.obs["totalanvi_label"] = mdata.obs["totalanvi_label"].astype(str).replace("B", "B, looked at by hand")
+    before = mdata.obs["totalanvi_label"].copy()
+    for again in (av.tl.predict, lambda m: av.tl.totalanvi(m, batch_key="batch", **FIT)):
+        with pytest.raises(ValueError, match=r"obs\['totalanvi_label'\] has names .*'B, looked at by hand'.*rename it"):
+            again(mdata)
+    pd.testing.assert_series_equal(mdata.obs["totalanvi_label"], before)
+    mdata.obs["curated"] = mdata.obs.pop("totalanvi_label")
+    av.tl.predict(mdata)
+    # what the user says in the labels' own column is no edit
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].astype(str).replace("B", "my B")
+    av.tl.predict(mdata)
+    assert (mdata.obs["totalanvi_label"] == "my B").any()
+    av.tl.predict(mdata)
+
+
+def test_a_ranking_has_what_its_modality_has(fitted):
+    """Of a query with a smaller panel: scanpy's plots look for every feature that is ranked."""
+    query = av.datasets.synthetic_cite(200, n_genes=60, random_state=4)
+    query.mod["prot"] = query["prot"][:, 3:15].copy()
+    query.update()
+    query.obs["batch"], query.obs["half"] = "new", np.where(np.arange(query.n_obs) % 2, "a", "b")
+    av.tl.map_query(query, fitted, max_epochs=0)
+    whole = av.tl.differential_expression(query, "half", n_samples=20, inplace=False)["prot"]
+    av.tl.differential_expression(query, "half", n_samples=20)
+    written = av.get.de(query, modality="prot")
+    names = query["prot"].var_names
+    assert set(written["names"]) == set(names) and len(whole) > len(written)
+    kept = whole[whole["names"].isin(names)].reset_index(drop=True)
+    for column in ("names", "scores", "logfoldchanges", "pvals_adj"):
+        np.testing.assert_array_equal(written[column], kept[column])
+    for plot in (sc.pl.rank_genes_groups_dotplot, sc.pl.rank_genes_groups_matrixplot):
+        plot(query["prot"], n_genes=4, dendrogram=False, show=False)
+
+
+def test_a_fit_starts_from_another_whose_features_stood_in_another_order():
+    mdata = cite(300)
+    av.tl.totalvi(mdata, batch_key="batch", **FIT)
+    turned = mdata.copy()
+    for mod in ("rna", "prot"):
+        turned.mod[mod] = turned[mod][:, ::-1].copy()
+    turned.update()
+    for data in (mdata, turned):
+        av.tl.totalanvi(data, batch_key="batch", init="totalvi", **FIT)
+    np.testing.assert_array_equal(turned[mdata.obs_names].obsm["X_totalanvi"], mdata.obsm["X_totalanvi"])
+    one, other = (av.tl.denoise(data, model="totalanvi", inplace=False)["prot"].to_pandas() for data in (mdata, turned))
+    pd.testing.assert_frame_equal(one, other.loc[one.index, one.columns])
+
+
+def test_a_panel_column_that_is_gone_says_what_the_model_knows():
+    mdata = cite(300)
+    av.tl.totalanvi(mdata, batch_key="batch", panel_key="panel", **FIT)
+    del mdata.obs["panel"]
+    with pytest.raises(KeyError, match=r"panel_key='panel' was found in none.*The model knows 'panel_0', 'panel_1'"):
+        av.tl.predict(mdata)

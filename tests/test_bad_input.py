@@ -95,7 +95,7 @@ def test_the_layer_with_counts_is_suggested(mdata, mod):
     mdata[mod].layers["my_counts"] = mdata[mod].X.copy()
     mdata[mod].X = np.log1p(mdata[mod].X)
     with pytest.raises(
-        ValueError, match=rf"mdata\['{mod}'\]\.X holds non-integer.*pass layer={{'{mod}': 'my_counts'}}\."
+        ValueError, match=rf"mdata\['{mod}'\]\.X holds non-integer.*pass layer={{'{mod}': 'my_counts'}}\. "
     ):
         fit(mdata)
     with pytest.raises(pytest.fail.Exception, match="training was reached"):
@@ -106,7 +106,7 @@ def test_the_layer_with_counts_of_an_anndata(mdata):
     adata = mdata["rna"].copy()
     adata.layers["my_counts"] = adata.X.copy()
     adata.X = np.log1p(adata.X)
-    with pytest.raises(ValueError, match=r"data\.X holds non-integer.*pass layer='my_counts'\."):
+    with pytest.raises(ValueError, match=r"data\.X holds non-integer.*pass layer='my_counts'\. "):
         fit(adata, "scvi")
 
 

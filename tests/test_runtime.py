@@ -69,11 +69,21 @@ def test_memory_of_the_control_group(tmp_path, files, most, monkeypatch):
 
 def test_cores_are_those_of_affinity_and_quota(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for quota, cores in ((math.inf, 8), (1.5, 2), (0.3, 1), (20.0, 8)):
         monkeypatch.setattr(_runtime, "_quota", lambda quota=quota: quota)
         assert _runtime.usable_cores() == cores
     monkeypatch.setattr(_runtime, "_quota", lambda: 1.0)
     assert _runtime.idle_cores(4) == 1
+
+
+def test_numba_does_not_lift_the_limit_of_the_environment(monkeypatch):
+    """scanpy starts it, and it sets as many threads as there are cores, for torch, too."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(_runtime, "_quota", lambda: math.inf)
+    for said, cores in (("3", 3), ("16", 8), ("", 8), ("4,2", 8), ("0", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert _runtime.usable_cores() == cores
 
 
 @pytest.fixture

@@ -99,10 +99,18 @@ class TestInit:
         with pytest.raises(ValueError, match=r"init= needs a model of the same genes: it has 60 .*, this fit 50"):
             refit(other, av.get.model(fitted, source), name)
 
-    def test_the_same_genes_in_another_order(self, fitted, no_training, source, name):
+    def test_the_same_genes_in_another_order(self, fitted, source, name):
+        """Also where only some are asked for, by name; weights go with names."""
         other = mudata_of({"rna": fitted["rna"][:, ::-1].copy(), "prot": fitted["prot"]}, fitted)
-        with pytest.raises(ValueError, match="init= needs a model of the same genes"):
-            refit(other, av.get.model(fitted, source), name)
+        model, data = av.get.model(fitted, source), fitted.copy()
+        refit(data, model, name)
+        for genes in ("auto", list(other["rna"].var_names)):
+            refit(other, model, name, genes=genes)
+            one, two = (av.get.model(part, "second") for part in (data, other))
+            assert one.setup.genes == two.setup.genes
+            assert all(
+                np.array_equal(weights, two.weights()[slot], equal_nan=True) for slot, weights in one.weights().items()
+            )
 
     def test_other_batches(self, fitted, no_training, source, name):
         with pytest.raises(ValueError, match=r"init= needs a model of the same batches"):

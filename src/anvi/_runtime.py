@@ -105,9 +105,13 @@ def processes() -> tuple[int, int]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: by affinity and by the quota of its control group, where there are such."""
+    """Cores that this process may use: by affinity, the quota of its control group and `OMP_NUM_THREADS`, if any.
+
+    The latter is asked anew: scanpy starts numba, which sets another number of threads for torch, too.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota())))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, math.ceil(min(cores, _quota(), int(wanted) if wanted.isdecimal() and int(wanted) else math.inf)))
 
 
 ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")

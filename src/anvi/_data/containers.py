@@ -208,7 +208,8 @@ class Source:
                 raise ValueError(
                     f"{argument}='{key}' has two copies that disagree in {differ.sum()} cells: cell '{cell}' is "
                     f"{merged[cell]!r} in {first} and {column[cell]!r} in {second}. "
-                    f"Name the one that you mean, {argument}='{mods[0]}:{key}', or delete the other."
+                    f"Delete the wrong one (del {first}['{name}'], del {second}['{name}']), or name the one that you "
+                    f"mean, where {argument}= is an argument: {argument}='{mods[0]}:{key}'."
                 )
             merged = _whole(merged).astype(object).combine_first(_whole(column).astype(object))
         return merged.reindex(self.obs_names)

@@ -26,19 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anvi")
 
 ANTIBODIES = ("antibody capture", "antibody", "adt", "cite", "cite-seq", "protein", "protein expression")
-NO_GENES = (
-    *ANTIBODIES,
-    "multiplexing capture",
-    "crispr guide capture",
-    "antigen capture",
-    "custom",
-    "peaks",
-    "atac",
-    "hto",
-)
-"""What `var["feature_types"]` says of features that are no genes, in lower case: Cell Ranger's words and short ones."""
 NO_PROTEINS = ("gene expression", "multiplexing capture", "crispr guide capture", "peaks", "atac", "hto")
-"""The same of features that are no antibodies against proteins."""
+"""What `var["feature_types"]` says of features that are no antibodies against proteins, in lower case."""
+NO_GENES = (*ANTIBODIES, *NO_PROTEINS[1:], "antigen capture", "custom")
+"""The same of features that are no genes: Cell Ranger's words and short ones."""
 
 OFFENCES = ("NaN", "infinite", "negative", "too large", "non-integer")
 """What is wrong with a value that is no count; the first one found is the one that is named."""
@@ -264,11 +255,13 @@ def _alike(totals: np.ndarray) -> bool:
 
 def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_allowed: bool) -> str:
     """What to do about values that are no counts, by what they look like; never what makes garbage pass."""
+    part = where.rpartition(".X")[0]
     for name, layer in {} if adata is None else adata.layers.items():
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
             argument = name if mod is None else {mod: name} if isinstance(mod, str) else {**mod, [*mod][-1]: name}
-            return f"Counts seem to be in layer '{name}': pass layer={argument!r}."
-    part = where.rpartition(".X")[0]
+            change = f"{part}.layers['X'], {part}.X = {part}.X, {part}.layers['{name}'].copy()"
+            told = f". To ask a fit that has read X, put them back there: {change}" if part else ""
+            return f"Counts seem to be in layer '{name}': pass layer={argument!r}{told}."
     if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
         if looks_like_counts(adata.raw.X, missing_allowed=missing_allowed):
             return f"Counts seem to be in .raw: {where} = {part}.raw[:, {part}.var_names].X"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from . import slots
-from .containers import Data, Source, as_name, cell_names
+from .containers import Data, Source, as_name, cell_names, listed
 from .labels import Levels, Tree, label_column, labels_at, unknown_in_tree
 from .setup import Setup
 
@@ -302,6 +302,11 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
     if not lost:
         names += (slots.split(key),) if question is None and not fit else ()
         names += tuple(slot for one in answers if one not in noted for slot in slots.of_question(one, key))
+    if question in (None, "predict") and fit and (edited := _edited(source, home, setup, key)):
+        raise ValueError(
+            f"obs['{slots.label(key)}'] has names that anvi has not written ({listed(map(repr, edited), 3)}) and would "
+            "be overwritten: pass another key_added=, or rename it."
+        )
     at_home = {slots.split(key), slots.latent(key), *slots.of_predictions(key)}
     for where, part in [("mdata", source.data), *((source.name(mod), part) for mod, part in source.mods.items())]:
         its = "" if part is home else f"{where}."
@@ -313,6 +318,21 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
                 raise ValueError(
                     f"{its}{table}['{taken[0]}'] would be overwritten, and nothing says that anvi wrote it: {remedy}."
                 )
+
+
+def _edited(source: Source, home: Data, setup: Setup, key: str) -> list[str]:
+    """Names in the labels of a fit that are neither of its classes, at any level, nor of the user's labels."""
+    entry, column = home.uns[key], home.obs.get(slots.label(key))
+    if column is None or not len(entry["classes"]):
+        return []
+    levels = np.ravel(entry["label_levels"]) if "label_levels" in entry else ()
+    known = {slots.UNASSIGNED, *map(str, entry["classes"]), *map(str, levels)}
+    for name in setup.label_columns or (setup.labels_key,):
+        try:
+            known.update(source.text(str(name), "labels_key", setup.mods).dropna().unique())
+        except (KeyError, ValueError):
+            continue  # it is gone, or there are two: said where labels are read
+    return sorted(set(column.dropna().astype(str)) - known)
 
 
 MISSING_AS_TEXT = {"nan", "none", "<na>", "nat"}
@@ -334,12 +354,12 @@ def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[st
                     f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing "
                     "values, and are learned as a category of their own: fill them in, or leave these cells out"
                 )
-        texts = {text for text in source.column(key, argument, setup.mods).dropna().unique() if isinstance(text, str)}
+        said = {text for text in source.column(key, argument, setup.mods).dropna().unique() if isinstance(text, str)}
         told += [
             f"{argument}='{key}': '{text}' and '{name}' are one category, since both are one number; if they are two, "
             "give them names that are no numbers"
-            for text, name in ((text, as_name(text)) for text in sorted(texts) if "." in text)
-            if text.strip() != name and name in texts
+            for text, name in ((text, as_name(text)) for text in sorted(said) if "." in text)
+            if text.strip() != name and name in said
         ]
     if tree is not None:
         columns = setup.label_columns or (setup.labels_key,)

@@ -8,6 +8,7 @@ and the numbers of cells that they are means of.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,12 +22,15 @@ from anvi._backed import in_zarr, lies_in_file
 from anvi.settings import warn
 
 from . import containers, slots
+from .antibodies import renamed
 from .containers import Data, Source, as_names, whole
 from .counts import matrix_name
 from .fits import meant, missing
 
 if TYPE_CHECKING:
     import xarray as xr
+
+logger = logging.getLogger("anvi")
 
 COLUMNS = {"scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64, "pvals_adj": np.float64}
 """Columns that scanpy's readers ask for, and the precision in which it writes them."""
@@ -83,6 +87,24 @@ def build_ranking(groups: Mapping[str, Ranked], features: Sequence[str], params:
         "params": {"method": "anvi", "use_raw": False} | dict(params),
         "names": stack(dict.fromkeys(groups, names), object),
     } | {column: stack(values, kinds[column]) for column, values in columns.items()}
+
+
+def of_features(ranking: dict, there: pd.Index, where: str) -> dict:
+    """A ranking without features that a modality lacks, as of a smaller panel: scanpy's plots would look for them."""
+    fields = {slot: column for slot, column in ranking.items() if isinstance(column, np.ndarray)}
+    group, *_ = groups = group_names(ranking)
+    features = fields["names"][group]
+    absent = features[~pd.Index(renamed(list(features), there)).isin(there.astype(str))]
+    if not len(absent):
+        return ranking
+    logger.info(f"{len(absent)} features that {where} lacks ({containers.listed(absent, 3)}) are not written")
+    kept = {group: ~np.isin(fields["names"][group], absent) for group in groups}
+    out = {slot: part.drop(index=absent) if isinstance(part, pd.DataFrame) else part for slot, part in ranking.items()}
+    for slot, column in fields.items():
+        out[slot] = np.empty(len(features) - len(absent), column.dtype)
+        for group, keep in kept.items():
+            out[slot][group] = column[group][keep]
+    return out
 
 
 def check_writable(data: Data, groups: Sequence[str], where: str) -> None:
@@ -337,7 +359,7 @@ def write_attributions(
     key
         Prefix of the slots.
     grouping
-        Group of each cell by name, categorical; its name is that of the column.
+        Group of each cell by name, categorical; its name is that of the user's column, None where there is none.
     single
         Attributions of single cells, to be kept; None removes what an earlier call kept.
 
@@ -349,7 +371,7 @@ def write_attributions(
     if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.writer_into(part.home, grouping.index)
-    told = write_groups(out, str(grouping.name), grouping, f"{slot}_groups")
+    told = write_groups(out, grouping.name, grouping, f"{slot}_groups")
     if not part.beside:
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
     out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | told})

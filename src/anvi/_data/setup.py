@@ -193,6 +193,16 @@ class Setup:
         given: dict[str, Any] = {argument: name for argument, name in names.items() if name is not None}
         return replace(self, **given)
 
+    def in_order_of(self, other: "Setup") -> "Setup":
+        """The same setup with genes and proteins in the order of another one, where both have the same."""
+        genes, proteins, measured = self.genes, self.proteins, self.measured
+        if set(genes) == set(other.genes):
+            genes = other.genes
+        if set(proteins) == set(other.proteins):
+            place = [proteins.index(name) for name in other.proteins]
+            proteins, measured = other.proteins, tuple(tuple(row[i] for i in place) for row in measured)
+        return replace(self, genes=genes, proteins=proteins, measured=measured)
+
     def warn_of_far(self, standardised: np.ndarray) -> None:
         """Warn where continuous covariates `(cells, covariates)` are far from those of the cells of the fit."""
         for key, values, (mean, deviation) in zip(self.continuous, standardised.T, self.continuous_scale, strict=True):

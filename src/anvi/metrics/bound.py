@@ -12,6 +12,7 @@ from anvi._arguments import RandomState
 from anvi._backed import on_file
 from anvi._data import slots
 from anvi._data.containers import Data, Source
+from anvi._data.labels import known_labels, tell_strange
 from anvi._find import find_model
 from anvi._model import Model
 from anvi._posterior.bound import Marginal, bound, marginal
@@ -93,6 +94,8 @@ def elbo(
     if use_labels:
         _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
+    if use_labels:
+        _tell_labels(asked)
     index = _cells_of(asked, split)
     found = bound(asked.model, asked.cells, index, n_samples, asked.seed)
     present = {name: values for name, values in found._asdict().items() if values is not None}
@@ -243,11 +246,20 @@ def marginal_likelihood(
     if use_labels:
         _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
+    if use_labels:
+        _tell_labels(asked)
     index = _cells_of(asked, split)
     parts = (marginal(asked.model, asked.cells, some, n_samples, asked.seed) for some in index.split(CHUNK))
     parts = list(with_bar(parts, len(index), "marginal likelihood", lambda part: len(part.log_likelihood)))
     found = dict(zip(Marginal._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     return _answer(asked, index, found, per_cell)
+
+
+def _tell_labels(asked: Context) -> None:
+    """Say which labels the model does not know, so that their cells count as if they had none."""
+    known = known_labels(asked.source, asked.setup, pd.Index(asked.cells.names))
+    if known is not None:
+        tell_strange(known, f"labels_key='{asked.setup.labels_key}': the model", "scored")
 
 
 def _check_labels(data: Data, model: str | Path | Model | None) -> None:

@@ -166,7 +166,7 @@ def _chosen(table: pd.DataFrame, counts: pd.DataFrame, proteins: Sequence[str] |
     if proteins is not None:
         unknown = [name for name in proteins if name not in table]
         if unknown:
-            raise KeyError(f"proteins: the model has no '{unknown[0]}'; it has {', '.join(table.columns[:12])}.")
+            raise KeyError(f"proteins: the model has no '{unknown[0]}'; it has {containers.listed(table.columns, 12)}.")
         return list(proteins)
     drawn = [name for name in table if counts[name].notna().any()]
     if not drawn:

@@ -230,9 +230,10 @@ def ask(
 
 def check_columns(source: Source, setup: Setup) -> None:
     """Raise a KeyError if a batch or category is not there; it says which the model knows, and what is left to do."""
-    for key, known in ((setup.batch_key, setup.batches), *setup.categorical):
+    arguments = {setup.panel_key: "panel_key", setup.batch_key: "batch_key"}
+    for key, known in ((setup.batch_key, setup.batches), (setup.panel_key, setup.panels), *setup.categorical):
         try:
-            argument = "batch_key" if key == setup.batch_key else "categorical_covariate_keys"
+            argument = arguments.get(key, "categorical_covariate_keys")
             if key is not None:
                 source.text(key, argument, setup.mods)
         except KeyError as error:

@@ -143,6 +143,7 @@ def run_fit(
         elif set(first.setup.genes) <= set(there):
             genes, by = first.setup.genes, "the model of init= has"
     setup = find_setup(source, proteins=proteins, counts=counts, standardise=not as_published, genes=genes, **where)
+    setup = setup if first is None else setup.in_order_of(first.setup)
     if first is not None and first.setup.continuous == setup.continuous:
         setup = replace(setup, continuous_scale=first.setup.continuous_scale)  # what its weights were made for
     config = make_config(name, setup, network_options, None if first is None else first.config)

@@ -121,6 +121,7 @@ def attributions(
         below 1 % (`complete`).
     `obs[groupby]` : categorical
         Where the modality does not have it, since scanpy looks for it there; where it has another column of that name,
+        or the classifier's classes are not those of `obs['{key}_prediction']`, in which neighbours have a say, it is
         `obs['{key}_attributions_groups']`.
     `layers['{key}_attributions']` : float32 (cells, features), csr for RNA
         With `per_cell`. RNA rows of other cells are empty, protein entries NaN where not measured.
@@ -219,6 +220,9 @@ def attributions(
     if not inplace:
         return rankings.attributions_dataset(parts, [one.table() for one in single])
     grouping = pd.Series(pd.Categorical.from_codes(code, list(found.names)), cells.names, name=found.column)
+    if groupby is None:  # the classifier's classes, which are not what is written where neighbours have a say in that
+        written = slots.home(data, setup).obs.get(found.column, pd.Series(dtype=object)).reindex(cells.names)
+        grouping.name = found.column if written.astype(object).equals(grouping.astype(object)) else None
     with slots.all_or_nothing(data):
         for part, one in itertools.zip_longest(parts, single):
             names = rankings.write_attributions(part, asked.to, grouping, one)

@@ -188,6 +188,8 @@ def differential_expression(
     with slots.all_or_nothing(data):
         for mod, ranking in by_mod.items():
             out = slots.writer_into(slots.modality_of(data, mod))
+            if slot_of[mod] == key_added:  # not the proteins of an AnnData, whose features are genes
+                ranking = rankings.of_features(ranking, out.home.var_names, f"'{mod}'")
             ranking["params"] = (
                 rankings.write_groups(out, found.key, found.column, f"{key_added}_groups") | ranking["params"]
             )
