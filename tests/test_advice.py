@@ -335,12 +335,15 @@ def test_counts_that_were_normalised_after_the_fit_are_put_back_as_advised(fitte
     for mod in ("rna", "prot"):
         part = mdata[mod]
         part.layers["counts"] = part.X.copy()
+        if mod == "rna":
+            part.layers["X"] = mine = part.X.copy() * 2
         part.X = np.log1p(part.X.toarray() if sparse.issparse(part.X) else part.X)
         normalised = part.X.copy()
         with pytest.raises(ValueError, match=r"To ask a fit that has read X, put them back there: ") as told:
             av.tl.predict(mdata)
         exec(str(told.value).rpartition("put them back there: ")[2].rstrip("."), {"mdata": mdata})
-        np.testing.assert_array_equal(part.layers["X"], normalised)  # nothing is lost
+        np.testing.assert_array_equal(part.layers["X_" if mod == "rna" else "X"], normalised)  # nothing is lost
+    assert abs(mdata["rna"].layers["X"] - mine).max() == 0
     av.tl.predict(mdata)
     pd.testing.assert_frame_equal(av.get.proba(mdata), before)
 
@@ -401,7 +404,15 @@ def test_labels_that_were_edited_by_hand_are_not_overwritten(fitted, no_training
     mdata.obs["cell_type"] = mdata.obs["cell_type"].astype(str).replace("B", "my B")
     av.tl.predict(mdata)
     assert (mdata.obs["totalanvi_label"] == "my B").any()
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].replace("my B", "B")  # nor is what it was, once it is another
     av.tl.predict(mdata)
+    assert not (mdata.obs["totalanvi_label"] == "my B").any()
+    query = cite(100)
+    query.obs["own"] = np.where(query.obs["cell_type"] == "B", "B cell", "Unknown")
+    for _ in range(2):
+        av.tl.map_query(query, fitted, labels_key="own", max_epochs=0)
+    query.obs["own"] = "B"
+    av.tl.map_query(query, fitted, labels_key="own", max_epochs=0)
 
 
 def test_a_ranking_has_what_its_modality_has(fitted):
@@ -419,8 +430,13 @@ def test_a_ranking_has_what_its_modality_has(fitted):
     kept = whole[whole["names"].isin(names)].reset_index(drop=True)
     for column in ("names", "scores", "logfoldchanges", "pvals_adj"):
         np.testing.assert_array_equal(written[column], kept[column])
+    av.tl.attributions(query, groupby="half", baseline="zero", n_cells=5)
+    assert set(query["prot"].uns["totalanvi_attributions"]["names"]["a"]) == set(names)
+    assert list(query["prot"].varm["totalanvi_attributions"].dropna().index) == list(names)
+    av.pl.attributions(query, show=False)
     for plot in (sc.pl.rank_genes_groups_dotplot, sc.pl.rank_genes_groups_matrixplot):
         plot(query["prot"], n_genes=4, dendrogram=False, show=False)
+        plot(query["prot"], n_genes=4, dendrogram=False, show=False, key="totalanvi_attributions")
 
 
 def test_a_fit_starts_from_another_whose_features_stood_in_another_order():

@@ -359,6 +359,45 @@ def test_no_question_and_no_fit_takes_a_slot_of_the_users(base, no_training, ask
             av.tl.totalanvi(kept, batch_key="day", **FIT)
 
 
+def test_keys_whose_slots_have_one_name_leave_each_other_alone(base):
+    """`rna_denoised` of "x" and `denoised` of "x_rna": the one is a table, the other a layer."""
+    mdata = base.copy()
+    av.tl.scvi(mdata, key_added="x_rna", **FIT)
+    av.tl.denoise(mdata, model="x_rna")
+    layer = mdata["rna"].layers["x_rna_denoised"].copy()
+    for _ in range(2):
+        av.tl.totalvi(mdata, key_added="x", **FIT)
+        av.tl.denoise(mdata, model="x")
+    np.testing.assert_array_equal(mdata["rna"].layers["x_rna_denoised"], layer)
+    table = av.get.table(mdata, "x_prot_denoised")
+    av.tl.scvi(mdata, key_added="x_rna", **FIT)
+    pd.testing.assert_frame_equal(av.get.table(mdata, "x_prot_denoised"), table)
+
+
+@pytest.mark.parametrize("asked", ["latent", "predict", "sets", "denoise", "attributions", "minify"])
+def test_a_joined_object_whose_notes_are_lost_is_asked_and_fitted_anew(asked):
+    with av.settings.override(verbosity=0, progress=False):
+        rna = cite(300)["rna"].copy()
+        rna.obs["cell_type"] = cite(300).obs["true_cell_type"].reindex(rna.obs_names).to_numpy()
+        av.tl.scanvi(rna, "cell_type", train_size=0.6, **FIT)
+        questions = {
+            "latent": av.tl.latent,
+            "predict": av.tl.predict,
+            "sets": partial(av.tl.predict, coverage=0.9),
+            "denoise": av.tl.denoise,
+            "attributions": explained,
+            "minify": partial(av.tl.minify, keep_counts=True),
+        }
+        for question in questions.values():
+            question(rna)
+        joined = anndata.concat([rna[:150], rna[150:]])
+        assert "scanvi" not in joined.uns
+        questions[asked](joined, model=av.get.model(rna))
+        assert ("scanvi_sets" in joined.obsm) != (asked == "predict")  # which is of another prediction then
+        av.tl.scanvi(joined, "cell_type", **FIT)
+    assert "scanvi_sets" not in joined.obsm and "scanvi_qz_mean" not in joined.obsm
+
+
 def test_a_fit_replaces_what_an_earlier_one_and_its_answers_wrote(base):
     mdata = base.copy()
     av.tl.denoise(mdata)

@@ -259,7 +259,8 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_a
     for name, layer in {} if adata is None else adata.layers.items():
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
             argument = name if mod is None else {mod: name} if isinstance(mod, str) else {**mod, [*mod][-1]: name}
-            change = f"{part}.layers['X'], {part}.X = {part}.X, {part}.layers['{name}'].copy()"
+            free = "X" + "_" * ("X" in adata.layers)
+            change = f"{part}.layers['{free}'], {part}.X = {part}.X, {part}.layers['{name}'].copy()"
             told = f". To ask a fit that has read X, put them back there: {change}" if part else ""
             return f"Counts seem to be in layer '{name}': pass layer={argument!r}{told}."
     if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -291,17 +292,18 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
     rankings = (part.uns.get(slots.attributions(key)) for part in source.parts)
     noted |= {"attributions"} if any(map(slots.is_attributions, rankings)) else set()
     # what is said of cell types
-    names: tuple[str, ...] = ()
+    places: list[tuple[str, str]] = []  # table and name
     trio = {slots.prediction(key), slots.confidence(key), slots.label(key)}
     if question in (None, "predict") and not (trio <= columns or (fit and len(entry["classes"]))):
         names = slots.of_predictions(key) if setup.classes else slots.of_predictions(key)[1:]
+        places += itertools.product(("obs", "obsm", "layers", "varp"), names)
     # answers that nothing notes, unless `concat` has dropped the notes with all of uns; a fit removes them
     parted = slots.split(key) in columns and home.obs[slots.split(key)].isin(["train", "validation"]).any()
-    lost = entry is None and (parted or {slots.prediction(key), slots.label(key)} <= columns)
+    lost = not fit and (parted or (entry is None and {slots.prediction(key), slots.label(key)} <= columns))
     answers = [question] if question in slots.ANSWERED_IN else slots.ANSWERED_IN if question is None else ()
     if not lost:
-        names += (slots.split(key),) if question is None and not fit else ()
-        names += tuple(slot for one in answers if one not in noted for slot in slots.of_question(one, key))
+        places += [("obs", slots.split(key))] if question is None and not fit else []
+        places += [place for one in answers if one not in noted for place in slots.of_question(one, key)]
     if question in (None, "predict") and fit and (edited := _edited(source, home, setup, key)):
         raise ValueError(
             f"obs['{slots.label(key)}'] has names that anvi has not written ({listed(map(repr, edited), 3)}) and would "
@@ -310,20 +312,22 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
     at_home = {slots.split(key), slots.latent(key), *slots.of_predictions(key)}
     for where, part in [("mdata", source.data), *((source.name(mod), part) for mod, part in source.mods.items())]:
         its = "" if part is home else f"{where}."
-        wanted = [name for name in names if part is home or name not in at_home]
-        for table in ("obs", "obsm", "varm", "layers", "varp", "uns"):
+        for table, name in [place for place in places if part is home or place[1] not in at_home]:
             there = getattr(part, table, None)  # a MuData's layers are None
-            if taken := [name for name in wanted if there is not None and name in there]:
+            if there is not None and name in there:
                 remedy = "rename it" if question == "posterior" else "pass another key_added=, or rename it"
                 raise ValueError(
-                    f"{its}{table}['{taken[0]}'] would be overwritten, and nothing says that anvi wrote it: {remedy}."
+                    f"{its}{table}['{name}'] would be overwritten, and nothing says that anvi wrote it: {remedy}."
                 )
 
 
 def _edited(source: Source, home: Data, setup: Setup, key: str) -> list[str]:
-    """Names in the labels of a fit that are neither of its classes, at any level, nor of the user's labels."""
+    """Names in the labels of a fit that are neither of its classes, at any level, nor of the user's labels.
+
+    Of a column of text alone: what anvi writes is categorical, and may have names that the user's labels had then.
+    """
     entry, column = home.uns[key], home.obs.get(slots.label(key))
-    if column is None or not len(entry["classes"]):
+    if column is None or isinstance(column.dtype, pd.CategoricalDtype) or not len(entry["classes"]):
         return []
     levels = np.ravel(entry["label_levels"]) if "label_levels" in entry else ()
     known = {slots.UNASSIGNED, *map(str, entry["classes"]), *map(str, levels)}

@@ -147,7 +147,7 @@ def write_predictions(
         if table is not None:
             out.obsm(slot, table, classes)
             tables.append(f"obsm['{slot}']")
-        elif again and slot in out.home.obsm and (slot != slots.sets(key) or "sets" in out.home.uns.get(key, ())):
+        elif again and slot in out.home.obsm and (slot != slots.sets(key) or "sets" in out.home.uns.get(key, "sets")):
             slots.remove(out.home, slot)
     if tables and out.in_frames and any("/" in name for name in classes):
         warn(

@@ -373,6 +373,7 @@ def write_attributions(
     out = slots.writer_into(part.home, grouping.index)
     told = write_groups(out, grouping.name, grouping, f"{slot}_groups")
     if not part.beside:
+        part = part._replace(stored=of_features(dict(part.stored), part.home.var_names, f"'{part.mod}'"))
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))
     out.uns(f"{key}{part.ending}", dict(part.stored) | {"params": part.params | told})
     if single is None:

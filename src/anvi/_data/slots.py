@@ -4,7 +4,6 @@ Results of a joint model go to the global slots of a MuData, those of an RNA mod
 mirrored as `rna:...`. An AnnData gets the same names in itself.
 """
 
-import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -67,19 +66,20 @@ def of_predictions(key: str) -> tuple[str, ...]:
     return tuple(slot(key) for slot in (label, prediction, confidence, margin, entropy, novelty, proba))
 
 
-def of_question(question: str, key: str) -> tuple[str, ...]:
-    """Slots that a question is answered in, by its entry in `uns[key]`."""
-    return tuple(slot(key) for slot in ANSWERED_IN[question])
+def of_question(question: str, key: str) -> list[tuple[str, str]]:
+    """Table and name of each slot that a question is answered in, by its entry in `uns[key]`."""
+    return [(table, slot(key)) for table, named in ANSWERED_IN[question].items() for slot in named]
 
 
-ANSWERED_IN: dict[str, tuple[Callable[..., str], ...]] = {
-    "latent": (latent,),
-    "denoise": (denoised, rna_denoised, prot_denoised, prot_lower, prot_upper),
-    "foreground": (foreground, prot_foreground),
-    "correlation": (correlation,),
-    "posterior": (qz_mean, qz_var, rna_view, library, mask_code),
-    "sets": (sets,),
-    "attributions": (attributions, attributions_prot, explained),
+ANSWERED_IN: dict[str, dict[str, tuple[Callable[..., str], ...]]] = {
+    "latent": {"obsm": (latent,)},
+    "denoise": {"layers": (denoised,), "obsm": (rna_denoised, prot_denoised, prot_lower, prot_upper)},
+    "foreground": {"layers": (foreground,), "obsm": (prot_foreground,)},
+    "correlation": {"varp": (correlation,)},
+    "posterior": {"obsm": (qz_mean, qz_var, rna_view), "obs": (library, mask_code)},
+    "sets": {"obsm": (sets,)},
+    "attributions": dict.fromkeys(("varm", "layers", "obsm"), (attributions,))
+    | {"uns": (attributions, attributions_prot), "obs": (explained,)},
 }
 """Slots of answers, which a new fit removes; anvi's where `uns[key]` has the question, or there is a ranking."""
 ANSWERS = ("latent", "denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")
@@ -256,8 +256,7 @@ def is_fit(entry) -> bool:
 
 def is_attributions(entry) -> bool:
     """Whether an entry of `uns` is the ranking of features that attributions are, as far as its parameters say."""
-    params = entry.get("params") if isinstance(entry, Mapping) else None
-    return isinstance(params, Mapping) and "baseline" in params
+    return isinstance(entry, Mapping) and "baseline" in entry.get("params", ())
 
 
 def _made_from(entry, key: str) -> bool:
@@ -276,11 +275,12 @@ def levels_of(part: Data, key: str) -> list[str]:
     return [slot(key, level) for level in levels for slot in (level_prediction, level_confidence, level_novelty)]
 
 
-def remove(part: Data, *names: str) -> None:
-    """Delete what lies under these names in a part, in whatever kind of slot, and the names of its columns."""
-    names = *names, *map(names_of, names)
-    for table, name in itertools.product([part.obs, *(table for _, table in _tables(part))], names):
-        if name in table:
+def remove(part: Data, *names: str, only: str | None = None) -> None:
+    """Delete what lies under these names in a part, in any kind of slot or in one, and the names of its columns."""
+    for kind, table in [("obs", part.obs), *_tables(part)]:
+        gone = list(names) if only in (None, kind) else []
+        gone += map(names_of, names) if kind == "uns" and only in (None, "obsm") else ()
+        for name in [name for name in gone if name in table]:
             del table[name]
 
 
@@ -376,7 +376,8 @@ class Writer:
         remove(self.home, latent(key), proba(key), *(f"{slot}_colors" for slot in (*ours, prediction(key))))
         mods = self.data.mod if isinstance(self.data, MuData) else {}
         for part in (self.data, *mods.values()):
-            remove(part, *(slot for one in ANSWERED_IN if one != "latent" for slot in of_question(one, key)))
+            for table, slot in (place for one in ANSWERED_IN if one != "latent" for place in of_question(one, key)):
+                remove(part, slot, only=table)  # `rna_denoised` of "x" has the name of `denoised` of "x_rna"
         for part in self.others:
             remove(part, *ours, prediction(key), *scores, split(key))
         self._drop_pulled(*ours, prediction(key), *scores, split(key), explained(key))

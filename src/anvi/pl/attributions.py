@@ -122,6 +122,7 @@ def attributions(
     key, parts = rankings.resolve_attributions(data, model)
     groupby, mods = str(parts[0].params["groupby"]), (parts[0].mod,)
     known = _figure.stored_colors(data, groupby, mods) or _figure.stored_colors(parts[0].home, groupby)
+    known = known or _figure.stored_colors(data, slots.prediction(key), mods)  # of groups in a column of their own
     colors = _figure.class_colors(parts[0].groups, known)
     if cell is not None:
         fig, axes, own = _draw_cell(key, parts, str(cell), n_features or 10, colors, ax)

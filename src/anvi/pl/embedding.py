@@ -282,7 +282,7 @@ def _not_asked(data: Data, name: str | None) -> KeyError | None:
     wanted = set(str(name).split(":")) - there
     for key, fit in stored_fits(data).items():
         for question in ("latent", "denoise", "foreground"):  # verbs of that name
-            for slot in slots.of_question(question, key):
+            for _, slot in slots.of_question(question, key):
                 if slot in wanted:
                     return missing(slot, fit.asking(question))
     return None
