@@ -468,7 +468,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_685,
-    "_data": 4_319,
+    "_data": 4_320,
     "_fit": 1_240,
     "_posterior": 2_275,
     "io": 1_068,
@@ -547,7 +547,7 @@ def test_the_container_is_opened_in_few_files():
 CHECKS_OUTSIDE = 2  # of AnnData and MuData outside _data, pp and io
 
 
-WALK = {"files": 36, "lines": 4_385}
+WALK = {"files": 36, "lines": 4_388}
 
 
 def test_a_fit_is_a_short_walk():

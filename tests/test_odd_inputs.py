@@ -374,8 +374,9 @@ def test_keys_whose_slots_have_one_name_leave_each_other_alone(base):
     pd.testing.assert_frame_equal(av.get.table(mdata, "x_prot_denoised"), table)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("asked", ["latent", "predict", "sets", "denoise", "attributions", "minify"])
-def test_a_joined_object_whose_notes_are_lost_is_asked_and_fitted_anew(asked):
+def test_a_joined_object_whose_notes_are_lost_is_asked_and_fitted_anew(asked, mapped):
     with av.settings.override(verbosity=0, progress=False):
         rna = cite(300)["rna"].copy()
         rna.obs["cell_type"] = cite(300).obs["true_cell_type"].reindex(rna.obs_names).to_numpy()
@@ -392,6 +393,8 @@ def test_a_joined_object_whose_notes_are_lost_is_asked_and_fitted_anew(asked):
             question(rna)
         joined = anndata.concat([rna[:150], rna[150:]])
         assert "scanvi" not in joined.uns
+        if mapped:  # without epochs there are no training cells, by which a fit could be told
+            del joined.obs["scanvi_split"]
         questions[asked](joined, model=av.get.model(rna))
         assert ("scanvi_sets" in joined.obsm) != (asked == "predict")  # which is of another prediction then
         av.tl.scanvi(joined, "cell_type", **FIT)

@@ -299,7 +299,8 @@ def check_no_own(data: Source | Data, setup: Setup, key: str, question: str | No
         places += itertools.product(("obs", "obsm", "layers", "varp"), names)
     # answers that nothing notes, unless `concat` has dropped the notes with all of uns; a fit removes them
     parted = slots.split(key) in columns and home.obs[slots.split(key)].isin(["train", "validation"]).any()
-    lost = not fit and (parted or (entry is None and {slots.prediction(key), slots.label(key)} <= columns))
+    said = (entry is None or slots.only_answers(entry)) and {slots.prediction(key), slots.label(key)} <= columns
+    lost = not fit and (parted or said)
     answers = [question] if question in slots.ANSWERED_IN else slots.ANSWERED_IN if question is None else ()
     if not lost:
         places += [("obs", slots.split(key))] if question is None and not fit else []
