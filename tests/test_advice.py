@@ -375,6 +375,8 @@ def test_attributions_leave_predictions_and_what_was_compared_by_them():
         assert uns["totalanvi_attributions"]["params"]["groupby"] == "totalanvi_attributions_groups"
         assert not (obs["totalanvi_attributions_groups"].astype(str) == obs[column].astype(str)).all()
     sc.pl.rank_genes_groups_dotplot(mdata["rna"], n_genes=2, dendrogram=False, show=False)
+    av.tl.totalanvi(mdata, batch_key="batch", **FIT)  # takes them away
+    assert not any("totalanvi_attributions_groups" in mdata[mod].obs for mod in mdata.mod)
 
 
 def test_labels_that_a_score_does_not_know_are_told(fitted, caplog):
@@ -386,6 +388,10 @@ def test_labels_that_a_score_does_not_know_are_told(fitted, caplog):
         score(mdata)
         assert len([line for line in caplog.messages if f"no class 'my B' ({(known == 'B').sum()} cells)" in line]) == 1
         caplog.clear()
+    scored = (mdata.obs["totalanvi_split"] == "validation").to_numpy() & (known == "B").to_numpy()
+    av.metrics.elbo(mdata, split="validation")
+    assert any(f"no class 'my B' ({scored.sum()} cells)" in line for line in caplog.messages) == scored.any()
+    caplog.clear()
     av.metrics.elbo(mdata, use_labels=False)
     assert not [line for line in caplog.messages if "my B" in line]
 

@@ -468,7 +468,7 @@ def test_what_a_verb_hands_to_the_desk_are_its_arguments(file):
 # code lines that a folder may hold; raised only together with a line in the changelog
 BUDGETS = {
     "": 2_685,
-    "_data": 4_320,
+    "_data": 4_321,
     "_fit": 1_240,
     "_posterior": 2_275,
     "io": 1_068,

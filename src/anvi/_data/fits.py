@@ -357,7 +357,7 @@ def odd_cells(source: Source, setup: Setup, tree: Tree | None = None) -> list[st
             if n := (source.text(key, argument, setup.mods) == name).sum():  # a mapped query may have none of them
                 told.append(
                     f"{argument}='{key}': {n} cells have the text '{name}', as .astype(str) makes it of missing "
-                    "values, and are learned as a category of their own: fill them in, or leave these cells out"
+                    "values, and are a category of their own: fill them in, or leave these cells out"
                 )
         said = {text for text in source.column(key, argument, setup.mods).dropna().unique() if isinstance(text, str)}
         told += [

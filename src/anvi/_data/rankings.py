@@ -371,7 +371,7 @@ def write_attributions(
     if is_ranking(part.home.uns.get(f"{key}{part.ending}")):  # else what has these names is the user's own
         slots.remove(part.home, target, *([] if part.beside else [slot]))  # the latter would take what RNA just wrote
     out = slots.writer_into(part.home, grouping.index)
-    told = write_groups(out, grouping.name, grouping, f"{slot}_groups")
+    told = write_groups(out, grouping.name, grouping, slots.attributed(key))
     if not part.beside:
         part = part._replace(stored=of_features(dict(part.stored), part.home.var_names, f"'{part.mod}'"))
         out.varm(part.mod, slot, part.table().rename(columns=slots.column_name).astype(np.float32))

@@ -53,6 +53,7 @@ prot_foreground = "{}_prot_foreground".format  # obsm (table): foreground probab
 correlation = "{}_correlation".format  # varp (float32 array): correlation of features
 attributions = "{}_attributions".format  # varm, uns, layers (DataFrame, dict, float32 array): why a class, per modality
 attributions_prot = "{}_attributions_prot".format  # uns (dict): those of the proteins of an AnnData
+attributed = "{}_attributions_groups".format  # obs (categorical): groups that were explained, where no column has them
 explained = "{}_explained".format  # obs (categorical): what was explained of a cell whose attributions were kept
 qz_mean = "{}_qz_mean".format  # obsm (float32 array): mean of the latent posterior, before the softmax of "ln"
 qz_var = "{}_qz_var".format  # obsm (float32 array): its variance
@@ -79,7 +80,7 @@ ANSWERED_IN: dict[str, dict[str, tuple[Callable[..., str], ...]]] = {
     "posterior": {"obsm": (qz_mean, qz_var, rna_view), "obs": (library, mask_code)},
     "sets": {"obsm": (sets,)},
     "attributions": dict.fromkeys(("varm", "layers", "obsm"), (attributions,))
-    | {"uns": (attributions, attributions_prot), "obs": (explained,)},
+    | {"uns": (attributions, attributions_prot), "obs": (explained, attributed)},
 }
 """Slots of answers, which a new fit removes; anvi's where `uns[key]` has the question, or there is a ranking."""
 ANSWERS = ("latent", "denoise", "foreground", "correlation", "posterior", "minified", "criticism", "sets")

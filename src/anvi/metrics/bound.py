@@ -94,9 +94,9 @@ def elbo(
     if use_labels:
         _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
-    if use_labels:
-        _tell_labels(asked)
     index = _cells_of(asked, split)
+    if use_labels:
+        _tell_labels(asked, index)
     found = bound(asked.model, asked.cells, index, n_samples, asked.seed)
     present = {name: values for name, values in found._asdict().items() if values is not None}
     return _answer(asked, index, present, per_cell)
@@ -246,18 +246,18 @@ def marginal_likelihood(
     if use_labels:
         _check_labels(data, model)
     asked = ask(**locals(), labels=use_labels, counts=True)
-    if use_labels:
-        _tell_labels(asked)
     index = _cells_of(asked, split)
+    if use_labels:
+        _tell_labels(asked, index)
     parts = (marginal(asked.model, asked.cells, some, n_samples, asked.seed) for some in index.split(CHUNK))
     parts = list(with_bar(parts, len(index), "marginal likelihood", lambda part: len(part.log_likelihood)))
     found = dict(zip(Marginal._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     return _answer(asked, index, found, per_cell)
 
 
-def _tell_labels(asked: Context) -> None:
+def _tell_labels(asked: Context, index: Tensor) -> None:
     """Say which labels the model does not know, so that their cells count as if they had none."""
-    known = known_labels(asked.source, asked.setup, pd.Index(asked.cells.names))
+    known = known_labels(asked.source, asked.setup, pd.Index(asked.cells.names[index.cpu().numpy()]))
     if known is not None:
         tell_strange(known, f"labels_key='{asked.setup.labels_key}': the model", "scored")
 
