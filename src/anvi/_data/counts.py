@@ -260,7 +260,7 @@ def _advice(kind: str, counts, adata: AnnData | None, where: str, mod, missing_a
         if name and looks_like_counts(layer, missing_allowed=missing_allowed):
             argument = name if mod is None else {mod: name} if isinstance(mod, str) else {**mod, [*mod][-1]: name}
             free = "X" + "_" * ("X" in adata.layers)
-            change = f"{part}.layers['{free}'], {part}.X = {part}.X, {part}.layers['{name}'].copy()"
+            change = f"{part}.layers['{free}'], {part}.X = {part}.X, {part}.layers[{name!r}].copy()"
             told = f". To ask a fit that has read X, put them back there: {change}" if part else ""
             return f"Counts seem to be in layer '{name}': pass layer={argument!r}{told}."
     if part and adata is not None and adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
